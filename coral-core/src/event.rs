@@ -1,0 +1,366 @@
+//! The events of a run: its whole state is a fold over them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::graph::GraphData;
+use crate::model::Usage;
+use crate::money::Usd;
+use crate::payload::Payload;
+use crate::task::HandoffMessage;
+use crate::tool::EffectClass;
+
+/// The number of a record in its run, from 1.
+pub type Seq = u64;
+
+/// The version of the event format that this release writes. Every release reads all before it.
+pub const EVENT_FORMAT: u32 = 1;
+
+/// An event with its place in a journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number in the run, from 1, without gaps.
+    pub seq: Seq,
+    /// When it was recorded, in milliseconds since the Unix epoch. Never read by replay.
+    pub at_ms: u64,
+    /// What happened.
+    pub event: Event,
+}
+
+/// What can happen in a run.
+///
+/// Paths name steps within the run (`build`, or `build/item[3]/api` when nested) and are derived
+/// from the graph, never drawn.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The run begins: always the first event, and the definition travels with it.
+    RunStarted {
+        /// [`EVENT_FORMAT`] of the writer.
+        format: u32,
+        /// The project that the run belongs to; may be empty.
+        project: Arc<str>,
+        /// What the run executes.
+        graph: Arc<GraphData>,
+        /// What the run is pinned to.
+        pins: Arc<Pins>,
+        /// The workflow's input.
+        input: Payload,
+        /// Facts that conditions ask for.
+        facts: Arc<BTreeMap<String, Value>>,
+    },
+    /// A process took the run up again.
+    RunResumed {
+        /// The epoch of the new holder.
+        epoch: u64,
+    },
+    /// A step was given its input.
+    StepStarted {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt, from 1.
+        attempt: u32,
+    },
+    /// An agent step entered a stage of its lifecycle.
+    StageEntered {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// The stage.
+        stage: Stage,
+    },
+    /// A step is about to do something outside of itself.
+    EffectIntended {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// The effect's index in the attempt, from 0.
+        index: u32,
+        /// What it is.
+        effect: EffectKind,
+        /// What it is, for people: a model's or a tool's name.
+        label: Arc<str>,
+        /// SHA-256 of the request, in hexadecimal: what replay compares.
+        digest: String,
+        /// What may be done when its outcome is unknown.
+        class: EffectClass,
+    },
+    /// It is known how the effect ended.
+    EffectDone {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// The effect's index.
+        index: u32,
+        /// What came of it.
+        outcome: Outcome,
+        /// What it used and cost.
+        #[serde(default, skip_serializing_if = "Spent::is_nothing")]
+        spent: Spent,
+    },
+    /// A call within an effect failed and is made again.
+    CallRetried {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// The effect's index.
+        index: u32,
+        /// Why.
+        error: Error,
+        /// After how many milliseconds.
+        delay_ms: u64,
+    },
+    /// A step ended well.
+    StepSucceeded {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// What it gave.
+        output: Payload,
+    },
+    /// A step's attempt failed.
+    StepFailed {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// Why.
+        error: Error,
+        /// Milliseconds until the next attempt; `None` if there is none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        retry_in_ms: Option<u64>,
+    },
+    /// The wait before a step's next attempt is over.
+    RetryDue {
+        /// The step.
+        path: Arc<str>,
+        /// The attempt that begins.
+        attempt: u32,
+    },
+    /// A step will not run.
+    StepSkipped {
+        /// The step.
+        path: Arc<str>,
+        /// Why not.
+        reason: SkipReason,
+    },
+    /// An agent's work was handed to the next agent.
+    HandedOff {
+        /// The step that hands over.
+        from: Arc<str>,
+        /// The step that takes over.
+        to: Arc<str>,
+        /// The message.
+        message: Arc<HandoffMessage>,
+    },
+    /// An agent or an adapter noted something for people, metrics or audits.
+    Noted {
+        /// The step.
+        path: Arc<str>,
+        /// What kind of note, such as `context_truncated`.
+        topic: Arc<str>,
+        /// The note.
+        note: Value,
+    },
+    /// Somebody asked for the run to end.
+    CancelRequested {
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// The run is over, or stands still until it is resumed.
+    RunFinished {
+        /// How.
+        status: RunStatus,
+        /// The workflow's output, if it succeeded.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        output: Option<Payload>,
+        /// Why it did not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<Error>,
+    },
+}
+
+impl Event {
+    /// The step that the event is about, if it is about one.
+    pub fn path(&self) -> Option<&Arc<str>> {
+        match self {
+            Event::StepStarted { path, .. }
+            | Event::StageEntered { path, .. }
+            | Event::EffectIntended { path, .. }
+            | Event::EffectDone { path, .. }
+            | Event::CallRetried { path, .. }
+            | Event::StepSucceeded { path, .. }
+            | Event::StepFailed { path, .. }
+            | Event::RetryDue { path, .. }
+            | Event::StepSkipped { path, .. }
+            | Event::Noted { path, .. } => Some(path),
+            Event::HandedOff { from, .. } => Some(from),
+            Event::RunStarted { .. }
+            | Event::RunResumed { .. }
+            | Event::CancelRequested { .. }
+            | Event::RunFinished { .. } => None,
+        }
+    }
+}
+
+/// What a run is pinned to: it does not go on under anything else.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pins {
+    /// Digest of the graph.
+    pub graph: String,
+    /// Digest of each agent's spec, by id.
+    pub agents: BTreeMap<String, String>,
+}
+
+/// The nine stages of an agent's lifecycle, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// The agent sets up what it needs.
+    Initialize,
+    /// Its definition is fitted to the phase.
+    LoadConfiguration,
+    /// The deliverables that it depends on are checked.
+    ValidateDependencies,
+    /// Its input is brought into shape.
+    PrepareContext,
+    /// It does its work.
+    Execute,
+    /// Its output is brought into shape.
+    ProcessOutput,
+    /// Its output is recorded.
+    StoreResults,
+    /// The messages to its successors are made.
+    GenerateHandoff,
+    /// It lets go of what it held, whatever happened before.
+    CleanUp,
+}
+
+impl Stage {
+    /// All nine, in order.
+    pub const ALL: [Stage; 9] = [
+        Stage::Initialize,
+        Stage::LoadConfiguration,
+        Stage::ValidateDependencies,
+        Stage::PrepareContext,
+        Stage::Execute,
+        Stage::ProcessOutput,
+        Stage::StoreResults,
+        Stage::GenerateHandoff,
+        Stage::CleanUp,
+    ];
+}
+
+/// What an effect is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum EffectKind {
+    /// A model call.
+    Chat,
+    /// A tool call.
+    Tool,
+    /// The list of tools.
+    ListTools,
+    /// A reading of the clock.
+    Now,
+    /// A drawn number.
+    Random,
+    /// Something of the agent's own.
+    Custom,
+}
+
+/// How an effect ended. A failure is data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It gave this.
+    Ok(Payload),
+    /// It failed.
+    Err(Error),
+}
+
+/// What an effect used and cost, all its tries together.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Spent {
+    /// The model that answered, in the provider's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<Arc<str>>,
+    /// Tokens.
+    #[serde(default)]
+    pub usage: Usage,
+    /// Money, where the price is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Usd>,
+    /// Tries that were made.
+    #[serde(default)]
+    pub tries: u32,
+}
+
+impl Spent {
+    fn is_nothing(&self) -> bool {
+        *self == Spent::default()
+    }
+}
+
+/// Why a step does not run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "because", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum SkipReason {
+    /// Its condition does not hold.
+    Condition {
+        /// The condition.
+        when: Arc<str>,
+    },
+    /// A step that it can't do without was skipped.
+    InputSkipped {
+        /// That step.
+        step: Arc<str>,
+    },
+    /// A step that it can't do without failed.
+    InputFailed {
+        /// That step.
+        step: Arc<str>,
+    },
+    /// The run was cancelled.
+    Cancelled,
+}
+
+impl fmt::Display for SkipReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SkipReason::Condition { when } => write!(f, "`{when}` does not hold"),
+            SkipReason::InputSkipped { step } => write!(f, "`{step}` was skipped"),
+            SkipReason::InputFailed { step } => write!(f, "`{step}` failed"),
+            SkipReason::Cancelled => f.write_str("the run was cancelled"),
+        }
+    }
+}
+
+/// How a run stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum RunStatus {
+    /// Some process works on it, or one should.
+    #[default]
+    Running,
+    /// It gave its output.
+    Succeeded,
+    /// A step failed for good; resuming tries it again.
+    Failed,
+    /// It was cancelled; it can't be resumed.
+    Cancelled,
+}

@@ -1,0 +1,78 @@
+//! Hashes: of bytes, and of JSON in one canonical form.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::Error;
+
+/// SHA-256 of `bytes` in lower-case hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&hmac_sha256::Hash::hash(bytes))
+}
+
+/// The SHA-256 of `value` as JSON with sorted keys, in lower-case hexadecimal: the same on every
+/// machine, in every release, whatever features `serde_json` was built with.
+///
+/// # Errors
+/// [`Invalid`](crate::ErrorKind::Invalid) if the value can't be JSON.
+pub fn digest<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
+    let value = serde_json::to_value(value).map_err(|e| Error::invalid("value", e.to_string()))?;
+    let mut text = String::new();
+    write_canonical(&value, &mut text);
+    Ok(sha256_hex(text.as_bytes()))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .filter_map(|nibble| DIGITS.get(usize::from(nibble)).map(|d| char::from(*d)))
+        .collect()
+}
+
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Object(map) => {
+            let mut entries: Vec<_> = map.iter().collect();
+            entries.sort_unstable_by(|a, b| a.0.cmp(b.0));
+            out.push('{');
+            for (i, (key, value)) in entries.into_iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                out.push_str(&Value::String(key.clone()).to_string());
+                out.push(':');
+                write_canonical(value, out);
+            }
+            out.push('}');
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (i, item) in items.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(']');
+        }
+        scalar => out.push_str(&scalar.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_does_not_depend_on_key_order() {
+        let a: Value = serde_json::from_str(r#"{"b":[1,{"y":2,"x":"é\n"}],"a":null}"#).unwrap();
+        let b: Value = serde_json::from_str(r#"{"a":null,"b":[1,{"x":"é\n","y":2}]}"#).unwrap();
+        assert_eq!(digest(&a).unwrap(), digest(&b).unwrap());
+        assert_eq!(
+            digest(&a).unwrap(),
+            sha256_hex("{\"a\":null,\"b\":[1,{\"x\":\"é\\n\",\"y\":2}]}".as_bytes())
+        );
+    }
+}

@@ -1,0 +1,244 @@
+//! The port to journals: append-only lists of events, one list a run.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind};
+use crate::event::{Event, Record, RunStatus, Seq};
+
+/// An append-only list of events for each run.
+///
+/// # Contract
+/// - [`append`](Journal::append) is atomic and durable: when it returns, all of the batch
+///   survives a power cut; when it fails, nothing of it is there. Batches of different runs may share one
+///   write.
+/// - Records of a run are numbered from 1 without gaps, and read back in that order.
+/// - A writer first calls [`acquire`](Journal::acquire), which raises the run's epoch. From then
+///   on an append under an older epoch fails with [`Fenced`](ErrorKind::Fenced).
+/// - An append whose `expected` is not the run's last seq fails with
+///   [`Conflict`](ErrorKind::Conflict). A batch that begins with
+///   [`Event::RunStarted`] has `expected` 0.
+/// - A dropped `append` future may or may not have taken effect, but never in part.
+///
+/// `coral_state::conformance` tests an implementation against all of this.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Takes the run over and returns the new epoch, at least 1. The run need not exist yet.
+    async fn acquire(&self, run: &str) -> Result<u64, Error>;
+
+    /// Appends `records`, the first of which has seq `expected + 1`.
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error>;
+
+    /// At most `limit` records from seq `from` on; none if the run has no more, or does not exist.
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error>;
+
+    /// The head of one run, if it exists.
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error>;
+
+    /// The heads of all runs that `filter` lets through, in the order of their ids.
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error>;
+}
+
+#[async_trait]
+impl<J: Journal + ?Sized> Journal for Arc<J> {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        (**self).acquire(run).await
+    }
+
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+        (**self).append(run, epoch, expected, records).await
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        (**self).read(run, from, limit).await
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        (**self).head(run).await
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        (**self).runs(filter).await
+    }
+}
+
+/// What is known of a run without reading its journal: a fold that backends keep with each append.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunHead {
+    /// The run's id.
+    pub run: String,
+    /// The workflow's name.
+    pub workflow: String,
+    /// The project; may be empty.
+    pub project: String,
+    /// How it stands.
+    pub status: RunStatus,
+    /// The number of its last record.
+    pub last_seq: Seq,
+    /// When it began, in milliseconds since the Unix epoch.
+    pub started_at_ms: u64,
+    /// When its last record was made, in milliseconds since the Unix epoch.
+    pub updated_at_ms: u64,
+}
+
+impl RunHead {
+    /// The head of a run that has no record yet.
+    pub fn new(run: impl Into<String>) -> Self {
+        RunHead { run: run.into(), ..Default::default() }
+    }
+
+    /// Folds one record in.
+    pub fn apply(&mut self, record: &Record) {
+        self.last_seq = record.seq;
+        self.updated_at_ms = record.at_ms;
+        match &record.event {
+            Event::RunStarted { project, graph, .. } => {
+                self.workflow.clone_from(&graph.name);
+                self.project = project.to_string();
+                self.started_at_ms = record.at_ms;
+                self.status = RunStatus::Running;
+            }
+            Event::RunResumed { .. } => self.status = RunStatus::Running,
+            Event::RunFinished { status, .. } => self.status = *status,
+            _ => {}
+        }
+    }
+}
+
+/// Which runs to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunFilter {
+    /// Only runs of this workflow.
+    pub workflow: Option<String>,
+    /// Only runs of this project.
+    pub project: Option<String>,
+    /// Only runs that stand like this.
+    pub status: Option<RunStatus>,
+}
+
+impl RunFilter {
+    /// Only runs that no process has finished.
+    pub fn unfinished() -> Self {
+        RunFilter { status: Some(RunStatus::Running), ..Default::default() }
+    }
+
+    /// Whether a run is let through.
+    pub fn matches(&self, head: &RunHead) -> bool {
+        self.workflow.as_ref().is_none_or(|w| *w == head.workflow)
+            && self.project.as_ref().is_none_or(|p| *p == head.project)
+            && self.status.is_none_or(|s| s == head.status)
+    }
+}
+
+/// Checks of one append that are alike for every backend: `head` is the run's state before it,
+/// `current` the run's epoch.
+///
+/// # Errors
+/// [`Fenced`](ErrorKind::Fenced), [`Conflict`](ErrorKind::Conflict), or
+/// [`Invalid`](ErrorKind::Invalid) if the batch is not numbered as it must be.
+pub fn check_append(
+    head: &RunHead,
+    current: u64,
+    epoch: u64,
+    expected: Seq,
+    records: &[Record],
+) -> Result<(), Error> {
+    if epoch != current {
+        return Err(Error::new(ErrorKind::Fenced { run: head.run.clone(), held: epoch, found: current })
+            .with_help("another process works on this run; let it, or stop it before resuming here"));
+    }
+    if expected != head.last_seq {
+        return Err(Error::new(ErrorKind::Conflict {
+            run: head.run.clone(),
+            expected,
+            found: head.last_seq,
+        }));
+    }
+    let numbered = records.iter().zip(expected + 1..).all(|(record, seq)| record.seq == seq);
+    let begins = match records.first() {
+        Some(first) => (expected == 0) == matches!(first.event, Event::RunStarted { .. }),
+        None => true,
+    };
+    if numbered && begins {
+        Ok(())
+    } else {
+        Err(Error::invalid(
+            "append",
+            format!("records must follow seq {expected} without gaps, the first be `run_started`"),
+        ))
+    }
+}
+
+/// A [`Journal`] in memory: for tests, and for runs that need not outlive the process.
+#[derive(Debug, Default)]
+pub struct MemoryJournal(Mutex<BTreeMap<Box<str>, RunLog>>);
+
+#[derive(Debug, Default)]
+struct RunLog {
+    epoch: u64,
+    head: RunHead,
+    records: Vec<Record>,
+}
+
+impl MemoryJournal {
+    /// An empty journal.
+    pub fn new() -> Self {
+        MemoryJournal::default()
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<Box<str>, RunLog>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait]
+impl Journal for MemoryJournal {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        self.with(|runs| {
+            let log = runs
+                .entry(run.into())
+                .or_insert_with(|| RunLog { head: RunHead::new(run), ..Default::default() });
+            log.epoch += 1;
+            Ok(log.epoch)
+        })
+    }
+
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+        self.with(|runs| {
+            let Some(log) = runs.get_mut(run) else {
+                return Err(Error::new(ErrorKind::Fenced { run: run.to_owned(), held: epoch, found: 0 }));
+            };
+            check_append(&log.head, log.epoch, epoch, expected, &records)?;
+            for record in &records {
+                log.head.apply(record);
+            }
+            log.records.extend(records);
+            Ok(())
+        })
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        let skip = usize::try_from(from.saturating_sub(1)).unwrap_or(usize::MAX);
+        Ok(self.with(|runs| {
+            runs.get(run)
+                .map_or_else(Vec::new, |log| log.records.iter().skip(skip).take(limit).cloned().collect())
+        }))
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        Ok(self.with(|runs| runs.get(run).filter(|log| log.head.last_seq > 0).map(|log| log.head.clone())))
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        Ok(self.with(|runs| {
+            runs.values()
+                .filter(|log| log.head.last_seq > 0 && filter.matches(&log.head))
+                .map(|log| log.head.clone())
+                .collect()
+        }))
+    }
+}
