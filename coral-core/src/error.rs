@@ -251,6 +251,12 @@ pub enum ErrorKind {
         /// The panic's message.
         message: String,
     },
+    /// The run stands still and can be resumed.
+    #[error("run `{run}` is suspended")]
+    Suspended {
+        /// The run.
+        run: String,
+    },
     /// An agent ended with an error of its own.
     #[error("{message}")]
     Agent {
@@ -292,6 +298,7 @@ impl ErrorKind {
             ErrorKind::TimedOut { .. } => "CORAL0018",
             ErrorKind::Panicked { .. } => "CORAL0019",
             ErrorKind::Agent { .. } => "CORAL0020",
+            ErrorKind::Suspended { .. } => "CORAL0021",
         }
     }
 

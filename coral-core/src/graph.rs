@@ -1,26 +1,577 @@
-//! The graph of a workflow as data.
+//! The graph of a workflow: as data, and checked.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use petgraph::Direction;
+use petgraph::stable_graph::{NodeIndex, StableDiGraph};
+use petgraph::visit::EdgeRef;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A graph as data: what a journal keeps and a file describes.
+use crate::condition::Condition;
+use crate::error::{Error, ErrorKind, nearest};
+use crate::hash::digest;
+
+/// A graph as data: what a file describes and a journal keeps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GraphData {
     /// The workflow's name.
     pub name: String,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub description: String,
     /// The steps, in the order of the definition.
     pub steps: Vec<StepData>,
-    /// The step whose output is the workflow's; all steps that nothing follows if it is left out.
+    /// The step whose output is the workflow's. Left out, the output is an object of the outputs
+    /// of all steps that nothing follows, by name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Arc<str>>,
 }
 
 /// One step as data.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepData {
-    /// Its name, unique in the graph.
+    /// Its name, unique in the graph: lower-case letters, digits, `_` and `-`.
     pub name: Arc<str>,
+    /// What runs.
+    pub kind: StepKind,
+    /// The steps whose outputs it takes, in order; `input` is the workflow's own, which it takes if
+    /// there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Input>,
+    /// Steps that must be over before it starts, whose outputs it does not take.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<Arc<str>>,
+    /// A condition over `facts`, `input` and `steps`; the step is skipped where it does not hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<Arc<str>>,
+    /// How many of its inputs it waits for.
+    #[serde(default, skip_serializing_if = "Join::is_all")]
+    pub join: Join,
+    /// The phase of the workflow; may be empty.
+    #[serde(default, skip_serializing_if = "str::is_empty")]
+    pub phase: Arc<str>,
+    /// What the agent is asked to do beyond its definition.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub instructions: Vec<String>,
+    /// How often it is tried.
+    #[serde(default, skip_serializing_if = "RetryPolicy::is_default")]
+    pub retry: RetryPolicy,
+    /// Milliseconds that one attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+impl StepData {
+    /// A step that runs `kind`, all else default.
+    pub fn new(name: impl Into<Arc<str>>, kind: StepKind) -> Self {
+        StepData {
+            name: name.into(),
+            kind,
+            inputs: Vec::new(),
+            after: Vec::new(),
+            when: None,
+            join: Join::All,
+            phase: "".into(),
+            instructions: Vec::new(),
+            retry: RetryPolicy::default(),
+            timeout_ms: None,
+        }
+    }
+}
+
+/// What a step runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StepKind {
+    /// The agent of this id.
+    Agent(Arc<str>),
+    /// The function of this name.
+    Function(Arc<str>),
+}
+
+impl StepKind {
+    /// The agent's id, if an agent runs.
+    pub fn agent(&self) -> Option<&Arc<str>> {
+        match self {
+            StepKind::Agent(id) => Some(id),
+            StepKind::Function(_) => None,
+        }
+    }
+}
+
+/// An edge into a step. As text, `design` or, if the step can do without it, `design?`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Input {
+    /// The step whose output is taken.
+    pub step: Arc<str>,
+    /// Whether the taker runs even if that step was skipped.
+    pub optional: bool,
+}
+
+impl Input {
+    /// An input that the step can't do without.
+    pub fn required(step: impl Into<Arc<str>>) -> Self {
+        Input { step: step.into(), optional: false }
+    }
+
+    /// An input that the step can do without.
+    pub fn optional(step: impl Into<Arc<str>>) -> Self {
+        Input { step: step.into(), optional: true }
+    }
+}
+
+impl From<&str> for Input {
+    fn from(text: &str) -> Self {
+        match text.strip_suffix('?') {
+            Some(step) => Input::optional(step),
+            None => Input::required(text),
+        }
+    }
+}
+
+impl fmt::Display for Input {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", self.step, if self.optional { "?" } else { "" })
+    }
+}
+
+impl Serialize for Input {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Input {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer).map(|text| Input::from(text.as_str()))
+    }
+}
+
+/// How many of its inputs a step waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Join {
+    /// All must have succeeded, or been skipped where they are optional.
+    #[default]
+    All,
+    /// The first that succeeds is enough.
+    FirstOk,
+    /// So many must have succeeded.
+    Quorum(usize),
+    /// All must be over, however they ended.
+    Settle,
+}
+
+impl Join {
+    fn is_all(&self) -> bool {
+        *self == Join::All
+    }
+}
+
+/// How often something is tried, and how long it waits in between: exponential backoff with full
+/// jitter. Only transient errors are tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryPolicy {
+    /// Tries in all, the first included.
+    pub max_attempts: u32,
+    /// Milliseconds before the second try at the most; doubled each time.
+    pub backoff_ms: u64,
+    /// Milliseconds before any try at the most. A `Retry-After` beyond this ends the tries.
+    pub max_backoff_ms: u64,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        RetryPolicy { max_attempts: 1, backoff_ms: 500, max_backoff_ms: 60_000 }
+    }
+}
+
+impl RetryPolicy {
+    /// Tries `max_attempts` times in all.
+    pub fn attempts(max_attempts: u32) -> Self {
+        RetryPolicy { max_attempts, ..Default::default() }
+    }
+
+    fn is_default(&self) -> bool {
+        *self == RetryPolicy::default()
+    }
+
+    /// Milliseconds to wait after attempt `attempt` (from 1) failed with `error`, or `None` if it
+    /// is not tried again. `jitter` spreads the wait.
+    pub fn delay_ms(&self, attempt: u32, error: &Error, jitter: u64) -> Option<u64> {
+        if attempt >= self.max_attempts || !error.is_transient() {
+            return None;
+        }
+        if let Some(after) = error.retry_after_ms() {
+            return (after <= self.max_backoff_ms).then_some(after);
+        }
+        let ceiling = self
+            .backoff_ms
+            .saturating_mul(1u64.checked_shl(attempt.saturating_sub(1)).unwrap_or(u64::MAX))
+            .min(self.max_backoff_ms);
+        // Between half and the whole of the ceiling, so that a wait is never nothing.
+        Some(ceiling - jitter.checked_rem(ceiling / 2 + 1).unwrap_or(0))
+    }
+}
+
+/// Something that is wrong with a graph.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GraphProblem {
+    /// The step, if it is about one.
+    pub step: Option<Arc<str>>,
+    /// What is wrong.
+    pub message: String,
+}
+
+impl fmt::Display for GraphProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.step {
+            Some(step) => write!(f, "step `{step}`: {}", self.message),
+            None => f.write_str(&self.message),
+        }
+    }
+}
+
+impl GraphData {
+    /// All that is wrong with the graph by itself: names, edges, cycles, conditions, joins, steps
+    /// that nothing uses. Empty if it can run.
+    pub fn problems(&self) -> Vec<GraphProblem> {
+        Checked::of(self).1
+    }
+
+    /// The SHA-256 of the graph in canonical JSON: what runs are pinned to.
+    ///
+    /// # Errors
+    /// None in practice; the graph is plain data.
+    pub fn digest(&self) -> Result<String, Error> {
+        digest(self)
+    }
+
+    /// The graph as a Mermaid flowchart. `class_of` may give each step a class name, such as its
+    /// state in a run.
+    pub fn mermaid<'a>(&'a self, class_of: impl Fn(&str) -> Option<&'a str>) -> String {
+        let mut out = String::from("flowchart TD\n");
+        for (i, step) in self.steps.iter().enumerate() {
+            let runs = match &step.kind {
+                StepKind::Agent(name) | StepKind::Function(name) => name,
+            };
+            let label = if **runs == *step.name {
+                step.name.to_string()
+            } else {
+                format!("{}<br/>{runs}", step.name)
+            };
+            out.push_str(&format!("    s{i}[\"{label}\"]"));
+            if let Some(class) = class_of(&step.name) {
+                out.push_str(&format!(":::{class}"));
+            }
+            out.push('\n');
+        }
+        let index: BTreeMap<&str, usize> =
+            self.steps.iter().enumerate().map(|(i, s)| (&*s.name, i)).collect();
+        for (i, step) in self.steps.iter().enumerate() {
+            let condition = step.when.as_ref().map(|when| when.replace('"', "'"));
+            for input in &step.inputs {
+                let Some(from) = index.get(&*input.step) else { continue };
+                let arrow = if input.optional { "-.->" } else { "-->" };
+                match &condition {
+                    Some(when) => out.push_str(&format!("    s{from} {arrow}|\"{when}\"| s{i}\n")),
+                    None => out.push_str(&format!("    s{from} {arrow} s{i}\n")),
+                }
+            }
+            for before in &step.after {
+                if let Some(from) = index.get(&**before) {
+                    out.push_str(&format!("    s{from} -.- s{i}\n"));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// What an edge carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Edge {
+    /// Whether the taker runs even if the giver was skipped.
+    pub(crate) optional: bool,
+}
+
+/// A graph that can run: names are unique, edges lead to steps, nothing goes in circles,
+/// conditions parse, and every step is used.
+#[derive(Debug)]
+pub struct Graph {
+    data: Arc<GraphData>,
+    digest: String,
+    nodes: StableDiGraph<usize, Edge>,
+    conditions: Vec<Option<Condition>>,
+    output: Option<usize>,
+}
+
+struct Checked {
+    nodes: StableDiGraph<usize, Edge>,
+    conditions: Vec<Option<Condition>>,
+    output: Option<usize>,
+}
+
+impl Checked {
+    fn of(data: &GraphData) -> (Checked, Vec<GraphProblem>) {
+        let mut problems = Vec::new();
+        let mut problem = |step: Option<&Arc<str>>, message: String| {
+            problems.push(GraphProblem { step: step.cloned(), message });
+        };
+        if data.steps.is_empty() {
+            problem(None, "the graph has no steps".to_owned());
+        }
+        let mut index: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut nodes = StableDiGraph::with_capacity(data.steps.len(), data.steps.len());
+        let mut conditions = Vec::with_capacity(data.steps.len());
+        for (i, step) in data.steps.iter().enumerate() {
+            nodes.add_node(i);
+            if !crate::spec::is_id(&step.name) {
+                problem(
+                    Some(&step.name),
+                    "a step's name is lower-case letters, digits, `_` and `-`, begins with a letter, and is at most 64 long"
+                        .to_owned(),
+                );
+            }
+            if &*step.name == "input" {
+                problem(
+                    Some(&step.name),
+                    "`input` is the workflow's own input and can't name a step".to_owned(),
+                );
+            }
+            if index.insert(&step.name, i).is_some() {
+                problem(Some(&step.name), "the name is used twice".to_owned());
+            }
+            if step.retry.max_attempts == 0 {
+                problem(
+                    Some(&step.name),
+                    "`retry.max_attempts` counts the first try, so it is at least 1".to_owned(),
+                );
+            }
+            match step.join {
+                Join::Quorum(n) if n == 0 || n > step.inputs.len() => {
+                    problem(
+                        Some(&step.name),
+                        format!("a quorum of {n} of {} inputs can't be met", step.inputs.len()),
+                    );
+                }
+                Join::FirstOk | Join::Settle if step.inputs.is_empty() => {
+                    problem(Some(&step.name), "a join needs inputs".to_owned());
+                }
+                _ => {}
+            }
+            conditions.push(match &step.when {
+                None => None,
+                Some(when) => match Condition::parse(when) {
+                    Ok(condition) => Some(condition),
+                    Err(error) => {
+                        problem(Some(&step.name), format!("condition `{when}`: {error}"));
+                        None
+                    }
+                },
+            });
+        }
+        let find = |name: &str| index.get(name).copied();
+        let unknown = |name: &str| {
+            let hint = nearest(name, index.keys().copied())
+                .map(|n| format!("; did you mean `{n}`?"))
+                .unwrap_or_default();
+            format!("no step is called `{name}`{hint}")
+        };
+        for (i, step) in data.steps.iter().enumerate() {
+            let mut seen = BTreeSet::new();
+            let edges = step.inputs.iter().map(|input| (&input.step, input.optional));
+            let edges = edges.filter(|(before, _)| &***before != "input");
+            for (before, optional) in edges.chain(step.after.iter().map(|before| (before, true))) {
+                match find(before) {
+                    Some(from) if !seen.insert(from) => {
+                        problem(Some(&step.name), format!("`{before}` is named twice"));
+                    }
+                    Some(from) => {
+                        nodes.add_edge(NodeIndex::new(from), NodeIndex::new(i), Edge { optional });
+                    }
+                    None => problem(Some(&step.name), unknown(before)),
+                }
+            }
+            for name in conditions.get(i).into_iter().flatten().flat_map(Condition::steps) {
+                match find(name) {
+                    None => problem(Some(&step.name), format!("its condition: {}", unknown(name))),
+                    Some(from) if !seen.contains(&from) => problem(
+                        Some(&step.name),
+                        format!(
+                            "its condition reads `{name}`, so `{name}` must be among its `inputs` or `after`"
+                        ),
+                    ),
+                    Some(_) => {}
+                }
+            }
+        }
+        for component in petgraph::algo::tarjan_scc(&nodes) {
+            let looped = component.len() > 1
+                || component.first().is_some_and(|node| nodes.find_edge(*node, *node).is_some());
+            if looped {
+                let mut members: Vec<usize> = component.iter().map(|node| node.index()).collect();
+                members.sort_unstable();
+                let names: Vec<&str> =
+                    members.iter().filter_map(|i| data.steps.get(*i)).map(|step| &*step.name).collect();
+                problem(
+                    members.first().and_then(|i| data.steps.get(*i)).map(|step| &step.name),
+                    format!("steps wait for each other in a circle: {}", names.join(", ")),
+                );
+            }
+        }
+        let output = data.output.as_ref().and_then(|name| {
+            let found = find(name);
+            if found.is_none() {
+                problem(None, format!("output: {}", unknown(name)));
+            }
+            found
+        });
+        if let Some(output) = output {
+            let mut used = BTreeSet::from([NodeIndex::new(output)]);
+            let mut stack = vec![NodeIndex::new(output)];
+            while let Some(node) = stack.pop() {
+                stack.extend(
+                    nodes.neighbors_directed(node, Direction::Incoming).filter(|before| used.insert(*before)),
+                );
+            }
+            for (i, step) in data.steps.iter().enumerate() {
+                if !used.contains(&NodeIndex::new(i)) {
+                    problem(
+                        Some(&step.name),
+                        format!(
+                            "the output `{}` does not come from it: unreachable",
+                            data.output.as_deref().unwrap_or("")
+                        ),
+                    );
+                }
+            }
+        }
+        (Checked { nodes, conditions, output }, problems)
+    }
+}
+
+impl Graph {
+    /// Checks `data`.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) with all that is wrong, each naming its step.
+    pub fn new(data: GraphData) -> Result<Self, Error> {
+        let (checked, problems) = Checked::of(&data);
+        if !problems.is_empty() {
+            return Err(Error::new(ErrorKind::Problems {
+                what: format!("workflow `{}`", data.name),
+                problems: problems.iter().map(ToString::to_string).collect(),
+            }));
+        }
+        let digest = data.digest()?;
+        Ok(Graph {
+            data: Arc::new(data),
+            digest,
+            nodes: checked.nodes,
+            conditions: checked.conditions,
+            output: checked.output,
+        })
+    }
+
+    /// The graph as data.
+    pub fn data(&self) -> &Arc<GraphData> {
+        &self.data
+    }
+
+    /// The SHA-256 of the data in canonical JSON.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// Its steps, in the order of the definition.
+    pub fn steps(&self) -> &[StepData] {
+        &self.data.steps
+    }
+
+    /// Its steps by number, such that each comes after those that it waits for.
+    pub fn order(&self) -> Vec<usize> {
+        // A `Graph` has no cycles, so the sort can't fail.
+        petgraph::algo::toposort(&self.nodes, None)
+            .map(|order| order.into_iter().map(NodeIndex::index).collect())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn condition(&self, step: usize) -> Option<&Condition> {
+        self.conditions.get(step).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn output(&self) -> Option<usize> {
+        self.output
+    }
+
+    /// The steps that `step` waits for, with their edges, by number of the step.
+    pub(crate) fn before(&self, step: usize) -> Vec<(usize, Edge)> {
+        let mut edges: Vec<_> = self
+            .nodes
+            .edges_directed(NodeIndex::new(step), Direction::Incoming)
+            .map(|edge| (edge.source().index(), *edge.weight()))
+            .collect();
+        edges.sort_unstable_by_key(|(from, _)| *from);
+        edges
+    }
+
+    /// The steps that wait for `step`, by number.
+    pub(crate) fn behind(&self, step: usize) -> Vec<usize> {
+        let mut steps: Vec<_> = self
+            .nodes
+            .neighbors_directed(NodeIndex::new(step), Direction::Outgoing)
+            .map(NodeIndex::index)
+            .collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// What differs between this graph and `other`, one readable line a difference.
+    pub fn diff(&self, other: &GraphData) -> Vec<String> {
+        let mut lines = Vec::new();
+        let theirs: BTreeMap<&str, &StepData> = other.steps.iter().map(|s| (&*s.name, s)).collect();
+        let ours: BTreeMap<&str, &StepData> = self.data.steps.iter().map(|s| (&*s.name, s)).collect();
+        for (name, step) in &ours {
+            match theirs.get(name) {
+                None => lines.push(format!("step `{name}` is gone")),
+                Some(other) if other != step => {
+                    let (a, b) = (serde_json::to_value(step), serde_json::to_value(other));
+                    let (Ok(serde_json::Value::Object(a)), Ok(serde_json::Value::Object(b))) = (a, b) else {
+                        continue;
+                    };
+                    let fields: BTreeSet<&String> =
+                        a.keys().chain(b.keys()).filter(|k| a.get(*k) != b.get(*k)).collect();
+                    let shown = |value: Option<&serde_json::Value>| {
+                        value.map_or("nothing".to_owned(), ToString::to_string)
+                    };
+                    for field in fields {
+                        let (was, is) = (shown(a.get(field)), shown(b.get(field)));
+                        lines.push(format!("step `{name}`: {field} was {was}, is {is}"));
+                    }
+                }
+                Some(_) => {}
+            }
+        }
+        lines.extend(
+            theirs
+                .keys()
+                .filter(|name| !ours.contains_key(*name))
+                .map(|name| format!("step `{name}` is new")),
+        );
+        if self.data.output != other.output {
+            lines.push("the output step differs".to_owned());
+        }
+        if lines.is_empty() && *self.data != *other {
+            lines.push("the order of the steps, the name or the description differs".to_owned());
+        }
+        lines
+    }
 }

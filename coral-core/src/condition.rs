@@ -1,0 +1,143 @@
+//! Conditions: expressions over recorded facts and outputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+use minijinja::value::{Enumerator, Object, Serde, Value as Jinja};
+use minijinja::{Environment, Expression, UndefinedBehavior};
+use serde_json::Value;
+
+use crate::error::Error;
+use crate::payload::Payload;
+
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
+    let mut env = Environment::new();
+    env.set_undefined_behavior(UndefinedBehavior::Chainable);
+    env
+});
+
+/// A condition as data, such as `needs_mobile`, `not facts.offline` or
+/// `steps.qa.data.passed and steps.qa.data.coverage >= 0.8`.
+///
+/// It sees the run's facts, each by its own name and under `facts`; the workflow's input as
+/// `input`; and the outputs of the steps before it as `steps`. What is not there is false. The
+/// language is that of minijinja's expressions: no I/O, no clock, no loops.
+pub(crate) struct Condition {
+    expression: Expression<'static, 'static>,
+    steps: BTreeSet<String>,
+}
+
+impl Condition {
+    pub(crate) fn parse(source: &str) -> Result<Self, String> {
+        let expression = ENVIRONMENT.compile_expression_owned(source.to_owned()).map_err(|e| explain(&e))?;
+        let steps = expression
+            .undeclared_variables(true)
+            .iter()
+            .filter_map(|name| name.strip_prefix("steps."))
+            .filter_map(|rest| rest.split('.').next())
+            .map(str::to_owned)
+            .collect();
+        Ok(Condition { expression, steps })
+    }
+
+    /// The steps whose outputs it reads.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = &str> {
+        self.steps.iter().map(String::as_str)
+    }
+
+    /// Whether it holds. `output` gives the output of a step, if it has one.
+    pub(crate) fn holds(
+        &self,
+        facts: &Arc<BTreeMap<String, Value>>,
+        input: &Payload,
+        output: impl Fn(&str) -> Option<Payload>,
+    ) -> Result<bool, Error> {
+        let steps = self.steps().filter_map(|name| Some((name.to_owned(), output(name)?))).collect();
+        let scope = Scope { facts: facts.clone(), input: input.clone(), steps };
+        self.expression
+            .eval(Jinja::from_object(scope))
+            .map(|value| value.is_true())
+            .map_err(|e| Error::invalid("condition", explain(&e)))
+    }
+}
+
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Condition").field("steps", &self.steps).finish_non_exhaustive()
+    }
+}
+
+/// The names that a condition sees, turned into template values only where it looks.
+#[derive(Debug)]
+struct Scope {
+    facts: Arc<BTreeMap<String, Value>>,
+    input: Payload,
+    steps: BTreeMap<String, Payload>,
+}
+
+impl Object for Scope {
+    fn get_value(self: &Arc<Self>, key: &Jinja) -> Option<Jinja> {
+        match key.as_str()? {
+            "facts" => Some(Jinja::from(Serde(&*self.facts))),
+            "input" => Some(Jinja::from(Serde(&self.input))),
+            "steps" => Some(Jinja::from(Serde(&self.steps))),
+            fact => self.facts.get(fact).map(|fact| Jinja::from(Serde(fact))),
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["facts", "input", "steps"])
+    }
+}
+
+/// A template error in one line.
+pub(crate) fn explain(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(source: &str, expected: bool) {
+        let facts = Arc::new(BTreeMap::from([
+            ("needs_mobile".to_owned(), json!(true)),
+            ("users".to_owned(), json!(500)),
+        ]));
+        let input = Payload::from_json(json!({"kind": "web"}));
+        let output =
+            |name: &str| (name == "qa").then(|| Payload::from_json(json!({"passed": true, "coverage": 0.9})));
+        let condition = Condition::parse(source).unwrap();
+        assert_eq!(condition.holds(&facts, &input, output).unwrap(), expected, "{source}");
+    }
+
+    #[test]
+    fn conditions_read_facts_input_and_outputs() {
+        check("needs_mobile", true);
+        check("not needs_mobile", false);
+        check("facts.needs_mobile and users > 100", true);
+        check("has_ai_features", false);
+        check("has_ai_features.at.any.depth", false);
+        check("input.kind == 'web'", true);
+        check("steps.qa.passed and steps.qa.coverage >= 0.8", true);
+        check("steps.security.passed", false);
+    }
+
+    #[test]
+    fn conditions_name_the_steps_they_read() {
+        let condition = Condition::parse("steps.qa.passed or steps.dev.done and x").unwrap();
+        assert_eq!(condition.steps().collect::<Vec<_>>(), ["dev", "qa"]);
+    }
+
+    #[test]
+    fn a_broken_condition_says_why() {
+        let error = Condition::parse("a and (b").unwrap_err();
+        assert!(error.contains("syntax error"), "{error}");
+    }
+}

@@ -1,0 +1,523 @@
+//! What an agent works with: its effects, each recorded once.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::agent::HandoffDraft;
+use crate::call::{CallContext, Caller};
+use crate::driver::{RunShared, StepLog, ToDriver};
+use crate::error::{AgentError, Error, ErrorKind};
+use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
+use crate::handoff::derived_uuid;
+use crate::hash::{digest, sha256_hex};
+use crate::model::{ChatRequest, ChatResponse};
+use crate::payload::Payload;
+use crate::spec::AgentSpec;
+use crate::task::HandoffMessage;
+use crate::tool::{EffectClass, ToolCall, ToolDef, ToolOutput};
+
+/// The world as one attempt of one step sees it.
+///
+/// Each method that reaches outside is an **effect**: its intent is recorded before, its outcome
+/// after, once. After a crash the recorded outcomes are given back in the same order and nothing
+/// is done or paid again. Effects take `&mut self`, so the compiler keeps them in one order, and
+/// an effect's identity is its step, attempt and index.
+pub struct AgentContext {
+    run: Arc<RunShared>,
+    spec: Arc<AgentSpec>,
+    step: Arc<StepPlace>,
+    attempt: u32,
+    next: u32,
+    log: StepLog,
+    tools: Option<Arc<[ToolDef]>>,
+    caller: Arc<Caller>,
+}
+
+/// Where a step stands in its graph.
+#[derive(Debug)]
+pub(crate) struct StepPlace {
+    pub(crate) path: Arc<str>,
+    pub(crate) phase: Arc<str>,
+    pub(crate) timeout_ms: Option<u64>,
+    pub(crate) successors: Arc<[Successor]>,
+}
+
+/// A step that takes the output of this one.
+#[derive(Clone, Debug)]
+pub(crate) struct Successor {
+    pub(crate) path: Arc<str>,
+    pub(crate) agent: Arc<str>,
+}
+
+/// What is compared with the journal when a step runs again.
+struct Intent {
+    effect: EffectKind,
+    label: Arc<str>,
+    digest: String,
+    class: EffectClass,
+}
+
+/// How an effect stands when a step asks for it.
+enum Stand {
+    /// Its outcome is recorded.
+    Done(Outcome),
+    /// Its intent is durable now, or was before a crash; it may be carried out.
+    Go,
+}
+
+impl AgentContext {
+    pub(crate) fn new(
+        run: Arc<RunShared>,
+        spec: Arc<AgentSpec>,
+        step: Arc<StepPlace>,
+        attempt: u32,
+        log: StepLog,
+    ) -> Self {
+        let caller = Arc::new(Caller {
+            run: run.id.clone(),
+            path: step.path.clone(),
+            agent: spec.id.as_str().into(),
+            category: spec.category,
+            project: run.project.clone(),
+            phase: step.phase.clone(),
+        });
+        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller }
+    }
+
+    /// The run's id.
+    pub fn run_id(&self) -> &Arc<str> {
+        &self.run.id
+    }
+
+    /// The project that the run belongs to; may be empty.
+    pub fn project(&self) -> &str {
+        &self.run.project
+    }
+
+    /// The step's path in the run.
+    pub fn path(&self) -> &Arc<str> {
+        &self.step.path
+    }
+
+    /// The phase of the workflow; may be empty.
+    pub fn phase(&self) -> &str {
+        &self.step.phase
+    }
+
+    /// The attempt, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The spec of the agent, as it stands in this phase.
+    pub fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    /// A fact of the run, as conditions see it.
+    pub fn fact(&self, name: &str) -> Option<&Value> {
+        self.run.facts.get(name)
+    }
+
+    /// The templates that prompts may include, as given to the runner.
+    pub fn prompts(&self) -> &Arc<crate::prompt::Prompts> {
+        &self.run.ports.prompts
+    }
+
+    /// Calls the model. A transient failure is tried again within the runner's policy; what comes
+    /// back is the last outcome.
+    ///
+    /// # Errors
+    /// [`Model`](ErrorKind::Model), or [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn chat(&mut self, request: &ChatRequest) -> Result<ChatResponse, Error> {
+        let model = self.run.ports.model.clone();
+        let label = request.model.as_deref().unwrap_or_else(|| model.name());
+        let intent = Intent {
+            effect: EffectKind::Chat,
+            label: label.into(),
+            digest: digest(request)?,
+            // A model call changes nothing but the bill. One that a crash cut off is made again.
+            class: EffectClass::Idempotent,
+        };
+        let index = self.take(1);
+        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            return replayed(outcome);
+        }
+        let mut cx = self.call_context(index);
+        if let Some(listener) = self.run.ports.on_delta.clone() {
+            let path = self.step.path.clone();
+            cx = cx.on_delta(move |delta| listener(&path, delta));
+        }
+        let mut tries = 0;
+        let result = loop {
+            tries += 1;
+            match model.chat(request, &cx).await {
+                Ok(response) => break Ok(response),
+                Err(error) => match self.run.ports.retry.delay_ms(tries, &error, self.jitter(index, tries)) {
+                    Some(delay_ms) => self.pause(index, error, delay_ms).await,
+                    None => break Err(error),
+                },
+            }
+        };
+        let spent = match &result {
+            Ok(response) => Spent {
+                model: Some(response.model.as_str().into()),
+                usage: response.usage,
+                cost: response.cost,
+                tries,
+            },
+            Err(_) => Spent { tries, ..Spent::default() },
+        };
+        self.end(index, &result, spent).await;
+        result
+    }
+
+    /// The tools that this agent may call here. Listed once a step; the list is recorded, so that
+    /// a resumed step sees the same tools.
+    ///
+    /// # Errors
+    /// [`Tool`](ErrorKind::Tool), or [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn tools(&mut self) -> Result<Arc<[ToolDef]>, Error> {
+        if let Some(tools) = &self.tools {
+            return Ok(tools.clone());
+        }
+        let toolbox = self.run.ports.tools.clone();
+        let caller = self.caller.clone();
+        let intent = Intent {
+            effect: EffectKind::ListTools,
+            label: "tools".into(),
+            digest: String::new(),
+            class: EffectClass::Pure,
+        };
+        let tools: Vec<ToolDef> =
+            self.perform(intent, |_| async move { toolbox.list(&caller).await }).await?;
+        let tools: Arc<[ToolDef]> = tools.into();
+        self.tools = Some(tools.clone());
+        Ok(tools)
+    }
+
+    /// Calls one tool.
+    ///
+    /// # Errors
+    /// As [`call_tools`](Self::call_tools) gives them for each call.
+    pub async fn call_tool(&mut self, call: &ToolCall) -> Result<ToolOutput, Error> {
+        self.call_tools(std::slice::from_ref(call)).await?.pop().unwrap_or_else(|| Ok(ToolOutput::text("")))
+    }
+
+    /// Calls several tools at once and gives their outputs in the order of the calls. One that
+    /// fails does not take the others with it.
+    ///
+    /// # Errors
+    /// Outside, what stops the step: [`Divergence`](ErrorKind::Divergence) on replay, or
+    /// [`InDoubt`](ErrorKind::InDoubt) when a crash left it unknown whether an irreversible call
+    /// took place. Inside, each call's own: [`Denied`](ErrorKind::Denied),
+    /// [`Tool`](ErrorKind::Tool).
+    pub async fn call_tools(&mut self, calls: &[ToolCall]) -> Result<Vec<Result<ToolOutput, Error>>, Error> {
+        let tools = self.tools().await?;
+        let class = |name: &str| {
+            tools.iter().find(|tool| tool.name == name).map(|tool| tool.effect).unwrap_or_default()
+        };
+        let intents = calls
+            .iter()
+            .map(|call| {
+                Ok(Intent {
+                    effect: EffectKind::Tool,
+                    label: call.name.as_str().into(),
+                    digest: digest(&json!([call.name, call.arguments]))?,
+                    class: class(&call.name),
+                })
+            })
+            .collect::<Result<Vec<_>, Error>>()?;
+        let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
+        let stands = self.begin(first, &intents).await?;
+        let this = &*self;
+        let outcomes = calls.iter().zip(stands).zip(&intents).zip(first..).map(
+            |(((call, stand), intent), index)| async move {
+                match stand {
+                    Stand::Done(outcome) => replayed(outcome),
+                    Stand::Go => this.carry_out_tool(call, intent.class, index).await,
+                }
+            },
+        );
+        Ok(futures_util::future::join_all(outcomes).await)
+    }
+
+    async fn carry_out_tool(
+        &self,
+        call: &ToolCall,
+        class: EffectClass,
+        index: u32,
+    ) -> Result<ToolOutput, Error> {
+        let cx = self.call_context(index);
+        let mut tries = 0;
+        let result = loop {
+            tries += 1;
+            match self.run.ports.tools.call(call, &cx).await {
+                Ok(output) => break Ok(output),
+                Err(error) => match self.run.ports.retry.delay_ms(tries, &error, self.jitter(index, tries)) {
+                    Some(delay_ms) if class.is_repeatable() => self.pause(index, error, delay_ms).await,
+                    _ => break Err(error),
+                },
+            }
+        };
+        self.end(index, &result, Spent { tries, ..Spent::default() }).await;
+        result
+    }
+
+    /// The wall time in milliseconds since the Unix epoch, recorded.
+    ///
+    /// # Errors
+    /// [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn now_ms(&mut self) -> Result<u64, Error> {
+        let clock = self.run.ports.clock.clone();
+        self.perform(plain(EffectKind::Now, "now"), |_| async move { Ok(clock.now_ms()) }).await
+    }
+
+    /// A number that nobody can tell beforehand, recorded. Not for cryptography.
+    ///
+    /// # Errors
+    /// [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn random(&mut self) -> Result<u64, Error> {
+        let clock = self.run.ports.clock.clone();
+        self.perform(plain(EffectKind::Random, "random"), |_| async move { Ok(clock.random()) }).await
+    }
+
+    /// An effect of the agent's own, such as a request to a service. `request` is what the effect
+    /// depends on: replay compares it. `act` gets the effect's key, the same for each try of the
+    /// same effect: hand it to the service as its idempotency key.
+    ///
+    /// ```
+    /// # use coral_core::{AgentContext, AgentError, EffectClass};
+    /// # async fn example(cx: &mut AgentContext) -> Result<(), AgentError> {
+    /// let receipt: String = cx
+    ///     .effect("charge_card", EffectClass::Idempotent, &("order-7", 1_999), |key| async move {
+    ///         Ok(format!("charged under {key}"))
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of `act`; [`Divergence`](ErrorKind::Divergence) on replay;
+    /// [`InDoubt`](ErrorKind::InDoubt) when a crash left it unknown whether an effect of class
+    /// [`Irreversible`](EffectClass::Irreversible) or [`Reconcile`](EffectClass::Reconcile) took place.
+    pub async fn effect<T, F>(
+        &mut self,
+        label: &str,
+        class: EffectClass,
+        request: &(impl Serialize + ?Sized),
+        act: impl FnOnce(Arc<str>) -> F,
+    ) -> Result<T, Error>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, AgentError>>,
+    {
+        let intent =
+            Intent { effect: EffectKind::Custom, label: label.into(), digest: digest(request)?, class };
+        self.perform(intent, |key| async move { act(key).await.map_err(AgentError::into_error) }).await
+    }
+
+    /// Notes something for people, metrics and audits. A note is not an effect: it is recorded
+    /// once, and a resumed step does not repeat it.
+    pub async fn note(&mut self, topic: &str, note: Value) {
+        if self.log.take_note() {
+            return;
+        }
+        let event = Event::Noted { path: self.step.path.clone(), topic: topic.into(), note };
+        self.send(event).await;
+    }
+
+    async fn perform<T, F>(&mut self, intent: Intent, act: impl FnOnce(Arc<str>) -> F) -> Result<T, Error>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, Error>>,
+    {
+        let index = self.take(1);
+        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            return replayed(outcome);
+        }
+        let result = act(self.key(index)).await;
+        self.end(index, &result, Spent::default()).await;
+        result
+    }
+
+    fn take(&mut self, count: u32) -> u32 {
+        let index = self.next;
+        self.next = self.next.saturating_add(count);
+        index
+    }
+
+    /// Compares the intents from `first` on with the journal, and makes those durable that are
+    /// not recorded yet, in one append.
+    async fn begin(&mut self, first: u32, intents: &[Intent]) -> Result<Vec<Stand>, Error> {
+        let mut stands = Vec::with_capacity(intents.len());
+        let mut fresh = Vec::new();
+        for (intent, index) in intents.iter().zip(first..) {
+            let Some(recorded) = self.log.effect(index) else {
+                fresh.push(Event::EffectIntended {
+                    path: self.step.path.clone(),
+                    attempt: self.attempt,
+                    index,
+                    effect: intent.effect,
+                    label: intent.label.clone(),
+                    digest: intent.digest.clone(),
+                    class: intent.class,
+                });
+                stands.push(Stand::Go);
+                continue;
+            };
+            if recorded.effect != intent.effect || recorded.digest != intent.digest {
+                let shown = |effect: EffectKind, label: &str, digest: &str| {
+                    format!("{effect:?} `{label}` {}", digest.get(..12).unwrap_or(digest))
+                };
+                return Err(Error::new(ErrorKind::Divergence {
+                    path: self.step.path.to_string(),
+                    index,
+                    seq: recorded.seq,
+                    expected: shown(recorded.effect, &recorded.label, &recorded.digest),
+                    found: shown(intent.effect, &intent.label, &intent.digest),
+                })
+                .with_help("an agent must ask for the same effects in the same order when it runs again"));
+            }
+            match recorded.outcome.clone() {
+                Some(outcome) => stands.push(Stand::Done(outcome)),
+                None if recorded.class.is_repeatable() => stands.push(Stand::Go),
+                None => {
+                    return Err(Error::new(ErrorKind::InDoubt {
+                        path: self.step.path.to_string(),
+                        index,
+                        label: recorded.label.to_string(),
+                    })
+                    .with_help(
+                        "look whether it took place; resuming the run starts a new attempt of the step",
+                    ));
+                }
+            }
+        }
+        if !fresh.is_empty() {
+            self.run.append(fresh).await?;
+        }
+        Ok(stands)
+    }
+
+    async fn end<T>(&self, index: u32, result: &Result<T, Error>, spent: Spent)
+    where
+        T: Serialize + Clone + Send + Sync + 'static,
+    {
+        let outcome = match result {
+            Ok(value) => Outcome::Ok(Payload::new(value.clone())),
+            Err(error) => Outcome::Err(error.clone()),
+        };
+        let path = self.step.path.clone();
+        self.send(Event::EffectDone { path, attempt: self.attempt, index, outcome, spent }).await;
+    }
+
+    async fn pause(&self, index: u32, error: Error, delay_ms: u64) {
+        let path = self.step.path.clone();
+        self.send(Event::CallRetried { path, attempt: self.attempt, index, error, delay_ms }).await;
+        tokio::time::sleep(Duration::from_millis(delay_ms)).await;
+    }
+
+    /// Sends an event that the step need not wait for. It is durable before any later one.
+    async fn send(&self, event: Event) {
+        self.run.send(ToDriver::Record(event)).await;
+    }
+
+    /// The effect's key: the same for each try, on every machine.
+    fn key(&self, index: u32) -> Arc<str> {
+        let text = format!("{}/{}#{}:{index}", self.run.id, self.step.path, self.attempt);
+        sha256_hex(text.as_bytes()).into()
+    }
+
+    /// A number to spread waits by. Derived, so that a replay waits as long.
+    fn jitter(&self, index: u32, tries: u32) -> u64 {
+        let text = format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt);
+        let hash = hmac_sha256::Hash::hash(text.as_bytes());
+        hash.iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
+    }
+
+    fn call_context(&self, index: u32) -> CallContext {
+        CallContext::new(self.caller.clone()).with_key(self.key(index))
+    }
+
+    pub(crate) fn timeout_ms(&self) -> Option<u64> {
+        self.step.timeout_ms
+    }
+
+    pub(crate) fn cancelled(&self) -> impl Future<Output = Arc<str>> + Send + use<> {
+        let mut cancel = self.run.cancel.subscribe();
+        async move {
+            match cancel.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+                Ok(Some(reason)) => reason,
+                // The run's driver is gone; it never asks for anything again.
+                _ => std::future::pending().await,
+            }
+        }
+    }
+
+    pub(crate) fn successors(&self) -> Arc<[Successor]> {
+        self.step.successors.clone()
+    }
+
+    /// Enters a stage of the lifecycle; one that is recorded already is not recorded again.
+    pub(crate) async fn enter(&mut self, stage: Stage) {
+        if self.log.entered(stage) {
+            return;
+        }
+        let event = Event::StageEntered { path: self.step.path.clone(), attempt: self.attempt, stage };
+        self.send(event).await;
+    }
+
+    /// Records the message to `to`, unless it is recorded already.
+    pub(crate) async fn hand_off(&mut self, to: &Successor, draft: HandoffDraft) {
+        if self.log.has_handed_off(&to.path) {
+            return;
+        }
+        let message_type = draft.message_type;
+        let (context, next_tasks) = draft.into_context(&self.run.project, &self.step.phase);
+        let attempt = self.attempt.to_string();
+        let message = HandoffMessage {
+            message_id: derived_uuid(&[&self.run.id, &self.step.path, &attempt, &to.path]),
+            timestamp: crate::clock::rfc3339(self.run.ports.clock.now_ms()),
+            from_agent: self.spec.id.clone(),
+            to_agent: to.agent.to_string(),
+            message_type,
+            context,
+            next_tasks,
+        };
+        let event = Event::HandedOff {
+            from: self.step.path.clone(),
+            to: to.path.clone(),
+            message: Arc::new(message),
+        };
+        self.send(event).await;
+    }
+}
+
+impl fmt::Debug for AgentContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentContext")
+            .field("run", &self.run.id)
+            .field("path", &self.step.path)
+            .field("attempt", &self.attempt)
+            .field("next_effect", &self.next)
+            .finish_non_exhaustive()
+    }
+}
+
+fn plain(effect: EffectKind, label: &str) -> Intent {
+    Intent { effect, label: label.into(), digest: String::new(), class: EffectClass::Pure }
+}
+
+fn replayed<T: DeserializeOwned + Clone + 'static>(outcome: Outcome) -> Result<T, Error> {
+    match outcome {
+        Outcome::Ok(payload) => payload.get(),
+        Outcome::Err(error) => Err(error),
+    }
+}

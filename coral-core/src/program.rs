@@ -1,0 +1,397 @@
+//! A workflow ready to run: its graph and the body of each step.
+
+use std::any::TypeId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::agent::{Agent, ErasedAgent};
+use crate::context::{StepPlace, Successor};
+use crate::error::{AgentError, Error, ErrorKind, nearest};
+use crate::event::Pins;
+use crate::flow::{self, Workflow};
+use crate::graph::{Graph, GraphData, StepKind};
+use crate::handoff::{HandoffContext, task_of};
+use crate::hash::digest;
+use crate::machine::Machine;
+use crate::payload::{Data, Payload};
+use crate::spec::AgentSpec;
+use crate::task::Brief;
+
+type Convert = dyn Fn(&[Option<Payload>], &HandoffContext) -> Result<Payload, Error> + Send + Sync;
+
+/// How the outputs of the steps before become a step's input.
+#[doc(hidden)]
+#[derive(Clone)]
+pub struct Feed(Option<Arc<Convert>>);
+
+impl Feed {
+    /// The one output as it is.
+    pub(crate) fn identity() -> Self {
+        Feed(None)
+    }
+
+    pub(crate) fn convert(
+        convert: impl Fn(&[Option<Payload>], &HandoffContext) -> Result<Payload, Error> + Send + Sync + 'static,
+    ) -> Self {
+        Feed(Some(Arc::new(convert)))
+    }
+
+    /// Whether it looks at its context.
+    pub(crate) fn is_identity(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn apply(&self, outputs: &[Option<Payload>], cx: &HandoffContext) -> Result<Payload, Error> {
+        match &self.0 {
+            Some(convert) => convert(outputs, cx),
+            None => outputs
+                .first()
+                .cloned()
+                .flatten()
+                .ok_or_else(|| Error::invalid("input", "the step before gave no output")),
+        }
+    }
+}
+
+type BoxFuture = Pin<Box<dyn Future<Output = Result<Payload, Error>> + Send>>;
+
+/// What a step runs.
+#[derive(Clone)]
+pub(crate) enum Body {
+    Agent { agent: Arc<dyn ErasedAgent>, feed: Feed },
+    Function { call: Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>, feed: Feed },
+}
+
+impl Body {
+    pub(crate) fn agent(agent: Arc<dyn ErasedAgent>, feed: Feed) -> Self {
+        Body::Agent { agent, feed }
+    }
+
+    pub(crate) fn function<N, U, Fut>(feed: Feed, function: impl Fn(N) -> Fut + Send + Sync + 'static) -> Self
+    where
+        N: Data,
+        U: Data,
+        Fut: Future<Output = Result<U, AgentError>> + Send + 'static,
+    {
+        let call = move |input: Payload| -> BoxFuture {
+            match input.get::<N>() {
+                Ok(input) => {
+                    let future = function(input);
+                    Box::pin(async move { future.await.map(Payload::new).map_err(AgentError::into_error) })
+                }
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+            }
+        };
+        Body::Function { call: Arc::new(call), feed }
+    }
+}
+
+/// One step's body with all that is known of it before a run.
+pub(crate) struct Step {
+    pub(crate) body: Body,
+    pub(crate) place: Arc<StepPlace>,
+    /// The agent's spec as it stands in the step's phase; empty for a function.
+    pub(crate) spec: Arc<AgentSpec>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) steps: Vec<Step>,
+    pub(crate) pins: Arc<Pins>,
+}
+
+/// A workflow that is checked and ready to run, from typed code ([`Program::new`]) or from data
+/// ([`Program::from_graph`]). Cheap to clone; one serves any number of runs.
+pub struct Program<I, O> {
+    pub(crate) inner: Arc<Inner>,
+    types: PhantomData<fn(I) -> O>,
+}
+
+impl<I, O> Clone for Program<I, O> {
+    fn clone(&self) -> Self {
+        Program { inner: self.inner.clone(), types: PhantomData }
+    }
+}
+
+impl<I, O> fmt::Debug for Program<I, O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program").field("graph", self.inner.graph.data()).finish_non_exhaustive()
+    }
+}
+
+impl<I: Data, O: Data> Program<I, O> {
+    /// Builds and checks a typed workflow.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) with all that is wrong with its graph.
+    pub fn new<W>(workflow: &W) -> Result<Self, Error>
+    where
+        W: Workflow<Input = I, Output = O> + ?Sized,
+    {
+        flow::build(workflow)
+    }
+}
+
+impl<I, O> Program<I, O> {
+    /// The graph.
+    pub fn graph(&self) -> &Arc<Graph> {
+        &self.inner.graph
+    }
+
+    /// What runs of it are pinned to.
+    pub fn pins(&self) -> &Arc<Pins> {
+        &self.inner.pins
+    }
+
+    /// The spec of the agent of each step, as it stands in the step's phase, in the order of the
+    /// graph; `None` for a function.
+    pub fn agents(&self) -> impl Iterator<Item = Option<&AgentSpec>> {
+        self.inner.steps.iter().map(|step| match step.body {
+            Body::Agent { .. } => Some(&*step.spec),
+            Body::Function { .. } => None,
+        })
+    }
+
+    /// The same program with its types erased.
+    pub fn erase(&self) -> Program<Value, Value> {
+        Program { inner: self.inner.clone(), types: PhantomData }
+    }
+
+    pub(crate) fn assemble(data: GraphData, bodies: Vec<Body>) -> Result<Self, Error> {
+        let graph = Arc::new(Graph::new(data)?);
+        let mut agents = BTreeMap::new();
+        let mut steps = Vec::with_capacity(bodies.len());
+        for (i, (data, body)) in graph.steps().iter().zip(bodies).enumerate() {
+            let spec = match &body {
+                Body::Agent { agent, .. } => {
+                    agent.spec().validate()?;
+                    agents.insert(agent.spec().id.clone(), digest(agent.spec())?);
+                    Arc::new(agent.spec().in_phase(&data.phase))
+                }
+                Body::Function { .. } => Arc::default(),
+            };
+            let successors = Machine::successors(&graph, i)
+                .into_iter()
+                .map(|(path, agent)| Successor { path, agent })
+                .collect();
+            let place = Arc::new(StepPlace {
+                path: data.name.clone(),
+                phase: data.phase.clone(),
+                timeout_ms: data.timeout_ms,
+                successors,
+            });
+            steps.push(Step { body, place, spec });
+        }
+        check_dependencies(&graph, &steps)?;
+        let pins = Arc::new(Pins { graph: graph.digest().to_owned(), agents });
+        Ok(Program { inner: Arc::new(Inner { graph, steps, pins }), types: PhantomData })
+    }
+}
+
+impl Program<Brief, Value> {
+    /// Checks a graph that is data, and finds its agents and functions in `team`.
+    ///
+    /// An agent that takes a [`Task`](crate::Task) gets the run's [`Brief`] and what the steps before handed
+    /// over. Any other agent, and a function, gets the output of the step before it; of several, a JSON object by
+    /// the names of the steps.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) with all that is wrong, each naming its step.
+    pub fn from_graph(data: GraphData, team: &Team) -> Result<Self, Error> {
+        let mut problems: Vec<String> = data.problems().iter().map(ToString::to_string).collect();
+        let mut bodies = Vec::with_capacity(data.steps.len());
+        for step in &data.steps {
+            let inputs = step.inputs.iter().map(|input| input.step.clone()).collect();
+            match &step.kind {
+                StepKind::Agent(id) => match team.agent(id) {
+                    Ok(agent) => bodies.push(Body::agent(agent.clone(), feed_for(&**agent, inputs))),
+                    Err(error) => problems.push(format!("step `{}`: {error}", step.name)),
+                },
+                StepKind::Function(name) => match team.functions.get(&**name) {
+                    Some(call) => bodies.push(Body::Function { call: call.clone(), feed: by_name(inputs) }),
+                    None => {
+                        let known = team.functions.keys().map(|name| &**name);
+                        let error = Error::not_found("function", &**name, known);
+                        problems.push(format!("step `{}`: {error}", step.name));
+                    }
+                },
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Error::new(ErrorKind::Problems {
+                what: format!("workflow `{}`", data.name),
+                problems,
+            }));
+        }
+        Program::assemble(data, bodies)
+    }
+}
+
+fn feed_for(agent: &dyn ErasedAgent, inputs: Vec<Arc<str>>) -> Feed {
+    if agent.takes_task() {
+        Feed::convert(|outputs, cx| Ok(Payload::new(task_of(outputs, cx))))
+    } else {
+        by_name(inputs)
+    }
+}
+
+fn by_name(inputs: Vec<Arc<str>>) -> Feed {
+    if inputs.len() <= 1 {
+        return Feed::identity();
+    }
+    Feed::convert(move |outputs, _cx| {
+        let named =
+            inputs.iter().zip(outputs).filter_map(|(name, output)| Some((name.clone(), output.clone()?)));
+        Ok(Payload::new(named.collect::<BTreeMap<Arc<str>, Payload>>()))
+    })
+}
+
+/// Every deliverable that an agent depends on must come from some step before it.
+fn check_dependencies(graph: &Graph, steps: &[Step]) -> Result<(), Error> {
+    let mut delivered: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); steps.len()];
+    for at in graph.order() {
+        let Some(step) = steps.get(at) else { continue };
+        let mut known: BTreeSet<&str> = graph
+            .before(at)
+            .into_iter()
+            .filter_map(|(from, _)| delivered.get(from))
+            .flat_map(|kinds| kinds.iter().copied())
+            .collect();
+        let missing: Vec<String> =
+            step.spec.dependencies.iter().filter(|kind| !known.contains(kind.as_str())).cloned().collect();
+        if !missing.is_empty() {
+            return Err(Error::new(ErrorKind::MissingDependency {
+                step: step.place.path.to_string(),
+                missing,
+            })
+            .with_help("add a step before it that delivers this, or make the dependency optional"));
+        }
+        known.extend(step.spec.outputs.iter().map(|output| output.kind.as_str()));
+        if let Some(slot) = delivered.get_mut(at) {
+            *slot = known;
+        }
+    }
+    Ok(())
+}
+
+/// The agents and functions that data graphs may name.
+#[derive(Clone, Default)]
+pub struct Team {
+    agents: BTreeMap<String, Arc<dyn ErasedAgent>>,
+    aliases: BTreeMap<String, String>,
+    functions: BTreeMap<Arc<str>, Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>>,
+}
+
+impl Team {
+    /// A team of nobody.
+    pub fn new() -> Self {
+        Team::default()
+    }
+
+    /// Adds an agent; one of the same id is replaced.
+    #[must_use]
+    pub fn with_agent(self, agent: impl Agent) -> Self {
+        self.with_erased(Arc::new(agent))
+    }
+
+    /// Adds an agent whose types are erased; one of the same id is replaced.
+    #[must_use]
+    pub fn with_erased(mut self, agent: Arc<dyn ErasedAgent>) -> Self {
+        for alias in &agent.spec().aliases {
+            self.aliases.insert(alias.clone(), agent.spec().id.clone());
+        }
+        self.agents.insert(agent.spec().id.clone(), agent);
+        self
+    }
+
+    /// Adds a function.
+    #[must_use]
+    pub fn with_function<N, U, Fut>(
+        mut self,
+        name: &str,
+        function: impl Fn(N) -> Fut + Send + Sync + 'static,
+    ) -> Self
+    where
+        N: Data,
+        U: Data,
+        Fut: Future<Output = Result<U, AgentError>> + Send + 'static,
+    {
+        if let Body::Function { call, .. } = Body::function(Feed::identity(), function) {
+            self.functions.insert(name.into(), call);
+        }
+        self
+    }
+
+    /// The agent of an id or alias.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), with the nearest name.
+    pub fn agent(&self, id: &str) -> Result<&Arc<dyn ErasedAgent>, Error> {
+        let id = self.aliases.get(id).map_or(id, String::as_str);
+        self.agents.get(id).ok_or_else(|| {
+            let known = self.agents.keys().chain(self.aliases.keys()).map(String::as_str);
+            Error::new(ErrorKind::NotFound {
+                what: "agent".to_owned(),
+                name: id.to_owned(),
+                nearest: nearest(id, known).map(str::to_owned),
+            })
+        })
+    }
+
+    /// All agents, by id.
+    pub fn agents(&self) -> impl Iterator<Item = &Arc<dyn ErasedAgent>> {
+        self.agents.values()
+    }
+}
+
+impl fmt::Debug for Team {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Team")
+            .field("agents", &self.agents.keys())
+            .field("functions", &self.functions.keys())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a [`Runner`](crate::Runner) can start: a reference to a [`Workflow`] or to a [`Program`].
+pub trait IntoProgram {
+    /// What it takes.
+    type Input: Data;
+    /// What it gives.
+    type Output: Data;
+
+    /// Builds and checks it.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) with all that is wrong with its graph.
+    fn into_program(self) -> Result<Program<Self::Input, Self::Output>, Error>;
+}
+
+impl<W: Workflow> IntoProgram for &W {
+    type Input = W::Input;
+    type Output = W::Output;
+
+    fn into_program(self) -> Result<Program<W::Input, W::Output>, Error> {
+        Program::new(self)
+    }
+}
+
+impl<I: Data, O: Data> IntoProgram for &Program<I, O> {
+    type Input = I;
+    type Output = O;
+
+    fn into_program(self) -> Result<Program<I, O>, Error> {
+        Ok(self.clone())
+    }
+}
+
+/// Whether `T` is the task of data agents.
+pub(crate) fn is_task<T: 'static>() -> bool {
+    TypeId::of::<T>() == TypeId::of::<crate::task::Task>()
+}

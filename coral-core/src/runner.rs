@@ -1,0 +1,565 @@
+//! Starting, resuming and watching runs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::marker::PhantomData;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{Context, Poll};
+
+use futures_core::Stream;
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use serde_json::Value;
+
+use crate::clock::{Clock, SystemClock};
+use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
+use crate::error::{Error, ErrorKind};
+use crate::event::{EVENT_FORMAT, Event, Pins, Record, RunStatus, Seq};
+use crate::graph::RetryPolicy;
+use crate::journal::{Journal, MemoryJournal, RunFilter};
+use crate::model::{ChatModel, Delta};
+use crate::payload::{Data, Payload};
+use crate::program::{self, IntoProgram, Program};
+use crate::prompt::Prompts;
+use crate::task::Brief;
+use crate::tool::{NoTools, Toolbox};
+
+/// Records that are read from a journal at once.
+const PAGE: usize = 1_000;
+
+type DeltaListener = Arc<dyn Fn(&Arc<str>, &Delta) + Send + Sync>;
+
+/// What a runner stands on.
+pub(crate) struct Ports {
+    pub(crate) journal: Arc<dyn Journal>,
+    pub(crate) model: Arc<dyn ChatModel>,
+    pub(crate) tools: Arc<dyn Toolbox>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) prompts: Arc<Prompts>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) on_delta: Option<DeltaListener>,
+}
+
+/// Runs workflows. Cheap to clone; one runner drives any number of runs at once, on the tokio
+/// runtime that it is called from.
+#[derive(Clone)]
+pub struct Runner {
+    ports: Arc<Ports>,
+    active: Arc<Mutex<HashMap<Arc<str>, Weak<RunShared>>>>,
+}
+
+/// What a [`Runner`] stands on; each part has a default.
+#[must_use]
+pub struct RunnerBuilder {
+    ports: Ports,
+}
+
+impl RunnerBuilder {
+    /// Where runs are recorded. Default: a [`MemoryJournal`], which forgets with the process.
+    pub fn journal(mut self, journal: impl Journal + 'static) -> Self {
+        self.ports.journal = Arc::new(journal);
+        self
+    }
+
+    /// The model that agents talk to. Default: none, and each model call fails.
+    pub fn model(mut self, model: impl ChatModel + 'static) -> Self {
+        self.ports.model = Arc::new(model);
+        self
+    }
+
+    /// The tools that agents may call. Default: none.
+    pub fn tools(mut self, tools: impl Toolbox + 'static) -> Self {
+        self.ports.tools = Arc::new(tools);
+        self
+    }
+
+    /// Time and chance. Default: the system's.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.ports.clock = Arc::new(clock);
+        self
+    }
+
+    /// The templates that prompts may include. Default: none.
+    pub fn prompts(mut self, prompts: Prompts) -> Self {
+        self.ports.prompts = Arc::new(prompts);
+        self
+    }
+
+    /// How often a call that failed transiently is made within one effect. Default: four times,
+    /// half a second apart and doubling.
+    pub fn retry(mut self, retry: RetryPolicy) -> Self {
+        self.ports.retry = retry;
+        self
+    }
+
+    /// Listens to answers while they stream: the step's path and the piece. For display alone;
+    /// the listener must not block.
+    pub fn on_delta(mut self, listener: impl Fn(&Arc<str>, &Delta) + Send + Sync + 'static) -> Self {
+        self.ports.on_delta = Some(Arc::new(listener));
+        self
+    }
+
+    /// The runner.
+    pub fn build(self) -> Runner {
+        Runner { ports: Arc::new(self.ports), active: Arc::default() }
+    }
+}
+
+/// How a run is started.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct StartOptions {
+    /// The run's id: letters, digits, `-`, `_` and `.`, at most 128. Default: the workflow's name,
+    /// the time and a drawn number.
+    pub id: Option<String>,
+    /// The project that the run belongs to. Default: that of the [`Brief`], if the input is one.
+    pub project: Option<String>,
+    /// Facts that conditions ask for, over those of the [`Brief`], if the input is one.
+    pub facts: BTreeMap<String, Value>,
+}
+
+impl StartOptions {
+    /// All default.
+    pub fn new() -> Self {
+        StartOptions::default()
+    }
+
+    /// Sets the run's id.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.id = Some(id.into());
+        self
+    }
+
+    /// Sets the project.
+    #[must_use]
+    pub fn project(mut self, project: impl Into<String>) -> Self {
+        self.project = Some(project.into());
+        self
+    }
+
+    /// Adds a fact.
+    #[must_use]
+    pub fn fact(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.facts.insert(name.into(), value.into());
+        self
+    }
+}
+
+impl Runner {
+    /// A runner with all parts at their defaults, to be set.
+    pub fn builder() -> RunnerBuilder {
+        RunnerBuilder {
+            ports: Ports {
+                journal: Arc::new(MemoryJournal::new()),
+                model: Arc::new(NoModel),
+                tools: Arc::new(NoTools),
+                clock: Arc::new(SystemClock),
+                prompts: Arc::new(Prompts::default()),
+                retry: RetryPolicy::attempts(4),
+                on_delta: None,
+            },
+        }
+    }
+
+    /// Where runs are recorded.
+    pub fn journal(&self) -> &Arc<dyn Journal> {
+        &self.ports.journal
+    }
+
+    /// Starts a run. When it returns, the run's beginning is durable.
+    ///
+    /// The run goes on by itself, whether or not the handle is kept, as long as the tokio runtime
+    /// does.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) if the workflow can't run; those of the journal.
+    pub async fn start<P: IntoProgram>(&self, workflow: P, input: P::Input) -> Result<Run<P::Output>, Error> {
+        self.start_with(workflow, input, StartOptions::default()).await
+    }
+
+    /// Starts a run with an id, a project or facts of its own.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start); [`Invalid`](ErrorKind::Invalid) if the id can't be one;
+    /// [`Conflict`](ErrorKind::Conflict) if there is a run of this id.
+    pub async fn start_with<P: IntoProgram>(
+        &self,
+        workflow: P,
+        input: P::Input,
+        options: StartOptions,
+    ) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        let input = Payload::new(input);
+        let brief = input.typed::<Brief>();
+        let project =
+            options.project.unwrap_or_else(|| brief.map(|brief| brief.project.clone()).unwrap_or_default());
+        let mut facts = brief.map(|brief| brief.facts.clone()).unwrap_or_default();
+        facts.extend(options.facts);
+        let graph = program.graph().data().clone();
+        let id: Arc<str> = match options.id {
+            Some(id) => id.into(),
+            None => {
+                let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
+                format!("{}-{now:x}-{chance:08x}", graph.name).into()
+            }
+        };
+        check_id(&id)?;
+        if let Some(head) = self.ports.journal.head(&id).await? {
+            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
+                .with_help("there is a run of this id: resume it, or start under another id"));
+        }
+        let epoch = self.ports.journal.acquire(&id).await?;
+        let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
+        let (shared, inbox) = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
+        let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
+        driver
+            .begin(Event::RunStarted {
+                format: EVENT_FORMAT,
+                project,
+                graph,
+                pins: program.pins().clone(),
+                input,
+                facts,
+            })
+            .await?;
+        Ok(self.launch(shared, driver))
+    }
+
+    /// Takes a run up where its journal ends: after a crash, a shutdown or a failure. What is
+    /// recorded is not done again. A run that is over gives its recorded end.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such run;
+    /// [`DefinitionChanged`](ErrorKind::DefinitionChanged) if it began under another definition;
+    /// those of the journal.
+    pub async fn resume<P: IntoProgram>(&self, workflow: P, run: &str) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        self.resume_inner(&program.inner, run).await
+    }
+
+    async fn resume_inner<O>(&self, program: &Arc<program::Inner>, run: &str) -> Result<Run<O>, Error> {
+        let journal = &self.ports.journal;
+        if journal.head(run).await?.is_none() {
+            let runs = journal.runs(&RunFilter::default()).await?;
+            return Err(Error::not_found("run", run, runs.iter().map(|head| head.run.as_str())));
+        }
+        let epoch = journal.acquire(run).await?;
+        let mut page = journal.read(run, 1, PAGE).await?;
+        let Some(Record { event: Event::RunStarted { format, project, graph, pins, facts, .. }, .. }) =
+            page.first()
+        else {
+            return Err(Error::storage(
+                "reading the journal",
+                format!("run `{run}` does not begin with `run_started`"),
+            ));
+        };
+        if *format > EVENT_FORMAT {
+            return Err(Error::invalid(
+                format!("run `{run}`"),
+                format!("it is recorded in format {format}, this release reads up to {EVENT_FORMAT}"),
+            )
+            .with_help("resume it with the release that wrote it, or a newer one"));
+        }
+        check_pins(run, graph, pins, program)?;
+        let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
+        let mut driver = Driver::new(shared.clone(), program.clone(), inbox, epoch);
+        let mut finished = None;
+        while let Some(last) = page.last().map(|record| record.seq) {
+            for record in &page {
+                driver.replay(record);
+                if let Event::RunFinished { status, output, error } = &record.event {
+                    finished = Some((*status, output.clone(), error.clone()));
+                }
+            }
+            let full = page.len() == PAGE;
+            page = if full { journal.read(run, last + 1, PAGE).await? } else { Vec::new() };
+        }
+        shared.head.send_replace(driver.seq);
+        match finished {
+            Some((status @ (RunStatus::Succeeded | RunStatus::Cancelled), output, error))
+                if driver.machine.status() == status =>
+            {
+                shared.end.send_replace(Some(Arc::new(RunEnd::Finished { status, output, error })));
+                Ok(Run::new(shared))
+            }
+            _ => {
+                driver.begin(Event::RunResumed { epoch }).await?;
+                Ok(self.launch(shared, driver))
+            }
+        }
+    }
+
+    /// Resumes every unfinished run of `program`: what a service calls when it starts. A run that
+    /// can't be resumed is reported in its place and does not keep the others from going on.
+    ///
+    /// # Errors
+    /// Those of the journal when it lists its runs.
+    pub async fn recover<I, O>(
+        &self,
+        program: &Program<I, O>,
+    ) -> Result<Vec<(String, Result<Run<O>, Error>)>, Error> {
+        let mut filter = RunFilter::unfinished();
+        filter.workflow = Some(program.graph().data().name.clone());
+        let mut runs = Vec::new();
+        for head in self.ports.journal.runs(&filter).await? {
+            if self.is_active(&head.run) {
+                continue;
+            }
+            let run = self.resume_inner(&program.inner, &head.run).await;
+            runs.push((head.run, run));
+        }
+        Ok(runs)
+    }
+
+    /// Suspends every run of this runner at its next durable point, and waits until all stand.
+    /// Calls in flight are dropped; the runs can be resumed, here or in another process.
+    pub async fn shutdown(&self) {
+        let active: Vec<Arc<RunShared>> = {
+            let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.drain().filter_map(|(_, run)| run.upgrade()).collect()
+        };
+        for run in &active {
+            run.send(ToDriver::Suspend).await;
+        }
+        for run in &active {
+            let mut end = run.end.subscribe();
+            // The sender lives in `run`, so the wait can't fail.
+            let _ = end.wait_for(Option::is_some).await;
+        }
+    }
+
+    fn is_active(&self, run: &str) -> bool {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.get(run).and_then(Weak::upgrade).is_some_and(|run| run.end.borrow().is_none())
+    }
+
+    fn launch<O>(&self, shared: Arc<RunShared>, driver: Driver) -> Run<O> {
+        {
+            let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            if active.len() >= 2 * active.capacity().max(32) / 3 {
+                active.retain(|_, run| run.upgrade().is_some_and(|run| run.end.borrow().is_none()));
+            }
+            active.insert(shared.id.clone(), Arc::downgrade(&shared));
+        }
+        tokio::spawn(driver.drive());
+        Run::new(shared)
+    }
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Runner").field("model", &self.ports.model.name()).finish_non_exhaustive()
+    }
+}
+
+fn check_id(id: &str) -> Result<(), Error> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || id.len() > 128 || !id.chars().all(fits) || id.starts_with('.') {
+        return Err(Error::invalid(
+            format!("run id `{id}`"),
+            "it must be letters, digits, `-`, `_` and `.`, not begin with `.`, and be at most 128 long",
+        ));
+    }
+    Ok(())
+}
+
+fn check_pins(
+    run: &str,
+    began: &Arc<crate::graph::GraphData>,
+    pins: &Pins,
+    program: &program::Inner,
+) -> Result<(), Error> {
+    if *pins == *program.pins {
+        return Ok(());
+    }
+    let mut differences = crate::graph::Graph::new((**began).clone())
+        .map(|began| began.diff(program.graph.data()))
+        .unwrap_or_default();
+    for (id, was) in &pins.agents {
+        match program.pins.agents.get(id) {
+            None => differences.push(format!("agent `{id}` is gone")),
+            Some(is) if is != was => differences.push(format!("the definition of agent `{id}` differs")),
+            Some(_) => {}
+        }
+    }
+    for id in program.pins.agents.keys().filter(|id| !pins.agents.contains_key(*id)) {
+        differences.push(format!("agent `{id}` is new"));
+    }
+    Err(Error::new(ErrorKind::DefinitionChanged { run: run.to_owned(), diff: differences.join("; ") })
+        .with_help("resume it under the definition that it began with, or start a new run"))
+}
+
+/// A run in progress, or over.
+pub struct Run<O> {
+    shared: Arc<RunShared>,
+    output: PhantomData<fn() -> O>,
+}
+
+impl<O> Clone for Run<O> {
+    fn clone(&self) -> Self {
+        Run::new(self.shared.clone())
+    }
+}
+
+impl<O> fmt::Debug for Run<O> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("id", &self.shared.id).finish_non_exhaustive()
+    }
+}
+
+impl<O> Run<O> {
+    fn new(shared: Arc<RunShared>) -> Self {
+        Run { shared, output: PhantomData }
+    }
+
+    /// The run's id: what [`Runner::resume`] takes.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// Asks the run to end. Running agents are stopped and clean up; what has not begun is
+    /// skipped. A run that is over stays as it is.
+    pub async fn cancel(&self, reason: &str) {
+        if self.shared.end.borrow().is_none() {
+            self.shared.send(ToDriver::Cancel(reason.into())).await;
+        }
+    }
+
+    /// Waits until the run is over, and says how it ended.
+    ///
+    /// # Errors
+    /// What kept the run from going on: [`Fenced`](ErrorKind::Fenced) if another process took it
+    /// over, [`Suspended`](ErrorKind::Suspended) after [`Runner::shutdown`], those of the journal.
+    /// The run can be resumed.
+    pub async fn wait(&self) -> Result<RunStatus, Error> {
+        self.end(|status, _, _| Ok(status)).await
+    }
+
+    /// The run's events in order, from seq `from` (1 is the first) on, then each new one as it
+    /// comes; ends with the run. Nothing is dropped or reordered, however slow the reader.
+    pub fn events(&self, from: Seq) -> EventStream {
+        EventStream::new(self.shared.clone(), from.max(1))
+    }
+
+    async fn end<T>(
+        &self,
+        then: impl FnOnce(RunStatus, Option<&Payload>, Option<&Error>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let mut end = self.shared.end.subscribe();
+        // The sender lives in `self.shared`, so the wait can't fail.
+        let end = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
+        match end.as_deref() {
+            Some(RunEnd::Finished { status, output, error }) => {
+                then(*status, output.as_ref(), error.as_ref())
+            }
+            Some(RunEnd::Broken(error)) => Err(error.clone()),
+            None => Err(Error::new(ErrorKind::Suspended { run: self.shared.id.to_string() })),
+        }
+    }
+}
+
+impl<O: Data> Run<O> {
+    /// Waits until the run is over and gives its output.
+    ///
+    /// # Errors
+    /// The error of the step that failed; [`Cancelled`](ErrorKind::Cancelled); else as
+    /// [`wait`](Self::wait).
+    pub async fn output(&self) -> Result<O, Error> {
+        self.end(|_, output, error| match (output, error) {
+            (Some(output), _) => output.get(),
+            (None, Some(error)) => Err(error.clone()),
+            (None, None) => Err(Error::invalid("run", "it ended without output")),
+        })
+        .await
+    }
+}
+
+/// A run's events in order. See [`Run::events`].
+pub struct EventStream(BoxStream<'static, Result<Record, Error>>);
+
+impl EventStream {
+    fn new(shared: Arc<RunShared>, from: Seq) -> Self {
+        struct Cursor {
+            shared: Arc<RunShared>,
+            next: Seq,
+            page: std::vec::IntoIter<Record>,
+            broken: bool,
+        }
+        let cursor = Cursor { shared, next: from, page: Vec::new().into_iter(), broken: false };
+        let stream = futures_util::stream::unfold(cursor, |mut cursor| async move {
+            loop {
+                if let Some(record) = cursor.page.next() {
+                    cursor.next = record.seq + 1;
+                    return Some((Ok(record), cursor));
+                }
+                if cursor.broken {
+                    return None;
+                }
+                // Whether it is over is asked before the journal is read, so that no record
+                // made in between is missed.
+                let mut head = cursor.shared.head.subscribe();
+                let mut end = cursor.shared.end.subscribe();
+                let over = end.borrow_and_update().is_some();
+                head.borrow_and_update();
+                match cursor.shared.ports.journal.read(&cursor.shared.id, cursor.next, PAGE).await {
+                    Ok(page) if !page.is_empty() => cursor.page = page.into_iter(),
+                    Ok(_) if over => return None,
+                    Ok(_) => {
+                        tokio::select! {
+                            _ = head.changed() => {}
+                            _ = end.changed() => {}
+                        }
+                    }
+                    Err(error) => {
+                        cursor.broken = true;
+                        return Some((Err(error), cursor));
+                    }
+                }
+            }
+        });
+        EventStream(stream.boxed())
+    }
+
+    /// The next event; `None` when the run is over and all were given.
+    ///
+    /// # Errors
+    /// Those of the journal; the stream ends after one.
+    pub async fn next(&mut self) -> Option<Result<Record, Error>> {
+        self.0.next().await
+    }
+}
+
+impl Stream for EventStream {
+    type Item = Result<Record, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.0.as_mut().poll_next(cx)
+    }
+}
+
+impl fmt::Debug for EventStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EventStream").finish_non_exhaustive()
+    }
+}
+
+/// Stands where no model was given.
+struct NoModel;
+
+#[async_trait::async_trait]
+impl ChatModel for NoModel {
+    fn name(&self) -> &str {
+        "none"
+    }
+
+    async fn chat(
+        &self,
+        _request: &crate::model::ChatRequest,
+        _cx: &crate::call::CallContext,
+    ) -> Result<crate::model::ChatResponse, Error> {
+        Err(Error::invalid("model call", "the runner has no model")
+            .with_help("give the runner one: `Runner::builder().model(..)`"))
+    }
+}

@@ -1,0 +1,4 @@
+//! The engine through its public API.
+
+mod engine;
+mod support;
