@@ -125,11 +125,6 @@ impl AgentContext {
         self.run.facts.get(name)
     }
 
-    /// The templates that prompts may include, as given to the runner.
-    pub fn prompts(&self) -> &Arc<crate::prompt::Prompts> {
-        &self.run.ports.prompts
-    }
-
     /// Calls the model. A transient failure is tried again within the runner's policy; what comes
     /// back is the last outcome.
     ///

@@ -21,7 +21,7 @@ use crate::machine::{Command, Machine, StepState};
 use crate::payload::Payload;
 use crate::program::{self, Body};
 use crate::runner::Ports;
-use crate::task::{HandoffMessage, MessageType};
+use crate::task::{Deliverable, HandoffMessage, MessageType};
 use crate::tool::EffectClass;
 
 /// How long an event that nobody waits for may wait for others to share its append with.
@@ -218,6 +218,8 @@ pub(crate) struct Driver {
     pub(crate) seq: Seq,
     pub(crate) logs: StepLogs,
     pub(crate) messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
+    /// What had been delivered when each step began.
+    available: HashMap<usize, Arc<[Deliverable]>>,
     batch: Vec<Event>,
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
     /// Whether somebody waits for the batch.
@@ -243,6 +245,7 @@ impl Driver {
             seq: 0,
             logs: StepLogs::default(),
             messages: HashMap::new(),
+            available: HashMap::new(),
             batch: Vec::new(),
             acks: Vec::new(),
             urgent: false,
@@ -270,6 +273,9 @@ impl Driver {
 
     /// Drives the run to its end, and says how it ended.
     pub(crate) async fn drive(mut self) {
+        for step in self.program.graph.order() {
+            self.gather(step);
+        }
         self.commands.clear();
         self.machine.outstanding(&mut self.commands);
         let end = match self.work().await {
@@ -429,7 +435,8 @@ impl Driver {
     }
 
     fn start(&mut self, at: usize, attempt: u32) {
-        let Some(step) = self.program.steps.get(at) else { return };
+        let program = self.program.clone();
+        let Some(step) = program.steps.get(at) else { return };
         let path = step.place.path.clone();
         let log = self.logs.take(&path, attempt);
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
@@ -517,9 +524,30 @@ impl Driver {
         }
     }
 
-    fn handoff_context(&self, at: usize) -> HandoffContext {
-        let graph = &self.program.graph;
-        let Some(data) = graph.steps().get(at) else { return HandoffContext::default() };
+    /// All that the steps before `at` have delivered so far.
+    fn gather(&mut self, at: usize) -> Arc<[Deliverable]> {
+        let Some(data) = self.program.graph.steps().get(at) else { return Arc::default() };
+        let mut all: Vec<Deliverable> = Vec::new();
+        for input in &data.inputs {
+            let Some(from) = self.machine.step(&input.step) else { continue };
+            let theirs = self.available.get(&from).into_iter().flat_map(|known| known.iter());
+            let message = self.messages.get(&(input.step.clone(), data.name.clone()));
+            let new = message.into_iter().flat_map(|message| &message.context.deliverables);
+            for deliverable in theirs.chain(new) {
+                if !all.contains(deliverable) {
+                    all.push(deliverable.clone());
+                }
+            }
+        }
+        let all: Arc<[Deliverable]> = all.into();
+        if !all.is_empty() {
+            self.available.insert(at, all.clone());
+        }
+        all
+    }
+
+    fn handoff_context(&mut self, at: usize) -> HandoffContext {
+        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
         let sources = data
             .inputs
             .iter()
@@ -532,7 +560,10 @@ impl Driver {
                 },
             })
             .collect();
+        let available = self.gather(at);
+        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
         HandoffContext {
+            available,
             input: Some(self.machine.input().clone()),
             phase: data.phase.clone(),
             instructions: data.instructions.clone(),

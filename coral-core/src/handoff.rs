@@ -9,7 +9,7 @@ use crate::error::AgentError;
 use crate::hash::hex;
 use crate::payload::Payload;
 use crate::spec::AgentSpec;
-use crate::task::{Brief, HandoffMessage, Report, Task, TaskInput};
+use crate::task::{Brief, Deliverable, HandoffMessage, Report, Task, TaskInput};
 
 /// *`Self` can be handed to an agent that takes `Next`.*
 ///
@@ -58,6 +58,7 @@ pub struct HandoffContext {
     pub(crate) phase: Arc<str>,
     pub(crate) instructions: Vec<String>,
     pub(crate) sources: Vec<HandoffSource>,
+    pub(crate) available: Arc<[Deliverable]>,
 }
 
 /// One step whose output is handed over.
@@ -92,6 +93,11 @@ impl HandoffContext {
         &self.sources
     }
 
+    /// All that the steps before have delivered, theirs before them included.
+    pub fn available(&self) -> &[Deliverable] {
+        &self.available
+    }
+
     /// The brief of the run: its input if that is one; else its input as text.
     pub fn brief(&self) -> Brief {
         let Some(input) = &self.input else { return Brief::default() };
@@ -112,6 +118,7 @@ impl HandoffContext {
             brief: self.brief(),
             phase: self.phase.to_string(),
             inputs: Vec::new(),
+            available: self.available.to_vec(),
             instructions: self.instructions.clone(),
         }
     }

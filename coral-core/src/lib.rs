@@ -21,7 +21,9 @@ mod money;
 mod payload;
 mod program;
 mod prompt;
+mod prompt_agent;
 mod runner;
+mod schema;
 mod spec;
 mod task;
 mod tool;
@@ -48,8 +50,10 @@ pub use crate::model::{
 pub use crate::money::Usd;
 pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
-pub use crate::prompt::Prompts;
+pub use crate::prompt::Partials;
+pub use crate::prompt_agent::PromptAgent;
 pub use crate::runner::{EventStream, Run, Runner, RunnerBuilder, StartOptions};
+pub use crate::schema::Schema;
 pub use crate::spec::{
     AgentLimits, AgentSpec, Category, HandoffSpec, ModelNeeds, OutputSpec, PhaseSpec, PromptTemplate, Tier,
 };

@@ -21,7 +21,6 @@ use crate::journal::{Journal, MemoryJournal, RunFilter};
 use crate::model::{ChatModel, Delta};
 use crate::payload::{Data, Payload};
 use crate::program::{self, IntoProgram, Program};
-use crate::prompt::Prompts;
 use crate::task::Brief;
 use crate::tool::{NoTools, Toolbox};
 
@@ -36,7 +35,6 @@ pub(crate) struct Ports {
     pub(crate) model: Arc<dyn ChatModel>,
     pub(crate) tools: Arc<dyn Toolbox>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) prompts: Arc<Prompts>,
     pub(crate) retry: RetryPolicy,
     pub(crate) on_delta: Option<DeltaListener>,
 }
@@ -77,12 +75,6 @@ impl RunnerBuilder {
     /// Time and chance. Default: the system's.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.ports.clock = Arc::new(clock);
-        self
-    }
-
-    /// The templates that prompts may include. Default: none.
-    pub fn prompts(mut self, prompts: Prompts) -> Self {
-        self.ports.prompts = Arc::new(prompts);
         self
     }
 
@@ -156,7 +148,6 @@ impl Runner {
                 model: Arc::new(NoModel),
                 tools: Arc::new(NoTools),
                 clock: Arc::new(SystemClock),
-                prompts: Arc::new(Prompts::default()),
                 retry: RetryPolicy::attempts(4),
                 on_delta: None,
             },

@@ -30,6 +30,9 @@ pub struct Task {
     /// What earlier agents handed over, in the order of the graph.
     #[serde(default)]
     pub inputs: Vec<TaskInput>,
+    /// All that the steps before have delivered, theirs before them included.
+    #[serde(default)]
+    pub available: Vec<Deliverable>,
     /// What this agent is asked to do beyond its definition.
     #[serde(default)]
     pub instructions: Vec<String>,

@@ -1,4 +1,6 @@
 //! The engine through its public API.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails panics")]
 
 mod engine;
+mod prompt_agent;
 mod support;

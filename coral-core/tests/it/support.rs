@@ -38,13 +38,6 @@ impl<F: Fn(usize, &ChatRequest) -> Result<ChatResponse, Error> + Send + Sync> Ch
     }
 }
 
-/// A model that repeats the last user message.
-pub(crate) fn echo() -> impl ChatModel {
-    FnModel::new(|_, request: &ChatRequest| {
-        Ok(ChatResponse::text("test", request.messages.last().map(|m| m.text()).unwrap_or_default()))
-    })
-}
-
 /// Tools that write what they are called with into a shared list, by key.
 #[derive(Clone, Default)]
 pub(crate) struct Sink(pub(crate) Arc<Mutex<BTreeMap<String, Vec<String>>>>);
@@ -55,7 +48,7 @@ impl Toolbox for Sink {
         Ok(vec![ToolDef {
             name: "write".into(),
             description: "writes".into(),
-            input_schema: json!({"type": "object"}),
+            input_schema: json!({"type": "object", "properties": {"path": {"type": "string"}}}),
             effect: EffectClass::Idempotent,
         }])
     }

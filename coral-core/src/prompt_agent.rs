@@ -1,0 +1,359 @@
+//! Running an agent that is data.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::agent::{Agent, HandoffDraft};
+use crate::context::AgentContext;
+use crate::error::{AgentError, Error, ErrorKind, ModelFault};
+use crate::model::{ChatRequest, ChatResponse, Message, OutputFormat, Part, StopReason, ToolChoice};
+use crate::prompt::{Partials, Prompt};
+use crate::schema::Schema;
+use crate::spec::{AgentSpec, OutputSpec};
+use crate::task::{Brief, Deliverable, MessageType, Report, Task, TaskInput};
+use crate::tool::{EffectClass, ToolCall, ToolDef};
+
+/// Runs an [`AgentSpec`]: prompt from its templates, a tool loop with a turn limit, and an answer
+/// that is parsed against the output format, with a bounded number of repair turns.
+///
+/// The answer is a [`Report`]. It counts as one when it is a JSON object of that shape; when its
+/// `data` fits the spec's output schema; when every deliverable that the spec promises is listed, and,
+/// where the agent had tools to write with, was written by one of them; and when `next_agent`, if there is one, is among the spec's
+/// suggested successors. What does not fit goes back to the model with the reason. On its last
+/// turn the model gets no tools, so that a turn limit ends in an answer.
+#[derive(Clone, Debug)]
+pub struct PromptAgent {
+    spec: AgentSpec,
+    prompt: Prompt,
+    schema: Option<Schema>,
+    format: OutputFormat,
+}
+
+impl PromptAgent {
+    /// An agent whose templates include no others.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid), which names the field, template or keyword that can't be used.
+    pub fn new(spec: AgentSpec) -> Result<Self, Error> {
+        Self::with_partials(spec, &Partials::default())
+    }
+
+    /// An agent whose templates may include `partials`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_partials(spec: AgentSpec, partials: &Partials) -> Result<Self, Error> {
+        spec.validate()?;
+        let at = |error: Error| error.at(format!("agent `{}`", spec.id));
+        let prompt = Prompt::new(&spec, partials)?;
+        let schema = spec.output_schema.clone().map(Schema::new).transpose().map_err(at)?;
+        let format =
+            OutputFormat { name: "report".to_owned(), schema: Arc::new(report_schema(schema.as_ref())) };
+        Ok(PromptAgent { spec, prompt, schema, format })
+    }
+
+    /// The messages that the model is first given for `task` with `tools`, as `spec` stands in its phase.
+    fn messages(&self, spec: &AgentSpec, task: &Task, tools: &[ToolDef]) -> Result<Vec<Message>, Error> {
+        #[derive(Serialize)]
+        struct Scope<'a> {
+            agent: &'a AgentSpec,
+            brief: &'a Brief,
+            phase: &'a str,
+            instructions: &'a [String],
+            inputs: &'a [TaskInput],
+            available: &'a [Deliverable],
+            deliverables: &'a [OutputSpec],
+            tools: &'a [ToolDef],
+        }
+        let mut system = vec![spec.role_description.trim().to_owned()];
+        system.push(self.prompt.render("@system", json!({ "agent": spec }))?.trim().to_owned());
+        for (title, list) in [("Expertise", &spec.expertise_areas), ("Methods", &spec.methodologies)] {
+            if !list.is_empty() {
+                system.push(format!("## {title}\n\n- {}", list.join("\n- ")));
+            }
+        }
+        let scope = Scope {
+            agent: spec,
+            brief: &task.brief,
+            phase: &task.phase,
+            instructions: &task.instructions,
+            inputs: &task.inputs,
+            available: &task.available,
+            deliverables: &spec.outputs,
+            tools,
+        };
+        let mut user = Vec::new();
+        for name in ["@task", "@context", "@output"] {
+            user.push(self.prompt.render(name, &scope)?.trim().to_owned());
+        }
+        if let Some(phase) = spec.phases.get(&task.phase).filter(|phase| !phase.instructions.is_empty()) {
+            user.push(format!("## This phase: {}\n\n{}", task.phase, phase.instructions.trim()));
+        }
+        if !task.instructions.is_empty() && !self.prompt.places_instructions {
+            user.push(format!("## Instructions for this step\n\n- {}", task.instructions.join("\n- ")));
+        }
+        let join = |mut parts: Vec<String>| {
+            parts.retain(|part| !part.is_empty());
+            parts.join("\n\n")
+        };
+        let mut system = Message::system(join(system));
+        system.cache = true;
+        Ok(vec![system, Message::user(join(user))])
+    }
+
+    /// The report in `text`, or what is wrong with it.
+    fn parse(
+        &self,
+        spec: &AgentSpec,
+        text: &str,
+        written: Option<&BTreeSet<String>>,
+    ) -> Result<Report, String> {
+        let value = json_in(text).ok_or_else(|| "the answer is not one JSON object".to_owned())?;
+        let report: Report =
+            serde_json::from_value(value).map_err(|error| format!("the report's shape is wrong: {error}"))?;
+        let mut problems = Vec::new();
+        if let Some(schema) = &self.schema {
+            problems
+                .extend(schema.problems(&report.data).into_iter().map(|problem| format!("data{problem}")));
+        }
+        for output in spec.outputs.iter().filter(|output| !output.optional) {
+            if !report.deliverables.iter().any(|deliverable| deliverable.kind == output.kind) {
+                problems.push(format!("deliverable `{}` at `{}` is not listed", output.kind, output.path));
+            }
+        }
+        for deliverable in &report.deliverables {
+            if written.is_some_and(|written| !written.contains(normal(&deliverable.path))) {
+                problems.push(format!("`{}` is listed, but no tool call wrote it", deliverable.path));
+            }
+        }
+        if let Some(next) = report.next_agent.as_ref().filter(|next| !spec.handoff.next_agents.contains(next))
+        {
+            let allowed = spec.handoff.next_agents.join(", ");
+            problems.push(format!("`next_agent` is `{next}`, but it must be one of: {allowed}"));
+        }
+        if problems.is_empty() { Ok(report) } else { Err(problems.join("; ")) }
+    }
+
+    /// Calls the tools that the model asks for, and gives their answers back to it.
+    async fn call_tools(
+        &self,
+        calls: Vec<ToolCall>,
+        written: &mut BTreeSet<String>,
+        cx: &mut AgentContext,
+    ) -> Result<Message, AgentError> {
+        let allowed = usize::try_from(cx.spec().limits.max_tool_calls).unwrap_or(usize::MAX);
+        let (now, excess) = calls.split_at(allowed.min(calls.len()));
+        let outputs = cx.call_tools(now).await?;
+        let mut parts = Vec::with_capacity(calls.len());
+        for (call, output) in now.iter().zip(outputs) {
+            let (content, is_error) = match output {
+                Ok(output) => (output.content, output.is_error),
+                Err(error) if error.is_cancelled() => return Err(error.into()),
+                // The model is told, and may find another way.
+                Err(error) => (error.to_string(), true),
+            };
+            if !is_error && let Some(path) = call.arguments.get("path").and_then(Value::as_str) {
+                written.insert(normal(path).to_owned());
+            }
+            parts.push(Part::ToolResult {
+                call_id: call.id.clone(),
+                name: call.name.clone(),
+                content,
+                is_error,
+            });
+        }
+        parts.extend(excess.iter().map(|call| Part::ToolResult {
+            call_id: call.id.clone(),
+            name: call.name.clone(),
+            content: format!("not called: at most {allowed} tool calls are allowed at once"),
+            is_error: true,
+        }));
+        Ok(Message::tool_results(parts))
+    }
+}
+
+#[async_trait]
+impl Agent for PromptAgent {
+    type Input = Task;
+    type Output = Report;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    async fn validate_dependencies(&self, task: &Task, cx: &mut AgentContext) -> Result<(), AgentError> {
+        let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
+        let missing: Vec<String> =
+            cx.spec().dependencies.iter().filter(|kind| !there(kind)).cloned().collect();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::MissingDependency { step: cx.path().to_string(), missing })
+            .with_help("the agent that should have delivered it reported less than its definition promises")
+            .into())
+    }
+
+    async fn run(&self, task: Task, cx: &mut AgentContext) -> Result<Report, AgentError> {
+        let spec = cx.spec().clone();
+        let tools = cx.tools().await?;
+        let writes = tools.iter().any(|tool| {
+            tool.effect != EffectClass::Pure && tool.input_schema.pointer("/properties/path").is_some()
+        });
+        let mut request = ChatRequest {
+            model: spec.model.name.clone(),
+            messages: self.messages(&spec, &task, &tools)?,
+            tools,
+            output: Some(self.format.clone()),
+            max_output_tokens: spec.model.max_output_tokens,
+            temperature: spec.model.temperature,
+            effort: spec.model.effort,
+            ..ChatRequest::default()
+        };
+        let mut written = BTreeSet::new();
+        let mut repairs = 0;
+        for turn in 1..=spec.limits.max_turns {
+            let last = turn == spec.limits.max_turns;
+            if last && !request.tools.is_empty() {
+                request.tool_choice = ToolChoice::None;
+            }
+            let response = cx.chat(&request).await?;
+            refuse(&response)?;
+            let calls: Vec<ToolCall> = response.message.tool_calls().cloned().collect();
+            let paused = response.stop == StopReason::Pause;
+            let cut = response.stop == StopReason::MaxTokens;
+            let text = response.message.text();
+            request.messages.push(response.message);
+            if !calls.is_empty() && !last {
+                let answers = self.call_tools(calls, &mut written, cx).await?;
+                request.messages.push(answers);
+                continue;
+            }
+            if paused && !last {
+                continue;
+            }
+            let problem = match self.parse(&spec, &text, writes.then_some(&written)) {
+                Ok(report) => return Ok(report),
+                Err(_) if cut => {
+                    "the answer was cut off at the limit of output tokens; answer more briefly".to_owned()
+                }
+                Err(problem) => problem,
+            };
+            if repairs == spec.limits.max_repairs || last {
+                return Err(Error::new(ErrorKind::Output { problem })
+                    .at(format!("agent `{}`", spec.id))
+                    .with_help(format!(
+                        "after {turn} turns and {repairs} repairs; raise `limits`, or use a stronger model"
+                    ))
+                    .into());
+            }
+            repairs += 1;
+            request.messages.push(Message::user(format!(
+                "That is not yet the report that is asked for: {problem}. Mend it, and answer with the whole report as one JSON object."
+            )));
+        }
+        Err(Error::new(ErrorKind::Limit { limit: "max_turns".to_owned(), max: spec.limits.max_turns.into() })
+            .into())
+    }
+
+    fn handoff(&self, report: &Report, to: &str, cx: &AgentContext) -> Result<HandoffDraft, AgentError> {
+        let mut next_tasks = report.next_tasks.clone();
+        if next_tasks.is_empty() {
+            let scope = json!({ "agent": cx.spec(), "report": report, "to": to });
+            let lines = self.prompt.render("@handoff", scope)?;
+            let lines = lines.lines().map(|line| line.trim().trim_start_matches("- "));
+            next_tasks = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        }
+        Ok(HandoffDraft {
+            message_type: MessageType::Handoff,
+            deliverables: report.deliverables.clone(),
+            next_tasks,
+        })
+    }
+}
+
+/// A refusal, or a filter's cut, is the end: another turn would only cost.
+fn refuse(response: &ChatResponse) -> Result<(), Error> {
+    let problem = match response.stop {
+        StopReason::Refusal => "the model refuses to answer",
+        StopReason::ContentFilter => "the provider's filter cut the answer",
+        _ => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Model {
+        fault: ModelFault::ContentFiltered,
+        model: response.model.clone(),
+        problem: problem.to_owned(),
+    }))
+}
+
+/// The one JSON object in `text`: all of it, the last fenced block, or from the first brace to the last.
+fn json_in(text: &str) -> Option<Value> {
+    let text = text.trim();
+    let fenced = || {
+        let (before, _) = text.rsplit_once("```")?;
+        let (_, block) = before.rsplit_once("```")?;
+        Some(block.strip_prefix("json").unwrap_or(block))
+    };
+    let braced = || text.get(text.find('{')?..=text.rfind('}')?);
+    let parse = |text: &str| serde_json::from_str(text.trim()).ok().filter(Value::is_object);
+    parse(text).or_else(|| parse(fenced()?)).or_else(|| parse(braced()?))
+}
+
+/// A path as deliverables name it: relative to the project's root.
+fn normal(path: &str) -> &str {
+    let path = path.strip_prefix("/project/").unwrap_or(path);
+    path.strip_prefix("./").unwrap_or(path).trim_start_matches('/')
+}
+
+/// JSON Schema of a report whose `data` is `data`, in the strict form that providers ask for: every
+/// property required, none beyond.
+fn report_schema(data: Option<&Schema>) -> Value {
+    let strings = json!({"type": "array", "items": {"type": "string"}});
+    let mut properties = json!({
+        "summary": {"type": "string", "description": "What was done, in a few sentences."},
+        "deliverables": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "type": {"type": "string"},
+                    "path": {"type": "string"},
+                    "description": {"type": "string"},
+                },
+                "required": ["type", "path", "description"],
+                "additionalProperties": false,
+            },
+        },
+        "decisions": strings,
+        "next_tasks": strings,
+    });
+    let mut required = vec!["summary", "deliverables", "decisions", "next_tasks"];
+    if let (Some(data), Some(properties)) = (data, properties.as_object_mut()) {
+        properties.insert("data".to_owned(), data.as_json().clone());
+        required.push("data");
+    }
+    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_found_where_models_put_it() {
+        for text in [
+            r#"{"summary":"x"}"#,
+            "Here it is:\n```json\n{\"summary\":\"x\"}\n```\nDone.",
+            "```\n{\"summary\":\"x\"}\n```",
+            "I am done. {\"summary\":\"x\"} Bye.",
+        ] {
+            assert_eq!(json_in(text), Some(json!({"summary": "x"})), "{text}");
+        }
+        for text in ["", "none", "[1]", "{broken", "``` ```"] {
+            assert_eq!(json_in(text), None, "{text}");
+        }
+    }
+}
