@@ -1,1 +1,35 @@
-//! Placeholder.
+//! Storage for Coral: journals, caches and blobs that outlive the process.
+//!
+//! A run of Coral is a list of events; what keeps that list decides what a crash can take. This
+//! crate keeps it in [`SqliteJournal`], one file that needs no server.
+//!
+//! ```
+//! use coral_core::{Journal, RunFilter};
+//! use coral_state::SqliteJournal;
+//!
+//! # let dir = tempfile::tempdir().unwrap();
+//! # let path = dir.path().join("coral.db");
+//! # tokio::runtime::Runtime::new().unwrap().block_on(async {
+//! let journal = SqliteJournal::open(path)?;
+//! assert!(journal.runs(&RunFilter::unfinished()).await?.is_empty());
+//! # Ok::<(), coral_core::Error>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Crate features
+//! - `sqlite` (default): [`SqliteStore`] with its journal, blobs and cache. Builds SQLite from source.
+//! - `conformance`: the exam for journals, for the tests of a backend of your own.
+#![forbid(unsafe_code)]
+
+mod blob_name;
+mod codec;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod directory;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod status;
+
+pub use crate::directory::DirectoryBlobs;
+#[cfg(feature = "sqlite")]
+pub use crate::sqlite::{Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore};

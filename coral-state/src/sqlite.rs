@@ -1,0 +1,233 @@
+//! The embedded store: one SQLite file, one thread that writes it, any number of readers.
+
+mod blobs;
+mod cache;
+mod fault;
+mod journal;
+mod readers;
+mod schema;
+mod writer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use coral_core::{Error, ErrorKind};
+use rusqlite::Connection;
+use tokio::sync::{mpsc, oneshot};
+
+pub use self::blobs::SqliteBlobs;
+pub use self::cache::SqliteCache;
+pub use self::journal::SqliteJournal;
+
+use self::readers::Readers;
+use self::writer::{Job, Request};
+
+/// What a power cut may take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Durability {
+    /// Nothing that was acknowledged: each commit waits for the disk.
+    #[default]
+    Full,
+    /// The last commits, never half of one, and nothing when only the process dies. Some twenty
+    /// times faster for a lone writer. A run that lost records repeats the effects they recorded.
+    Normal,
+}
+
+/// How a [`SqliteStore`] is opened.
+///
+/// ```
+/// use coral_state::{Durability, SqliteOptions};
+///
+/// let mut options = SqliteOptions::at("runs.db");
+/// options.durability = Durability::Normal;
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct SqliteOptions {
+    /// The file; made if it does not exist. Its directory must.
+    pub path: PathBuf,
+    /// What a power cut may take.
+    pub durability: Durability,
+    /// How long a write waits for another process on the same file.
+    pub busy_timeout: Duration,
+    /// The size that the file may grow to; a write beyond it fails as on a full disk.
+    pub max_bytes: Option<u64>,
+    /// Requests that may wait for the writer before those who ask wait too.
+    pub queue: usize,
+}
+
+impl SqliteOptions {
+    /// The usual settings for the file at `path`.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        SqliteOptions {
+            path: path.into(),
+            durability: Durability::default(),
+            busy_timeout: Duration::from_secs(10),
+            max_bytes: None,
+            queue: 4_096,
+        }
+    }
+}
+
+/// One SQLite file with a journal, a blob store and a cache in it.
+///
+/// All writes go through one thread that commits what waits together, so that many runs share the
+/// price of one sync; reads have connections of their own and wait for nobody. Several processes
+/// may open the same file. Clones share the file; when the last one and the last of what it gave
+/// out is dropped, the writer finishes its queue first.
+///
+/// ```
+/// use coral_core::Journal;
+/// use coral_state::SqliteStore;
+///
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("coral.db");
+/// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+/// let store = SqliteStore::open(path)?;
+/// let journal = store.journal();
+/// assert_eq!(journal.acquire("run-1").await?, 1);
+/// # Ok::<(), coral_core::Error>(())
+/// # }).unwrap();
+/// ```
+#[derive(Clone)]
+pub struct SqliteStore(Arc<Inner>);
+
+struct Inner {
+    path: PathBuf,
+    readers: Arc<Readers>,
+    requests: Option<mpsc::Sender<Request>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl SqliteStore {
+    /// Opens the file at `path`, or makes it. Blocks for a few milliseconds.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the file belongs to another program or a newer release,
+    /// [`Storage`](ErrorKind::Storage) if it can't be opened.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Self::open_with(SqliteOptions::at(path.as_ref()))
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// As [`open`](SqliteStore::open).
+    pub fn open_with(options: SqliteOptions) -> Result<Self, Error> {
+        let conn = schema::open_writer(&options)?;
+        let (requests, queue) = mpsc::channel(options.queue.max(1));
+        let writer = std::thread::Builder::new()
+            .name("coral-sqlite".into())
+            .spawn(move || writer::serve(&conn, queue))
+            .map_err(|e| Error::storage("start the writer's thread", e))?;
+        Ok(SqliteStore(Arc::new(Inner {
+            path: options.path.clone(),
+            readers: Arc::new(Readers::new(options)),
+            requests: Some(requests),
+            writer: Some(writer),
+        })))
+    }
+
+    /// The journal in this file.
+    pub fn journal(&self) -> SqliteJournal {
+        SqliteJournal::new(self.clone())
+    }
+
+    /// The blob store in this file.
+    pub fn blobs(&self) -> SqliteBlobs {
+        SqliteBlobs::new(self.clone())
+    }
+
+    /// The cache in this file, of at most `max_entries`.
+    pub fn cache(&self, max_entries: usize) -> SqliteCache {
+        SqliteCache::new(self.clone(), max_entries)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    async fn send(&self, request: Request) -> Result<(), Error> {
+        match &self.0.requests {
+            Some(requests) => requests.send(request).await.map_err(|_| gone()),
+            None => Err(gone()),
+        }
+    }
+
+    /// Reads on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        query: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let readers = Arc::clone(&self.0.readers);
+        tokio::task::spawn_blocking(move || readers.with(operation, query))
+            .await
+            .map_err(|e| Error::storage(operation, e))?
+    }
+
+    /// Makes `change` within a commit of the writer.
+    async fn write<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let job = Change { operation, change: Some(change), made: None, answer };
+        self.send(Request::Job(Box::new(job))).await?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
+impl std::fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SqliteStore").field("path", &self.0.path).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        drop(self.requests.take());
+        if let Some(writer) = self.writer.take() {
+            // What a panic of the writer broke was already told to all who waited.
+            let _ = writer.join();
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Storage {
+        operation: "write to the store".into(),
+        problem: "its writer has ended".into(),
+        transient: false,
+    })
+    .with_help("open the store again")
+}
+
+struct Change<F, T> {
+    operation: &'static str,
+    change: Option<F>,
+    made: Option<T>,
+    answer: oneshot::Sender<Result<T, Error>>,
+}
+
+impl<F, T> Job for Change<F, T>
+where
+    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
+    T: Send,
+{
+    fn run(&mut self, conn: &Connection) -> Result<(), Error> {
+        if let Some(change) = self.change.take() {
+            self.made = Some(change(conn).map_err(|e| fault::storage(self.operation, &e))?);
+        }
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, outcome: Result<(), Error>) {
+        let made = self.made.ok_or_else(gone);
+        let _ = self.answer.send(outcome.and(made));
+    }
+}

@@ -1,0 +1,126 @@
+//! The journal in a SQLite file.
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use coral_core::{Error, Journal, Record, RunFilter, RunHead, Seq};
+use rusqlite::{OptionalExtension, params, params_from_iter};
+use tokio::sync::oneshot;
+
+use super::writer::{Append, Request, head_of};
+use super::{SqliteOptions, SqliteStore, gone};
+use crate::codec;
+use crate::status::status_name;
+
+const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run FROM runs";
+
+/// A [`Journal`] in a SQLite file: durable, atomic, and fast with many runs at once.
+///
+/// See [`SqliteStore`] for what else the file may hold. Clones share the file.
+#[derive(Clone, Debug)]
+pub struct SqliteJournal(SqliteStore);
+
+impl SqliteJournal {
+    pub(super) fn new(store: SqliteStore) -> Self {
+        SqliteJournal(store)
+    }
+
+    /// Opens the journal in the file at `path`, or makes it.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Ok(SqliteStore::open(path)?.journal())
+    }
+
+    /// The same with other settings.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn open_with(options: SqliteOptions) -> Result<Self, Error> {
+        Ok(SqliteStore::open_with(options)?.journal())
+    }
+
+    /// The store that this journal is in.
+    pub fn store(&self) -> &SqliteStore {
+        &self.0
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteJournal {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Request::Acquire { run: run.into(), answer }).await?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+        // Made here, so that many runs serialise at once and the writer only writes.
+        let chunk = codec::encode(&records)?;
+        let (answer, answered) = oneshot::channel();
+        let append = Append { run: run.into(), epoch, expected, records, chunk, answer };
+        self.0.send(Request::Append(append)).await?;
+        let (result, _records) = answered.await.map_err(|_| gone())?;
+        result
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        let run: Box<str> = run.into();
+        let from = from.max(1);
+        if limit == 0 || i64::try_from(from).is_err() {
+            return Ok(Vec::new());
+        }
+        self.0
+            .read("read the journal", move |conn| {
+                let mut select = conn.prepare_cached(
+                    "SELECT last_seq, data FROM chunks
+                     WHERE run_id = (SELECT id FROM runs WHERE run = ?1) AND last_seq >= ?2
+                     ORDER BY last_seq",
+                )?;
+                let mut rows = select.query(params![run, from.cast_signed()])?;
+                let mut records = Vec::new();
+                while records.len() < limit {
+                    let Some(row) = rows.next()? else { break };
+                    let last = row.get::<_, i64>(0)?.cast_unsigned();
+                    let chunk = row.get_ref(1)?.as_blob()?;
+                    if let Err(damage) = codec::decode(chunk, last, from, limit, &mut records) {
+                        return Ok(Err(damage.at(format!("run `{run}`"))));
+                    }
+                }
+                Ok(Ok(records))
+            })
+            .await?
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        let run: Box<str> = run.into();
+        self.0
+            .read("read the journal", move |conn| {
+                conn.prepare_cached(&format!("{HEAD} WHERE run = ?1 AND last_seq > 0"))?
+                    .query_row([run], head_of)
+                    .optional()
+            })
+            .await
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        let mut sql = format!("{HEAD} WHERE last_seq > 0");
+        let mut values = Vec::new();
+        let status = filter.status.map(status_name);
+        for (column, value) in
+            [("workflow", &filter.workflow), ("project", &filter.project), ("status", &status)]
+        {
+            if let Some(value) = value {
+                values.push(value.clone());
+                sql.push_str(&format!(" AND {column} = ?{}", values.len()));
+            }
+        }
+        sql.push_str(" ORDER BY run");
+        self.0
+            .read("list the runs", move |conn| {
+                conn.prepare_cached(&sql)?.query_map(params_from_iter(values), head_of)?.collect()
+            })
+            .await
+    }
+}

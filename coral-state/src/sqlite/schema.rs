@@ -1,0 +1,147 @@
+//! The tables, and how a file of an older release becomes one of this release.
+
+use std::time::Duration;
+
+use coral_core::Error;
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::fault::storage;
+use super::{Durability, SqliteOptions};
+
+/// `CORL`: marks a file as a store of Coral.
+const APPLICATION_ID: i32 = 0x434f_524c;
+
+/// What leads from each version to the next. Only ever appended to.
+///
+/// Chunks lie in the order of their commits, so that a commit of many runs writes few pages; the
+/// index finds those of one run.
+const MIGRATIONS: &[&str] = &["
+    CREATE TABLE runs (
+        id INTEGER PRIMARY KEY,
+        run TEXT NOT NULL UNIQUE,
+        epoch INTEGER NOT NULL,
+        workflow TEXT NOT NULL,
+        project TEXT NOT NULL,
+        status TEXT NOT NULL,
+        last_seq INTEGER NOT NULL,
+        started_at_ms INTEGER NOT NULL,
+        updated_at_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX runs_by_status ON runs (status, run);
+    CREATE INDEX runs_by_project ON runs (project, run);
+    CREATE INDEX runs_by_workflow ON runs (workflow, run);
+    CREATE TABLE chunks (
+        id INTEGER PRIMARY KEY,
+        run_id INTEGER NOT NULL,
+        last_seq INTEGER NOT NULL,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE UNIQUE INDEX chunks_by_run ON chunks (run_id, last_seq);
+    CREATE TABLE blobs (
+        id INTEGER PRIMARY KEY,
+        sha256 BLOB NOT NULL UNIQUE,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE cache (
+        id INTEGER PRIMARY KEY,
+        key TEXT NOT NULL UNIQUE,
+        value BLOB NOT NULL,
+        until_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX cache_by_until ON cache (until_ms);
+"];
+
+/// The connection of the writer, on a file brought up to this release.
+pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> {
+    let mut conn = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE)?;
+    check_owner(&conn, options)?;
+    let setup = || -> rusqlite::Result<()> {
+        conn.pragma_update(None, "journal_mode", "WAL")?;
+        let synchronous = match options.durability {
+            Durability::Full => "FULL",
+            Durability::Normal => "NORMAL",
+        };
+        conn.pragma_update(None, "synchronous", synchronous)?;
+        // On macOS an ordinary fsync does not reach the platter.
+        conn.pragma_update(None, "fullfsync", true)?;
+        conn.pragma_update(None, "checkpoint_fullfsync", true)?;
+        conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
+        conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        if let Some(bytes) = options.max_bytes {
+            let page: i64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
+            let pages = i64::try_from(bytes).unwrap_or(i64::MAX) / page.max(1);
+            conn.pragma_update_and_check(None, "max_page_count", pages, |_| Ok(()))?;
+        }
+        Ok(())
+    };
+    setup().map_err(|e| storage("set up the store", &e))?;
+    migrate(&mut conn, options)?;
+    Ok(conn)
+}
+
+/// A connection that only reads.
+pub(super) fn open_reader(options: &SqliteOptions) -> Result<Connection, Error> {
+    let conn = connect(options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    conn.pragma_update(None, "query_only", true).map_err(|e| storage("open the store", &e))?;
+    Ok(conn)
+}
+
+fn connect(options: &SqliteOptions, mode: OpenFlags) -> Result<Connection, Error> {
+    let open = || -> rusqlite::Result<Connection> {
+        let conn = Connection::open_with_flags(&options.path, mode | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let timeout =
+            if options.busy_timeout.is_zero() { Duration::from_millis(1) } else { options.busy_timeout };
+        conn.busy_timeout(timeout)?;
+        conn.set_prepared_statement_cache_capacity(64);
+        conn.pragma_update(None, "mmap_size", 256_i64 << 20)?;
+        conn.pragma_update(None, "temp_store", "MEMORY")?;
+        Ok(conn)
+    };
+    open().map_err(|e| storage("open the store", &e).at(options.path.display().to_string()))
+}
+
+fn version(conn: &Connection) -> rusqlite::Result<(i32, i32)> {
+    let pragma = |name| conn.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    Ok((pragma("application_id")?, pragma("user_version")?))
+}
+
+/// Refuses another program's database before anything is written to it.
+fn check_owner(conn: &Connection, options: &SqliteOptions) -> Result<(), Error> {
+    let look = || -> rusqlite::Result<(i32, i64)> {
+        let tables = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        Ok((version(conn)?.0, tables))
+    };
+    let at = || options.path.display().to_string();
+    let (owner, tables) = look().map_err(|e| storage("open the store", &e).at(at()))?;
+    if owner == APPLICATION_ID || (owner == 0 && tables == 0) {
+        return Ok(());
+    }
+    Err(Error::invalid("store", "the file is a SQLite database of another program")
+        .with_help("give the path of a file that does not exist yet")
+        .at(at()))
+}
+
+fn migrate(conn: &mut Connection, options: &SqliteOptions) -> Result<(), Error> {
+    let failed = |e: rusqlite::Error| storage("bring the store up to date", &e);
+    let current = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if version(conn).map_err(failed)? == (APPLICATION_ID, current) {
+        return Ok(());
+    }
+    // Another process may open the same file now: who has the lock looks again.
+    let tx = conn.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+    let (_, found) = version(&tx).map_err(failed)?;
+    if found > current {
+        return Err(Error::invalid(
+            "store",
+            format!("its format is version {found}, this release knows up to {current}"),
+        )
+        .with_help("open it with the release that wrote it, or a newer one")
+        .at(options.path.display().to_string()));
+    }
+    for step in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or(0)) {
+        tx.execute_batch(step).map_err(failed)?;
+    }
+    tx.pragma_update(None, "application_id", APPLICATION_ID).map_err(failed)?;
+    tx.pragma_update(None, "user_version", current).map_err(failed)?;
+    tx.commit().map_err(failed)
+}

@@ -1,0 +1,416 @@
+//! The one thread that writes, and its group commit.
+//!
+//! Everything that waits when a commit ends goes into the next one: with many runs at work the
+//! price of a sync is shared by all of them, with one run it is paid at once. Each request is
+//! checked and answered by itself; only a failure of the commit fails them all.
+
+use std::collections::HashMap;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use coral_core::{Error, Record, RunHead, Seq, check_append};
+use rusqlite::{Connection, OptionalExtension, params};
+use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::oneshot;
+
+use super::fault::{leaves_doubt, storage};
+use crate::status::{status_name, status_of};
+
+/// What one commit takes in at the most, so that nobody waits long for a stranger's megabytes.
+const GROUP_REQUESTS: usize = 4_096;
+const GROUP_BYTES: usize = 16 << 20;
+/// Heads kept in memory between commits.
+const HEADS: usize = 16_384;
+/// How long a commit may be held for writers that the last one has just answered.
+const GATHER: Duration = Duration::from_micros(400);
+
+pub(super) enum Request {
+    Append(Append),
+    Acquire { run: Box<str>, answer: oneshot::Sender<Result<u64, Error>> },
+    Job(Box<dyn Job>),
+}
+
+/// A batch on its way. The records come back with the answer, so that freeing them costs the
+/// caller's time and not the writer's.
+pub(super) struct Append {
+    pub(super) run: Box<str>,
+    pub(super) epoch: u64,
+    pub(super) expected: Seq,
+    pub(super) records: Vec<Record>,
+    pub(super) chunk: Vec<u8>,
+    pub(super) answer: oneshot::Sender<(Result<(), Error>, Vec<Record>)>,
+}
+
+/// Any other change: what it does is undone if it fails, and answered once it is durable.
+pub(super) trait Job: Send {
+    fn run(&mut self, conn: &Connection) -> Result<(), Error>;
+    fn answer(self: Box<Self>, outcome: Result<(), Error>);
+    /// Whether it changes the table of runs, which the writer remembers.
+    fn changes_runs(&self) -> bool {
+        false
+    }
+}
+
+/// Serves `requests` until all senders are gone and nothing waits.
+pub(super) fn serve(conn: &Connection, mut requests: Receiver<Request>) {
+    let mut writer = Writer::new(conn);
+    let mut group = Vec::new();
+    let mut last = 0;
+    loop {
+        let Some(first) = requests.blocking_recv() else { return };
+        gather(&mut requests, first, last, &mut group);
+        last = group.len();
+        writer.commit(&mut group);
+    }
+}
+
+/// Takes what waits. Writers that were answered a moment ago are on their way back: waiting for
+/// most of them costs less than a sync of their own. A lone writer never waits.
+fn gather(requests: &mut Receiver<Request>, first: Request, last: usize, group: &mut Vec<Request>) {
+    let mut bytes = size(&first);
+    group.push(first);
+    let wanted = last - last / 8;
+    let mut began = None;
+    while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
+        match requests.try_recv() {
+            Ok(request) => {
+                bytes += size(&request);
+                group.push(request);
+            }
+            Err(TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => {
+                if group.len() >= wanted || began.get_or_insert_with(Instant::now).elapsed() >= GATHER {
+                    return;
+                }
+                thread::yield_now();
+            }
+        }
+    }
+}
+
+fn size(request: &Request) -> usize {
+    match request {
+        Request::Append(append) => append.chunk.len(),
+        Request::Acquire { .. } | Request::Job(_) => 0,
+    }
+}
+
+struct Writer<'c> {
+    conn: &'c Connection,
+    heads: Heads,
+    /// Changes when another connection wrote: then nothing remembered holds.
+    data_version: Option<i64>,
+    /// Why this transaction is already undone: SQLite does so by itself when the disk is full.
+    lost: Option<Error>,
+    /// Why nothing can be written any more.
+    dead: Option<Error>,
+}
+
+/// What is known of runs, and which of it the table does not say yet.
+#[derive(Default)]
+struct Heads {
+    places: HashMap<Box<str>, usize>,
+    known: Vec<Known>,
+    changed: Vec<usize>,
+}
+
+impl Heads {
+    fn clear(&mut self) {
+        self.places.clear();
+        self.known.clear();
+        self.changed.clear();
+    }
+
+    fn add(&mut self, run: &str, known: Known) -> usize {
+        let place = self.known.len();
+        self.known.push(known);
+        self.places.insert(run.into(), place);
+        place
+    }
+
+    /// The head at `place`, about to be changed.
+    fn change(&mut self, place: usize) -> Option<&mut Known> {
+        let known = self.known.get_mut(place)?;
+        if !known.changed {
+            known.changed = true;
+            self.changed.push(place);
+        }
+        Some(known)
+    }
+}
+
+struct Known {
+    id: i64,
+    epoch: u64,
+    head: RunHead,
+    changed: bool,
+}
+
+/// An answer that waits for the commit.
+enum Answer {
+    Append(Append, Result<(), Error>),
+    Acquire(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
+    Job(Box<dyn Job>, Result<(), Error>),
+}
+
+impl Answer {
+    fn send(self, commit: Result<(), &Error>) {
+        // Whoever asked may have gone: the change stays.
+        match self {
+            Answer::Append(append, result) => {
+                let Append { records, answer, chunk, .. } = append;
+                drop(chunk);
+                let _ = answer.send((result.and(commit.map_err(Clone::clone)), records));
+            }
+            Answer::Acquire(answer, result) => {
+                let _ = answer.send(result.and_then(|epoch| commit.map(|()| epoch).map_err(Clone::clone)));
+            }
+            Answer::Job(job, result) => job.answer(result.and(commit.map_err(Clone::clone))),
+        }
+    }
+}
+
+impl<'c> Writer<'c> {
+    fn new(conn: &'c Connection) -> Self {
+        Writer { conn, heads: Heads::default(), data_version: None, lost: None, dead: None }
+    }
+
+    fn commit(&mut self, group: &mut Vec<Request>) {
+        let begun = match &self.dead {
+            Some(error) => Err(error.clone()),
+            None => self.begin(),
+        };
+        if let Err(error) = begun {
+            for request in group.drain(..) {
+                unserved(request).send(Err(&error));
+            }
+            return;
+        }
+        let answers: Vec<Answer> = group.drain(..).map(|request| self.serve(request)).collect();
+        let committed = self.end();
+        for answer in answers {
+            answer.send(committed.as_ref().copied());
+        }
+    }
+
+    fn begin(&mut self) -> Result<(), Error> {
+        let begin = || -> rusqlite::Result<i64> {
+            self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+            self.conn.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+        };
+        match begin() {
+            Ok(version) => {
+                if self.data_version.replace(version) != Some(version) || self.heads.known.len() > HEADS {
+                    self.heads.clear();
+                }
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back();
+                Err(storage("write to the store", &error))
+            }
+        }
+    }
+
+    fn end(&mut self) -> Result<(), Error> {
+        if let Some(lost) = self.lost.take() {
+            self.roll_back();
+            return Err(lost);
+        }
+        let result = self
+            .write_heads()
+            .and_then(|()| self.conn.prepare_cached("COMMIT").and_then(|mut commit| commit.execute([])));
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                self.roll_back();
+                let told = storage("write to the store", &error);
+                if leaves_doubt(&error) {
+                    // What a failed sync left behind can't be known, and a later sync that
+                    // succeeds would not mean that it is there. Opening anew finds out.
+                    self.dead = Some(told.clone());
+                }
+                Err(told)
+            }
+        }
+    }
+
+    fn roll_back(&mut self) {
+        self.heads.clear();
+        if !self.conn.is_autocommit()
+            && let Err(error) = self.conn.execute_batch("ROLLBACK")
+        {
+            self.dead = Some(storage("undo a write to the store", &error));
+        }
+    }
+
+    fn serve(&mut self, request: Request) -> Answer {
+        match request {
+            Request::Append(append) => {
+                let result = self.attempt(|writer| writer.append(&append));
+                Answer::Append(append, result)
+            }
+            Request::Acquire { run, answer } => {
+                let result = self.attempt(|writer| writer.acquire(&run));
+                Answer::Acquire(answer, result)
+            }
+            Request::Job(mut job) => {
+                let result = self.attempt(|writer| writer.job(&mut *job));
+                Answer::Job(job, result)
+            }
+        }
+    }
+
+    /// Does `change` unless the transaction is gone: outside of it, it would take effect at once.
+    fn attempt<T>(&mut self, change: impl FnOnce(&mut Self) -> Result<T, Error>) -> Result<T, Error> {
+        if let Some(lost) = &self.lost {
+            return Err(lost.clone());
+        }
+        let result = change(self);
+        if let Err(error) = &result
+            && self.conn.is_autocommit()
+        {
+            self.lost = Some(error.clone());
+        }
+        result
+    }
+
+    fn append(&mut self, append: &Append) -> Result<(), Error> {
+        let failed = |e: rusqlite::Error| storage("append to the journal", &e);
+        let place = self.find(&append.run).map_err(failed)?;
+        let Some(known) = place.and_then(|place| self.heads.known.get(place)) else {
+            let absent = RunHead::new(&*append.run);
+            return check_append(&absent, 0, append.epoch, append.expected, &append.records);
+        };
+        check_append(&known.head, known.epoch, append.epoch, append.expected, &append.records)?;
+        let (Some(place), Some(last)) = (place, append.records.last()) else { return Ok(()) };
+        // One statement for the whole batch, and SQLite undoes a statement that fails: a batch
+        // needs no savepoint to be all or nothing among the others.
+        self.conn
+            .prepare_cached("INSERT INTO chunks (run_id, last_seq, data) VALUES (?1, ?2, ?3)")
+            .and_then(|mut insert| insert.execute(params![known.id, last.seq.cast_signed(), append.chunk]))
+            .map_err(failed)?;
+        if let Some(known) = self.heads.change(place) {
+            for record in &append.records {
+                known.head.apply(record);
+            }
+        }
+        Ok(())
+    }
+
+    fn acquire(&mut self, run: &str) -> Result<u64, Error> {
+        let failed = |e: rusqlite::Error| storage("take over the run", &e);
+        if let Some(place) = self.find(run).map_err(failed)?
+            && let Some(known) = self.heads.change(place)
+        {
+            known.epoch += 1;
+            return Ok(known.epoch);
+        }
+        let head = RunHead::new(run);
+        self.conn
+            .prepare_cached(
+                "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms)
+                 VALUES (?1, 1, '', '', ?2, 0, 0, 0)",
+            )
+            .and_then(|mut insert| insert.execute(params![run, status_name(head.status)]))
+            .map_err(failed)?;
+        self.heads.add(run, Known { id: self.conn.last_insert_rowid(), epoch: 1, head, changed: false });
+        Ok(1)
+    }
+
+    fn job(&mut self, job: &mut dyn Job) -> Result<(), Error> {
+        let failed = |e: rusqlite::Error| storage("write to the store", &e);
+        if job.changes_runs() {
+            self.write_heads().map_err(failed)?;
+            self.heads.clear();
+        }
+        let command = |sql| self.conn.prepare_cached(sql).and_then(|mut command| command.execute([]));
+        command("SAVEPOINT job").map_err(failed)?;
+        let result = job.run(self.conn);
+        if result.is_err() && self.conn.is_autocommit() {
+            return result;
+        }
+        if result.is_err() {
+            command("ROLLBACK TO job").map_err(failed)?;
+        }
+        command("RELEASE job").map_err(failed)?;
+        result
+    }
+
+    /// Where the run is in `heads`, as it stands within this transaction.
+    fn find(&mut self, run: &str) -> rusqlite::Result<Option<usize>> {
+        if let Some(place) = self.heads.places.get(run) {
+            return Ok(Some(*place));
+        }
+        let known = self
+            .conn
+            .prepare_cached(
+                "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, id, epoch
+                 FROM runs WHERE run = ?1",
+            )?
+            .query_row([run], |row| {
+                let epoch: i64 = row.get(8)?;
+                Ok(Known {
+                    id: row.get(7)?,
+                    epoch: epoch.cast_unsigned(),
+                    head: head_of(row)?,
+                    changed: false,
+                })
+            })
+            .optional()?;
+        Ok(known.map(|known| self.heads.add(run, known)))
+    }
+
+    fn write_heads(&mut self) -> rusqlite::Result<()> {
+        let mut update = self.conn.prepare_cached(
+            "UPDATE runs SET epoch = ?2, workflow = ?3, project = ?4, status = ?5, last_seq = ?6,
+             started_at_ms = ?7, updated_at_ms = ?8 WHERE id = ?1",
+        )?;
+        for place in self.heads.changed.drain(..) {
+            let Some(known) = self.heads.known.get_mut(place) else { continue };
+            let head = &known.head;
+            update.execute(params![
+                known.id,
+                known.epoch.cast_signed(),
+                head.workflow,
+                head.project,
+                status_name(head.status),
+                head.last_seq.cast_signed(),
+                head.started_at_ms.cast_signed(),
+                head.updated_at_ms.cast_signed(),
+            ])?;
+            known.changed = false;
+        }
+        Ok(())
+    }
+}
+
+fn unserved(request: Request) -> Answer {
+    match request {
+        Request::Append(append) => Answer::Append(append, Ok(())),
+        Request::Acquire { answer, .. } => Answer::Acquire(answer, Ok(0)),
+        Request::Job(job) => Answer::Job(job, Ok(())),
+    }
+}
+
+/// The head in the columns `workflow, project, status, last_seq, started_at_ms, updated_at_ms, run`.
+pub(super) fn head_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunHead> {
+    let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
+    let status: String = row.get(2)?;
+    Ok(RunHead {
+        workflow: row.get(0)?,
+        project: row.get(1)?,
+        status: status_of(&status).ok_or_else(|| {
+            rusqlite::Error::FromSqlConversionFailure(
+                2,
+                rusqlite::types::Type::Text,
+                format!("unknown status `{status}`: written by a newer release").into(),
+            )
+        })?,
+        last_seq: number(3)?,
+        started_at_ms: number(4)?,
+        updated_at_ms: number(5)?,
+        run: row.get(6)?,
+    })
+}

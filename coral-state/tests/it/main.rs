@@ -1,0 +1,6 @@
+//! What the stores of this crate promise, tested from outside.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+
+mod journals;
+mod sqlite;
+mod stores;
