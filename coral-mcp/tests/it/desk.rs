@@ -8,7 +8,7 @@ use coral_mcp::{AuditEvent, AuditRecord, MemoryAudit, Permissions, Sandbox, Sand
 use serde_json::Value;
 
 /// The permission file of the project's documents, as it stands there.
-pub const PERMISSIONS: &str = r#"
+pub(crate) const PERMISSIONS: &str = r#"
 permission_model:
   agents:
     project_architect:
@@ -27,18 +27,18 @@ permission_model:
 "#;
 
 /// A project in a directory of its own, next to a secret that is outside of it.
-pub struct Desk {
+pub(crate) struct Desk {
     dir: tempfile::TempDir,
-    pub tools: Sandbox,
-    pub audit: Arc<MemoryAudit>,
+    pub(crate) tools: Sandbox,
+    pub(crate) audit: Arc<MemoryAudit>,
 }
 
 impl Desk {
-    pub async fn new(permissions: &str) -> Self {
+    pub(crate) async fn new(permissions: &str) -> Self {
         Desk::with(permissions, |builder| builder).await
     }
 
-    pub async fn with(permissions: &str, more: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> Self {
+    pub(crate) async fn with(permissions: &str, more: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in [
             ("project/docs/plan.md", "# Plan\nfirst\nsecond\n"),
@@ -61,26 +61,26 @@ impl Desk {
         Desk { dir, tools, audit }
     }
 
-    pub fn project(&self) -> PathBuf {
+    pub(crate) fn project(&self) -> PathBuf {
         self.dir.path().join("project")
     }
 
-    pub fn outside(&self) -> PathBuf {
+    pub(crate) fn outside(&self) -> PathBuf {
         self.dir.path().join("outside")
     }
 
-    pub fn read(&self, path: &str) -> String {
+    pub(crate) fn read(&self, path: &str) -> String {
         std::fs::read_to_string(self.project().join(path)).unwrap()
     }
 
-    pub async fn call(&self, agent: &str, tool: &str, arguments: Value) -> Result<ToolOutput, Error> {
+    pub(crate) async fn call(&self, agent: &str, tool: &str, arguments: Value) -> Result<ToolOutput, Error> {
         let call = ToolCall { id: "1".into(), name: tool.into(), arguments };
         self.tools.call(&call, &CallContext::new(Caller::agent(agent))).await
     }
 
     /// The text of a call that must succeed.
     #[track_caller]
-    pub fn ok(result: Result<ToolOutput, Error>) -> String {
+    pub(crate) fn ok(result: Result<ToolOutput, Error>) -> String {
         let output = result.unwrap();
         assert!(!output.is_error, "{}", output.content);
         output.content
@@ -88,7 +88,7 @@ impl Desk {
 
     /// The reason of a call that must be denied.
     #[track_caller]
-    pub fn denied(result: Result<ToolOutput, Error>) -> String {
+    pub(crate) fn denied(result: Result<ToolOutput, Error>) -> String {
         match result.unwrap_err().kind() {
             ErrorKind::Denied { reason, .. } => reason.clone(),
             other => panic!("not a denial: {other:?}"),
@@ -97,33 +97,33 @@ impl Desk {
 
     /// The words of a tool that must fail.
     #[track_caller]
-    pub fn failed(result: Result<ToolOutput, Error>) -> String {
+    pub(crate) fn failed(result: Result<ToolOutput, Error>) -> String {
         let output = result.unwrap();
         assert!(output.is_error, "{}", output.content);
         output.content
     }
 
     #[track_caller]
-    pub fn fault(result: Result<ToolOutput, Error>) -> ToolFault {
+    pub(crate) fn fault(result: Result<ToolOutput, Error>) -> ToolFault {
         match result.unwrap_err().kind() {
             ErrorKind::Tool { fault, .. } => *fault,
             other => panic!("not a fault: {other:?}"),
         }
     }
 
-    pub fn last(&self) -> AuditRecord {
+    pub(crate) fn last(&self) -> AuditRecord {
         self.audit.records().pop().unwrap()
     }
 
     /// How many decisions of a verdict are in the audit.
-    pub fn decided(&self, verdict: Verdict) -> usize {
+    pub(crate) fn decided(&self, verdict: Verdict) -> usize {
         let is = |r: &AuditRecord| matches!(&r.entry.event, AuditEvent::Decided { verdict: v, .. } if *v == verdict);
         self.audit.records().iter().filter(|r| is(r)).count()
     }
 }
 
 /// Every file under `dir`, with its content.
-pub fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn snapshot(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut files = Vec::new();
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
