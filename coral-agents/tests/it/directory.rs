@@ -1,0 +1,61 @@
+//! Directories of definitions.
+
+use std::fs;
+use std::path::PathBuf;
+
+use coral_agents::{Registry, Source};
+use coral_core::ErrorKind;
+
+/// A directory of this test alone, below the target directory.
+#[expect(clippy::unwrap_used, reason = "a test that can't write its files has failed")]
+fn fresh(name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+#[test]
+fn a_directory_adds_to_the_built_in_agents() {
+    let dir = fresh("house");
+    for sub in ["agents", "partials", "workflows", "other"] {
+        fs::create_dir(dir.join(sub)).unwrap();
+    }
+    fs::write(dir.join("agents/reviewer.md"), "---\nid: reviewer\nname: Reviewer\n---\n## Task\nReview.\n")
+        .unwrap();
+    fs::write(dir.join("qa.md"), "---\nextends: qa_testing\nsummary: Ours\n---\n## + System\nHouse rules.\n")
+        .unwrap();
+    fs::write(dir.join("agents/broken.md"), "---\nid: [\n---\n").unwrap();
+    fs::write(dir.join("agents/latin1.md"), b"---\nid: caf\xe9\n---\n").unwrap();
+    fs::write(dir.join("agents/notes.txt"), "not a definition").unwrap();
+    fs::write(dir.join("partials/house.md"), "Be kind.").unwrap();
+    fs::write(
+        dir.join("workflows/review.yml"),
+        "steps:\n  - agent: reviewer\n  - {agent: qa_testing, inputs: reviewer}\n",
+    )
+    .unwrap();
+    fs::write(dir.join("other/ignored.md"), "ignored").unwrap();
+
+    let (registry, loaded) = Registry::with_dir(&dir).unwrap();
+    assert_eq!(loaded.agents, ["qa_testing", "reviewer"]);
+    assert_eq!((loaded.partials, loaded.workflows), (vec!["house".to_owned()], vec!["review".to_owned()]));
+    let skipped: Vec<_> =
+        loaded.skipped.iter().map(|s| s.file.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(skipped, ["broken.md", "latin1.md"]);
+    assert!(loaded.skipped[0].error.to_string().contains("broken.md:2: "), "{}", loaded.skipped[0].error);
+
+    let qa = registry.agent("qa_testing").unwrap();
+    assert_eq!(qa.summary, "Ours");
+    assert!(qa.prompt.system_instructions.ends_with("\n\nHouse rules."));
+    assert_eq!(registry.source("qa_testing"), Some(&Source::File(dir.join("qa.md"))));
+    assert_eq!(registry.source("project_architect"), Some(&Source::Builtin));
+    assert_eq!(registry.workflow("review").unwrap().steps.len(), 2);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error() {
+    let error = Registry::with_dir("/does/not/exist").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Storage { .. }), "{error}");
+}

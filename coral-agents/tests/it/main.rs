@@ -1,0 +1,3 @@
+//! Tests that use only the public interface.
+
+mod directory;
