@@ -4,6 +4,7 @@ mod blobs;
 mod cache;
 mod fault;
 mod journal;
+mod queue;
 mod readers;
 mod schema;
 mod writer;
@@ -15,12 +16,13 @@ use std::time::Duration;
 
 use coral_core::{Error, ErrorKind};
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use self::blobs::SqliteBlobs;
 pub use self::cache::SqliteCache;
 pub use self::journal::SqliteJournal;
 
+use self::queue::Queue;
 use self::readers::Readers;
 use self::writer::{Job, Request};
 
@@ -97,7 +99,7 @@ pub struct SqliteStore(Arc<Inner>);
 struct Inner {
     path: PathBuf,
     readers: Arc<Readers>,
-    requests: Option<mpsc::Sender<Request>>,
+    requests: Arc<Queue<Request>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -117,15 +119,16 @@ impl SqliteStore {
     /// As [`open`](SqliteStore::open).
     pub fn open_with(options: SqliteOptions) -> Result<Self, Error> {
         let conn = schema::open_writer(&options)?;
-        let (requests, queue) = mpsc::channel(options.queue.max(1));
+        let requests = Arc::new(Queue::new(options.queue));
+        let served = Served(Arc::clone(&requests));
         let writer = std::thread::Builder::new()
             .name("coral-sqlite".into())
-            .spawn(move || writer::serve(&conn, queue))
+            .spawn(move || writer::serve(&conn, &served.0))
             .map_err(|e| Error::storage("start the writer's thread", e))?;
         Ok(SqliteStore(Arc::new(Inner {
             path: options.path.clone(),
             readers: Arc::new(Readers::new(options)),
-            requests: Some(requests),
+            requests,
             writer: Some(writer),
         })))
     }
@@ -151,10 +154,7 @@ impl SqliteStore {
     }
 
     async fn send(&self, request: Request) -> Result<(), Error> {
-        match &self.0.requests {
-            Some(requests) => requests.send(request).await.map_err(|_| gone()),
-            None => Err(gone()),
-        }
+        self.0.requests.push(request).await.map_err(|_| gone())
     }
 
     /// Reads on a thread that may block.
@@ -190,11 +190,20 @@ impl std::fmt::Debug for SqliteStore {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        drop(self.requests.take());
+        self.requests.close();
         if let Some(writer) = self.writer.take() {
             // What a panic of the writer broke was already told to all who waited.
             let _ = writer.join();
         }
+    }
+}
+
+/// Tells all who wait, should the writer's thread end by a panic.
+struct Served(Arc<Queue<Request>>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 

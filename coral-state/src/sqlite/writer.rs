@@ -4,26 +4,23 @@
 //! price of a sync is shared by all of them, with one run it is paid at once. Each request is
 //! checked and answered by itself; only a failure of the commit fails them all.
 
-use std::collections::HashMap;
-use std::thread;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use coral_core::{Error, Record, RunHead, Seq, check_append};
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::mpsc::Receiver;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::oneshot;
 
 use super::fault::{leaves_doubt, storage};
+use super::queue::Queue;
 use crate::status::{status_name, status_of};
 
 /// What one commit takes in at the most, so that nobody waits long for a stranger's megabytes.
-const GROUP_REQUESTS: usize = 4_096;
 const GROUP_BYTES: usize = 16 << 20;
 /// Heads kept in memory between commits.
 const HEADS: usize = 16_384;
-/// How long a commit may be held for writers that the last one has just answered.
-const GATHER: Duration = Duration::from_micros(400);
+/// How long a commit may be held for those whom the last one answered.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 pub(super) enum Request {
     Append(Append),
@@ -52,40 +49,24 @@ pub(super) trait Job: Send {
     }
 }
 
-/// Serves `requests` until all senders are gone and nothing waits.
-pub(super) fn serve(conn: &Connection, mut requests: Receiver<Request>) {
+/// Serves `requests` until the queue is closed and empty.
+pub(super) fn serve(conn: &Connection, requests: &Queue<Request>) {
     let mut writer = Writer::new(conn);
+    let mut waiting = VecDeque::new();
     let mut group = Vec::new();
-    let mut last = 0;
-    loop {
-        let Some(first) = requests.blocking_recv() else { return };
-        gather(&mut requests, first, last, &mut group);
-        last = group.len();
-        writer.commit(&mut group);
-    }
-}
-
-/// Takes what waits. Writers that were answered a moment ago are on their way back: waiting for
-/// most of them costs less than a sync of their own. A lone writer never waits.
-fn gather(requests: &mut Receiver<Request>, first: Request, last: usize, group: &mut Vec<Request>) {
-    let mut bytes = size(&first);
-    group.push(first);
-    let wanted = last - last / 8;
-    let mut began = None;
-    while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
-        match requests.try_recv() {
-            Ok(request) => {
-                bytes += size(&request);
-                group.push(request);
-            }
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => {
-                if group.len() >= wanted || began.get_or_insert_with(Instant::now).elapsed() >= GATHER {
-                    return;
-                }
-                thread::yield_now();
-            }
+    // Writers that were answered a moment ago are on their way back. Waiting for them as long as
+    // half a commit takes costs less than a commit of their own; a lone writer never waits.
+    let (mut usual, mut patience) = (1, Duration::ZERO);
+    while !waiting.is_empty() || requests.take(usual, patience, &mut waiting) {
+        let mut bytes = 0;
+        while let Some(request) = waiting.pop_front_if(|_| bytes < GROUP_BYTES) {
+            bytes += size(&request);
+            group.push(request);
         }
+        usual = group.len();
+        let begun = Instant::now();
+        writer.commit(&mut group);
+        patience = (begun.elapsed() / 2).min(PATIENCE);
     }
 }
 
