@@ -21,15 +21,19 @@
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "sqlite")]
+mod bell;
 mod blob_name;
 mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod directory;
+mod follow;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod status;
 
 pub use crate::directory::DirectoryBlobs;
+pub use crate::follow::{Follow, Follower, Polled};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore};

@@ -25,6 +25,7 @@ pub use self::journal::SqliteJournal;
 use self::queue::Queue;
 use self::readers::Readers;
 use self::writer::{Job, Request};
+use crate::bell::Bell;
 
 /// What a power cut may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -56,6 +57,9 @@ pub struct SqliteOptions {
     pub busy_timeout: Duration,
     /// The size that the file may grow to; a write beyond it fails as on a full disk.
     pub max_bytes: Option<u64>,
+    /// How often who follows a run looks for what other processes appended; what this one appends
+    /// is told at once.
+    pub poll: Duration,
     /// Requests that may wait for the writer before those who ask wait too.
     pub queue: usize,
 }
@@ -68,6 +72,7 @@ impl SqliteOptions {
             durability: Durability::default(),
             busy_timeout: Duration::from_secs(10),
             max_bytes: None,
+            poll: Duration::from_millis(100),
             queue: 4_096,
         }
     }
@@ -98,6 +103,8 @@ pub struct SqliteStore(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    poll: Duration,
+    bell: Arc<Bell>,
     readers: Arc<Readers>,
     requests: Arc<Queue<Request>>,
     writer: Option<JoinHandle<()>>,
@@ -121,12 +128,16 @@ impl SqliteStore {
         let conn = schema::open_writer(&options)?;
         let requests = Arc::new(Queue::new(options.queue));
         let served = Served(Arc::clone(&requests));
+        let bell = Arc::new(Bell::default());
+        let rung = Arc::clone(&bell);
         let writer = std::thread::Builder::new()
             .name("coral-sqlite".into())
-            .spawn(move || writer::serve(&conn, &served.0))
+            .spawn(move || writer::serve(&conn, &served.0, &rung))
             .map_err(|e| Error::storage("start the writer's thread", e))?;
         Ok(SqliteStore(Arc::new(Inner {
             path: options.path.clone(),
+            poll: options.poll,
+            bell,
             readers: Arc::new(Readers::new(options)),
             requests,
             writer: Some(writer),

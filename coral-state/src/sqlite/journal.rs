@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::writer::{Append, Request, head_of};
 use super::{SqliteOptions, SqliteStore, gone};
 use crate::codec;
+use crate::follow::Follow;
 use crate::status::status_name;
 
 const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run FROM runs";
@@ -122,5 +123,20 @@ impl Journal for SqliteJournal {
                 conn.prepare_cached(&sql)?.query_map(params_from_iter(values), head_of)?.collect()
             })
             .await
+    }
+}
+
+#[async_trait]
+impl Follow for SqliteJournal {
+    async fn grown(&self, run: &str, from: Seq) -> Result<(), Error> {
+        // First listen, then look: what is appended in between is heard.
+        let mut bell = self.0.0.bell.listen(run);
+        while self.head(run).await?.is_none_or(|head| head.last_seq < from) {
+            let heard = tokio::time::timeout(self.0.0.poll, bell.wait_for(|last| *last >= from)).await;
+            if matches!(heard, Ok(Ok(_))) {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 }

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use super::fault::{leaves_doubt, storage};
 use super::queue::Queue;
+use crate::bell::Bell;
 use crate::status::{status_name, status_of};
 
 /// What one commit takes in at the most, so that nobody waits long for a stranger's megabytes.
@@ -50,7 +51,7 @@ pub(super) trait Job: Send {
 }
 
 /// Serves `requests` until the queue is closed and empty.
-pub(super) fn serve(conn: &Connection, requests: &Queue<Request>) {
+pub(super) fn serve(conn: &Connection, requests: &Queue<Request>, bell: &Bell) {
     let mut writer = Writer::new(conn);
     let mut waiting = VecDeque::new();
     let mut group = Vec::new();
@@ -65,7 +66,7 @@ pub(super) fn serve(conn: &Connection, requests: &Queue<Request>) {
         }
         usual = group.len();
         let begun = Instant::now();
-        writer.commit(&mut group);
+        writer.commit(&mut group, bell);
         patience = (begun.elapsed() / 2).min(PATIENCE);
     }
 }
@@ -136,6 +137,14 @@ enum Answer {
 }
 
 impl Answer {
+    /// The run that has grown, and to where.
+    fn grown(&self) -> Option<(&str, Seq)> {
+        match self {
+            Answer::Append(append, Ok(())) => append.records.last().map(|last| (&*append.run, last.seq)),
+            _ => None,
+        }
+    }
+
     fn send(self, commit: Result<(), &Error>) {
         // Whoever asked may have gone: the change stays.
         match self {
@@ -157,7 +166,7 @@ impl<'c> Writer<'c> {
         Writer { conn, heads: Heads::default(), data_version: None, lost: None, dead: None }
     }
 
-    fn commit(&mut self, group: &mut Vec<Request>) {
+    fn commit(&mut self, group: &mut Vec<Request>, bell: &Bell) {
         let begun = match &self.dead {
             Some(error) => Err(error.clone()),
             None => self.begin(),
@@ -170,6 +179,9 @@ impl<'c> Writer<'c> {
         }
         let answers: Vec<Answer> = group.drain(..).map(|request| self.serve(request)).collect();
         let committed = self.end();
+        if committed.is_ok() {
+            bell.ring(answers.iter().filter_map(Answer::grown));
+        }
         for answer in answers {
             answer.send(committed.as_ref().copied());
         }

@@ -26,10 +26,11 @@ mod memory {
 
 mod sqlite {
     use std::path::PathBuf;
+    use std::sync::Arc;
 
-    use coral_core::Error;
-    use coral_state::SqliteJournal;
+    use coral_core::{Error, Seq};
     use coral_state::conformance::Backend;
+    use coral_state::{Follower, SqliteJournal};
     use tempfile::TempDir;
 
     struct Sqlite {
@@ -56,6 +57,10 @@ mod sqlite {
 
         fn at(place: &str) -> Option<Self> {
             Some(Sqlite { path: place.into(), _dir: None })
+        }
+
+        fn follow(journal: Arc<SqliteJournal>, run: &str, from: Seq) -> Follower {
+            Follower::new(journal, run, from)
         }
 
         async fn bytes(&self) -> Option<u64> {
