@@ -24,7 +24,8 @@ pub struct Dialect {
     pub structured: Structured,
     /// Whether to ask for usage at the end of a stream.
     pub stream_usage: bool,
-    /// Whether a stream of chat completions ends with `[DONE]`. Without it, a finish reason ends it.
+    /// Whether a stream of chat completions ends with `[DONE]`. Without it, a finish reason makes it
+    /// whole.
     pub done_marker: bool,
     /// Whether reasoning text is sent back in later turns.
     pub send_reasoning: bool,

@@ -9,7 +9,7 @@ use crate::provider::Provider;
 use crate::vendor::Vendor;
 
 /// The providers that need no `CORAL_MODEL`, in the order in which they are looked for.
-const FIRST: [&str; 3] = ["anthropic", "openai", "ollama"];
+const FIRST: [&str; 4] = ["anthropic", "openai", "gemini", "ollama"];
 
 /// The model that the environment asks for.
 ///
@@ -18,6 +18,7 @@ const FIRST: [&str; 3] = ["anthropic", "openai", "ollama"];
 /// | `CORAL_MODEL` | `provider/model`, or a model of the provider found below, or `offline` |
 /// | `ANTHROPIC_API_KEY`, `ANTHROPIC_BASE_URL` | Anthropic |
 /// | `OPENAI_API_KEY`, `OPENAI_BASE_URL` | OpenAI, or any server that speaks like it; one of the two suffices |
+/// | `GEMINI_API_KEY` or `GOOGLE_API_KEY`, `GEMINI_BASE_URL` | Gemini |
 /// | `OLLAMA_HOST` | Ollama, such as `127.0.0.1:11434` |
 ///
 /// Every provider of [`Vendor::all`] can be named in `CORAL_MODEL`; its key is looked for where the vendor's data
@@ -124,7 +125,7 @@ fn ollama_url(host: &str) -> String {
     let rest = rest.replacen("0.0.0.0", "127.0.0.1", 1);
     let has_port = rest.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let port = if has_port || scheme == "https" { "" } else { ":11434" };
-    format!("{scheme}://{rest}{port}/v1")
+    format!("{scheme}://{rest}{port}")
 }
 
 #[cfg(test)]
@@ -181,9 +182,9 @@ mod tests {
     #[test]
     fn ollama_hosts_are_completed() {
         for (host, url) in [
-            ("127.0.0.1", "http://127.0.0.1:11434/v1"),
-            ("0.0.0.0:9", "http://127.0.0.1:9/v1"),
-            ("https://ollama.example/", "https://ollama.example/v1"),
+            ("127.0.0.1", "http://127.0.0.1:11434"),
+            ("0.0.0.0:9", "http://127.0.0.1:9"),
+            ("https://ollama.example/", "https://ollama.example"),
         ] {
             assert_eq!(ollama_url(host), url);
         }

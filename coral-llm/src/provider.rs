@@ -262,7 +262,8 @@ fn checked_base_url(base_url: &str, protocol: Protocol) -> Result<String, String
     // The path of Messages begins with the version, and people write it at the end of the base too.
     let trimmed = match protocol {
         Protocol::Anthropic => trimmed.strip_suffix("/v1").unwrap_or(trimmed),
-        Protocol::OpenAiChat => trimmed,
+        Protocol::Ollama => trimmed.strip_suffix("/api").unwrap_or(trimmed),
+        _ => trimmed,
     };
     Ok(trimmed.to_owned())
 }
@@ -276,6 +277,9 @@ fn auth_header(
     // Since the version of 2026-10-21 Anthropic takes the key as every other provider does.
     if protocol == Protocol::Anthropic && dialect.anthropic_version.as_str() < "2026-10-21" {
         return Some((HeaderName::from_static("x-api-key"), secret_header(key)?));
+    }
+    if protocol == Protocol::Gemini {
+        return Some((HeaderName::from_static("x-goog-api-key"), secret_header(key)?));
     }
     Some((AUTHORIZATION, secret_header(&format!("Bearer {key}"))?))
 }

@@ -10,7 +10,10 @@ use crate::failure::Failure;
 mod anthropic;
 mod assembly;
 mod framing;
+mod gemini;
+mod ollama;
 mod openai_chat;
+mod openai_responses;
 pub(crate) mod schema;
 
 use assembly::Assembly;
@@ -45,6 +48,13 @@ pub enum Protocol {
     /// OpenAI's chat completions, spoken by many.
     #[serde(rename = "openai_chat")]
     OpenAiChat,
+    /// OpenAI's Responses.
+    #[serde(rename = "openai_responses")]
+    OpenAiResponses,
+    /// Google's Gemini.
+    Gemini,
+    /// Ollama's own chat.
+    Ollama,
 }
 
 /// A request as it travels, without host and key.
@@ -73,6 +83,9 @@ impl Protocol {
         match self {
             Protocol::Anthropic => anthropic::encode(request, model, stream, dialect),
             Protocol::OpenAiChat => openai_chat::encode(request, model, stream, dialect),
+            Protocol::OpenAiResponses => openai_responses::encode(request, model, stream, dialect),
+            Protocol::Gemini => gemini::encode(request, model, stream, dialect),
+            Protocol::Ollama => ollama::encode(request, model, stream, dialect),
         }
     }
 
@@ -81,6 +94,9 @@ impl Protocol {
         let reader: Box<dyn Reader> = match self {
             Protocol::Anthropic => Box::new(anthropic::Messages::default()),
             Protocol::OpenAiChat => Box::new(openai_chat::Completions::new(dialect)),
+            Protocol::OpenAiResponses => Box::new(openai_responses::Responses::default()),
+            Protocol::Gemini => Box::new(gemini::Contents::default()),
+            Protocol::Ollama => Box::new(ollama::Lines::default()),
         };
         let out = Assembly::new(framing == Framing::Whole);
         Decoder { framer: Framer::new(framing, dialect.max_event_bytes), reader, out }

@@ -11,8 +11,10 @@ pub(super) struct Assembly {
     pub(super) model: Option<String>,
     pub(super) stop: Option<StopReason>,
     pub(super) usage: Usage,
-    /// Whether the provider marked the end of its answer.
+    /// Whether the provider marked the end of its answer: nothing that follows would be read.
     pub(super) ended: bool,
+    /// Whether the answer is whole if the bytes end here, though more may follow.
+    pub(super) complete: bool,
     pub(super) deltas: Vec<Delta>,
     /// Whether nobody will hear of deltas, as in an answer that comes whole.
     quiet: bool,
@@ -116,7 +118,7 @@ impl Assembly {
     }
 
     pub(super) fn finish(self) -> Result<ChatResponse, Failure> {
-        if !self.ended {
+        if !self.ended && !self.complete {
             let said = self.blocks.len();
             return Err(Failure::truncated(format!(
                 "the answer ended without the provider's end mark, after {said} part{}",

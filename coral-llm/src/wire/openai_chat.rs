@@ -273,9 +273,8 @@ impl Reader for Completions {
         let chunk: Chunk<'_> = serde_json::from_str(data)
             .map_err(|error| Failure::malformed(format!("expected a chunk of a chat completion: {error}")))?;
         self.take(chunk, out)?;
-        if !self.done_marker && out.stop.is_some() {
-            out.ended = true;
-        }
+        // Counts may follow the finish reason.
+        out.complete = !self.done_marker && out.stop.is_some();
         Ok(())
     }
 

@@ -2,12 +2,13 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test fails by panicking"
 )]
 
 mod anthropic;
+mod codecs;
+mod more_protocols;
 mod openai_chat;
 mod server;
 mod wire_faults;
