@@ -198,7 +198,7 @@ impl Reader for Responses {
                 }
             }
             "response.completed" | "response.incomplete" => {
-                self.finish(event.response.unwrap_or_default(), out)?
+                self.finish(event.response.unwrap_or_default(), out)?;
             }
             "response.failed" => {
                 let error =

@@ -108,7 +108,7 @@ fn no_beginning_of_a_stream_is_a_whole_answer() {
                 sample.protocol == Protocol::Gemini && text[..end].windows(12).any(|w| w == b"finishReason");
             match outcome {
                 Ok(response) => {
-                    assert!(enough, "{:?} took {end} bytes for whole: {response:?}", sample.protocol)
+                    assert!(enough, "{:?} took {end} bytes for whole: {response:?}", sample.protocol);
                 }
                 Err(failure) => assert_eq!(
                     failure.fault,
@@ -127,7 +127,7 @@ fn joined(deltas: &[Delta]) -> String {
     for delta in deltas {
         match delta {
             Delta::Text(more) | Delta::Thinking(more) | Delta::ToolArguments { fragment: more, .. } => {
-                text.push_str(more)
+                text.push_str(more);
             }
             Delta::ToolCall { name, .. } => text.push_str(name),
             _ => {}
