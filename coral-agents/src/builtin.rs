@@ -53,8 +53,16 @@ const PARTIALS: [SourceFile<'static>; 15] = embedded! { Partial:
     "partials/using.md"
 };
 
-const WORKFLOWS: [SourceFile<'static>; 1] = embedded! { Workflow:
+const WORKFLOWS: [SourceFile<'static>; 9] = embedded! { Workflow:
+    "workflows/ai_product.yaml"
+    "workflows/backend_only.yaml"
+    "workflows/data_platform.yaml"
     "workflows/documentation_first.yaml"
+    "workflows/documentation_only.yaml"
+    "workflows/incident_response.yaml"
+    "workflows/legacy_modernisation.yaml"
+    "workflows/mobile.yaml"
+    "workflows/security_review.yaml"
 };
 
 pub(crate) fn files() -> impl Iterator<Item = SourceFile<'static>> {

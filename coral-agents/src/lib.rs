@@ -27,7 +27,9 @@
 
 mod brief;
 mod builtin;
+mod check;
 mod definition;
+mod explain;
 mod markdown;
 mod problem;
 mod registry;
@@ -35,6 +37,8 @@ mod workflow;
 mod yaml;
 
 pub use crate::brief::parse_brief;
+pub use crate::check::{Finding, OPERATIONS, Severity};
 pub use crate::definition::parse_agent;
+pub use crate::explain::{Explanation, Verdict};
 pub use crate::registry::{Loaded, Registry, Skipped, Source};
 pub use crate::workflow::parse_workflow;

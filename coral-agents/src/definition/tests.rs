@@ -96,7 +96,7 @@ fn problems_name_file_and_line() {
     check_problems("---\nid: a\n---\n", &["a.md:2: key `name` is missing"]);
     check_problems(
         "---\nid: a\ncategory: |\n  of\n  two\n---\n",
-        &["a.md:3: `category`: expected one of `core`, `specialist`, found `of\\ntwo\\n`"],
+        &["a.md:4: `category`: expected one of `core`, `specialist`, found `of\\ntwo\\n`"],
     );
     check_problems("---\n---\n", &["a.md:2: key `id` is missing"]);
     check_problems(

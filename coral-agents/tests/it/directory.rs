@@ -7,7 +7,6 @@ use coral_agents::{Registry, Source};
 use coral_core::ErrorKind;
 
 /// A directory of this test alone, below the target directory.
-#[expect(clippy::unwrap_used, reason = "a test that can't write its files has failed")]
 fn fresh(name: &str) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     if dir.exists() {
