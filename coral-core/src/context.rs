@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::agent::HandoffDraft;
 use crate::call::{CallContext, Caller};
@@ -15,7 +16,7 @@ use crate::driver::{RunShared, StepLog, ToDriver};
 use crate::error::{AgentError, Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
 use crate::handoff::derived_uuid;
-use crate::hash::{digest, sha256_hex};
+use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse};
 use crate::payload::Payload;
 use crate::spec::AgentSpec;
@@ -37,6 +38,7 @@ pub struct AgentContext {
     log: StepLog,
     tools: Option<Arc<[ToolDef]>>,
     caller: Arc<Caller>,
+    cancel: Option<oneshot::Receiver<Arc<str>>>,
 }
 
 /// Where a step stands in its graph.
@@ -46,6 +48,8 @@ pub(crate) struct StepPlace {
     pub(crate) phase: Arc<str>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) successors: Arc<[Successor]>,
+    /// In a route, the path of the agent that works next, without its name.
+    pub(crate) next_hop: Option<String>,
 }
 
 /// A step that takes the output of this one.
@@ -78,6 +82,7 @@ impl AgentContext {
         step: Arc<StepPlace>,
         attempt: u32,
         log: StepLog,
+        cancel: Option<oneshot::Receiver<Arc<str>>>,
     ) -> Self {
         let caller = Arc::new(Caller {
             run: run.id.clone(),
@@ -87,7 +92,7 @@ impl AgentContext {
             project: run.project.clone(),
             phase: step.phase.clone(),
         });
-        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller }
+        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel }
     }
 
     /// The run's id.
@@ -432,9 +437,7 @@ impl AgentContext {
 
     /// A number to spread waits by. Derived, so that a replay waits as long.
     fn jitter(&self, index: u32, tries: u32) -> u64 {
-        let text = format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt);
-        let hash = hmac_sha256::Hash::hash(text.as_bytes());
-        hash.iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
+        jitter(&format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt))
     }
 
     fn call_context(&self, index: u32) -> CallContext {
@@ -445,19 +448,35 @@ impl AgentContext {
         self.step.timeout_ms
     }
 
-    pub(crate) fn cancelled(&self) -> impl Future<Output = Arc<str>> + Send + use<> {
-        let mut cancel = self.run.cancel.subscribe();
+    /// Resolves when this step is to stop, with the reason.
+    pub(crate) fn cancelled(&mut self) -> impl Future<Output = Arc<str>> + Send + use<> {
+        let cancel = self.cancel.take();
         async move {
-            match cancel.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
-                Ok(Some(reason)) => reason,
-                // The run's driver is gone; it never asks for anything again.
-                _ => std::future::pending().await,
+            match cancel {
+                Some(cancel) => match cancel.await {
+                    Ok(reason) => reason,
+                    // The run's driver is gone; it never asks for anything again.
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
             }
         }
     }
 
-    pub(crate) fn successors(&self) -> Arc<[Successor]> {
-        self.step.successors.clone()
+    /// The steps that take the output of this one; in a route also the agent that the output names.
+    pub(crate) fn successors(&self, output: &Payload) -> Vec<Successor> {
+        let mut successors = self.step.successors.to_vec();
+        let next = self.step.next_hop.as_ref().and_then(|prefix| {
+            let agent = output.json().ok()?.get("next_agent")?.as_str()?;
+            Some(Successor { path: format!("{prefix}/{agent}").into(), agent: agent.into() })
+        });
+        successors.extend(next);
+        successors
+    }
+
+    /// Whether the step is part of a route, where its output says which agent works next.
+    pub fn routes(&self) -> bool {
+        self.step.next_hop.is_some()
     }
 
     /// Enters a stage of the lifecycle; one that is recorded already is not recorded again.

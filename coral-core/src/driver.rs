@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 
 use crate::agent::{HandoffDraft, panicked};
-use crate::context::AgentContext;
+use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Record, RunStatus, Seq, Stage};
 use crate::handoff::{HandoffContext, HandoffSource};
@@ -21,7 +21,8 @@ use crate::machine::{Command, Machine, StepState};
 use crate::payload::Payload;
 use crate::program::{self, Body};
 use crate::runner::Ports;
-use crate::task::{Deliverable, HandoffMessage, MessageType};
+use crate::spec::AgentSpec;
+use crate::task::{Deliverable, HandoffMessage};
 use crate::tool::EffectClass;
 
 /// How long an event that nobody waits for may wait for others to share its append with.
@@ -40,7 +41,6 @@ pub(crate) struct RunShared {
     pub(crate) facts: Arc<BTreeMap<String, Value>>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) inbox: mpsc::Sender<ToDriver>,
-    pub(crate) cancel: watch::Sender<Option<Arc<str>>>,
     pub(crate) head: watch::Sender<Seq>,
     pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
 }
@@ -68,7 +68,6 @@ impl RunShared {
             facts,
             ports,
             inbox,
-            cancel: watch::Sender::new(None),
             head: watch::Sender::new(0),
             end: watch::Sender::new(None),
         };
@@ -99,6 +98,8 @@ pub(crate) enum ToDriver {
     Append(Vec<Event>, oneshot::Sender<Result<(), Error>>),
     /// A step's attempt is over.
     StepDone { step: usize, attempt: u32, result: Result<Payload, Error> },
+    /// The input of a step that holds steps is there.
+    Opened { step: usize, attempt: u32, result: Result<Payload, Error> },
     /// The wait before an attempt is over.
     RetryDue { step: usize, attempt: u32 },
     /// Somebody asked for the run to end.
@@ -208,6 +209,14 @@ impl StepLogs {
     }
 }
 
+/// A task that works for a step.
+struct Live {
+    attempt: u32,
+    task: AbortHandle,
+    /// Asks an agent to stop, so that it can clean up.
+    cancel: Option<oneshot::Sender<Arc<str>>>,
+}
+
 pub(crate) struct Driver {
     pub(crate) shared: Arc<RunShared>,
     pub(crate) program: Arc<program::Inner>,
@@ -224,7 +233,7 @@ pub(crate) struct Driver {
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
     /// Whether somebody waits for the batch.
     urgent: bool,
-    live: HashMap<usize, (u32, AbortHandle)>,
+    live: HashMap<usize, Live>,
     commands: Vec<Command>,
     end: Option<RunEnd>,
 }
@@ -273,7 +282,7 @@ impl Driver {
 
     /// Drives the run to its end, and says how it ended.
     pub(crate) async fn drive(mut self) {
-        for step in self.program.graph.order() {
+        for step in self.machine.order() {
             self.gather(step);
         }
         self.commands.clear();
@@ -285,8 +294,8 @@ impl Driver {
                 RunEnd::Broken(error)
             }
         };
-        for (_, task) in self.live.values() {
-            task.abort();
+        for live in self.live.values() {
+            live.task.abort();
         }
         self.shared.end.send_replace(Some(Arc::new(end)));
     }
@@ -344,32 +353,49 @@ impl Driver {
                 self.urgent = true;
             }
             ToDriver::StepDone { step, attempt, result } => {
-                if self.live.get(&step).is_none_or(|(running, _)| *running != attempt) {
-                    return false;
+                if self.is_live(step, attempt) {
+                    self.live.remove(&step);
+                    self.settle(step, attempt, result);
                 }
-                self.live.remove(&step);
-                let Some(path) = self.program.steps.get(step).map(|step| step.place.path.clone()) else {
-                    return false;
-                };
-                let event = match result {
-                    Ok(output) => Event::StepSucceeded { path, attempt, output },
-                    Err(error) => {
-                        let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
-                        Event::StepFailed { path, attempt, error, retry_in_ms }
+            }
+            ToDriver::Opened { step, attempt, result } => {
+                if self.is_live(step, attempt) {
+                    self.live.remove(&step);
+                    match (result, self.machine.path(step).cloned()) {
+                        (Ok(input), Some(path)) => self.push(Event::ScopeOpened { path, input }, true),
+                        (result, _) => self.settle(step, attempt, result),
                     }
-                };
-                self.push(event, true);
+                }
             }
             ToDriver::RetryDue { step, attempt } => {
-                let waits = matches!(self.machine.state(step), Some(StepState::Backoff { attempt: a, .. }) if *a == attempt);
-                if let (true, Some(step)) = (waits, self.program.steps.get(step)) {
-                    self.push(Event::RetryDue { path: step.place.path.clone(), attempt }, true);
+                let state = self.machine.state(step);
+                let waits =
+                    matches!(state, Some(StepState::Backoff { attempt: next, .. }) if *next == attempt);
+                if let (true, Some(path)) = (waits, self.machine.path(step).cloned()) {
+                    self.push(Event::RetryDue { path, attempt }, true);
                 }
             }
             ToDriver::Cancel(reason) => self.push(Event::CancelRequested { reason }, true),
             ToDriver::Suspend => return true,
         }
         false
+    }
+
+    fn is_live(&self, step: usize, attempt: u32) -> bool {
+        self.live.get(&step).is_some_and(|live| live.attempt == attempt)
+    }
+
+    /// Records how an attempt of a step ended.
+    fn settle(&mut self, step: usize, attempt: u32, result: Result<Payload, Error>) {
+        let Some(path) = self.machine.path(step).cloned() else { return };
+        let event = match result {
+            Ok(output) => Event::StepSucceeded { path, attempt, output },
+            Err(error) => {
+                let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
+                Event::StepFailed { path, attempt, error, retry_in_ms }
+            }
+        };
+        self.push(event, true);
     }
 
     /// Makes the batch durable, applies it, and answers those who wait.
@@ -411,19 +437,20 @@ impl Driver {
             match command {
                 Command::Run { step, attempt } => self.start(step, attempt),
                 Command::Skip { step, reason } => {
-                    if let Some(step) = self.program.steps.get(step) {
-                        self.push(Event::StepSkipped { path: step.place.path.clone(), reason }, true);
+                    if let Some(path) = self.machine.path(step).cloned() {
+                        self.push(Event::StepSkipped { path, reason }, true);
                     }
                 }
+                Command::Settle { step, attempt, result } => self.settle(step, attempt, result),
                 Command::Timer { step, attempt, delay_ms } => {
                     let shared = self.shared.clone();
                     let task = tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         shared.send(ToDriver::RetryDue { step, attempt }).await;
                     });
-                    self.live.insert(step, (0, task.abort_handle()));
+                    self.live.insert(step, Live { attempt: 0, task: task.abort_handle(), cancel: None });
                 }
-                Command::Abort { step } => self.abort(step),
+                Command::Abort { step, reason } => self.abort(step, reason),
                 Command::Finish { status, output, error } => {
                     self.end =
                         Some(RunEnd::Finished { status, output: output.clone(), error: error.clone() });
@@ -434,10 +461,40 @@ impl Driver {
         self.commands = commands;
     }
 
+    /// The body of a step, which may be in a graph within a graph.
+    fn body(&self, at: usize) -> Option<(Arc<program::Inner>, usize)> {
+        let mut program = self.program.clone();
+        for (step, graph) in self.machine.lineage(at) {
+            let inside = program.steps.get(step)?.inside.get(graph)?.clone();
+            program = inside;
+        }
+        Some((program, self.machine.local(at)?))
+    }
+
+    /// Where a step stands: as its program has it, or, within another step, under that one's path.
+    fn place(&self, at: usize, step: &program::Step) -> Arc<StepPlace> {
+        let Some(path) = self.machine.path(at).filter(|path| **path != step.place.path) else {
+            return step.place.clone();
+        };
+        let prefix = path.strip_suffix(&*step.place.path).unwrap_or_default();
+        let successors = step.place.successors.iter().map(|successor| Successor {
+            path: format!("{prefix}{}", successor.path).into(),
+            agent: successor.agent.clone(),
+        });
+        Arc::new(StepPlace {
+            path: path.clone(),
+            phase: step.place.phase.clone(),
+            timeout_ms: step.place.timeout_ms,
+            successors: successors.collect(),
+            next_hop: self.machine.hops(at).map(|(_, next)| next),
+        })
+    }
+
     fn start(&mut self, at: usize, attempt: u32) {
-        let program = self.program.clone();
-        let Some(step) = program.steps.get(at) else { return };
-        let path = step.place.path.clone();
+        let Some((program, local)) = self.body(at) else { return };
+        let Some(step) = program.steps.get(local) else { return };
+        let place = self.place(at, step);
+        let path = place.path.clone();
         let log = self.logs.take(&path, attempt);
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.batch.push(Event::StepStarted { path: path.clone(), attempt });
@@ -445,11 +502,24 @@ impl Driver {
         let outputs = self.machine.inputs_of(at);
         let condition = self.machine.condition_holds(at);
         let shared = self.shared.clone();
+        let mut cancel = None;
         let task = match &step.body {
+            Body::Composite { feed, .. } => {
+                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                tokio::spawn(async move {
+                    let open = AssertUnwindSafe(async {
+                        condition?;
+                        feed.apply(&outputs, &cx)
+                    });
+                    let result =
+                        open.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                    shared.send(ToDriver::Opened { step: at, attempt, result }).await;
+                })
+            }
             Body::Function { call, feed } => {
                 let cx =
                     if feed.is_identity() { HandoffContext::default() } else { self.handoff_context(at) };
-                let (call, feed, place) = (call.clone(), feed.clone(), step.place.clone());
+                let (call, feed) = (call.clone(), feed.clone());
                 tokio::spawn(async move {
                     let work = async {
                         condition?;
@@ -458,16 +528,11 @@ impl Driver {
                     let result = AssertUnwindSafe(work).catch_unwind().await;
                     let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                     if result.is_ok() && !place.successors.is_empty() {
-                        let spec = crate::spec::AgentSpec::new(&*path, &*path);
+                        let spec = Arc::new(AgentSpec::new(&*path, &*path));
                         let mut cx =
-                            AgentContext::new(shared.clone(), Arc::new(spec), place.clone(), attempt, log);
+                            AgentContext::new(shared.clone(), spec, place.clone(), attempt, log, None);
                         for successor in place.successors.iter() {
-                            let draft = HandoffDraft {
-                                message_type: MessageType::Handoff,
-                                deliverables: Vec::new(),
-                                next_tasks: Vec::new(),
-                            };
-                            cx.hand_off(successor, draft).await;
+                            cx.hand_off(successor, HandoffDraft::empty()).await;
                         }
                     }
                     shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
@@ -475,8 +540,9 @@ impl Driver {
             }
             Body::Agent { agent, feed } => {
                 let cx = self.handoff_context(at);
-                let (agent, feed) = (agent.clone(), feed.clone());
-                let (spec, place) = (step.spec.clone(), step.place.clone());
+                let (agent, feed, spec) = (agent.clone(), feed.clone(), step.spec.clone());
+                let (ask, cancelled) = oneshot::channel();
+                cancel = Some(ask);
                 let span = tracing::info_span!(
                     "invoke_agent",
                     "gen_ai.operation.name" = "invoke_agent",
@@ -486,7 +552,8 @@ impl Driver {
                     coral.attempt = attempt,
                 );
                 let work = async move {
-                    let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log);
+                    let mut context =
+                        AgentContext::new(shared.clone(), spec, place, attempt, log, Some(cancelled));
                     let work = async {
                         condition?;
                         let input = feed.apply(&outputs, &cx)?;
@@ -501,43 +568,41 @@ impl Driver {
                 tokio::spawn(work.instrument(span))
             }
         };
-        self.live.insert(at, (attempt, task.abort_handle()));
+        self.live.insert(at, Live { attempt, task: task.abort_handle(), cancel });
     }
 
-    fn abort(&mut self, step: usize) {
-        let Some(found) = self.program.steps.get(step) else { return };
-        match found.body {
-            // An agent is told, so that it can clean up; it ends by itself.
-            Body::Agent { .. } => {
-                let reason: Arc<str> = "the run was cancelled".into();
-                self.shared.cancel.send_replace(Some(reason));
-            }
-            Body::Function { .. } => {
-                if let Some((attempt, task)) = self.live.remove(&step) {
-                    task.abort();
-                    let path = found.place.path.clone();
-                    let error =
-                        Error::new(ErrorKind::Cancelled { reason: "the run was cancelled".to_owned() });
-                    self.push(Event::StepFailed { path, attempt, error, retry_in_ms: None }, true);
-                }
-            }
+    fn abort(&mut self, step: usize, reason: Arc<str>) {
+        let Some(live) = self.live.get_mut(&step) else { return };
+        if let Some(cancel) = live.cancel.take() {
+            // An agent is told, so that it can clean up; it ends by itself, if it has not yet.
+            let _ = cancel.send(reason);
+            return;
         }
+        let attempt = live.attempt;
+        live.task.abort();
+        self.live.remove(&step);
+        self.settle(step, attempt, Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })));
     }
 
     /// All that the steps before `at` have delivered so far.
     fn gather(&mut self, at: usize) -> Arc<[Deliverable]> {
-        let Some(data) = self.program.graph.steps().get(at) else { return Arc::default() };
         let mut all: Vec<Deliverable> = Vec::new();
-        for input in &data.inputs {
-            let Some(from) = self.machine.step(&input.step) else { continue };
+        let mut add = |from: Option<usize>| {
+            let Some(from) = from else { return };
             let theirs = self.available.get(&from).into_iter().flat_map(|known| known.iter());
-            let message = self.messages.get(&(input.step.clone(), data.name.clone()));
+            let paths = self.machine.path(from).cloned().zip(self.machine.path(at).cloned());
+            let message = paths.and_then(|paths| self.messages.get(&paths));
             let new = message.into_iter().flat_map(|message| &message.context.deliverables);
             for deliverable in theirs.chain(new) {
                 if !all.contains(deliverable) {
                     all.push(deliverable.clone());
                 }
             }
+        };
+        add(self.machine.owner(at));
+        add(self.machine.hops(at).and_then(|(before, _)| before));
+        for input in self.machine.data(at).into_iter().flat_map(|data| &data.inputs) {
+            add(self.machine.sibling(at, &input.step));
         }
         let all: Arc<[Deliverable]> = all.into();
         if !all.is_empty() {
@@ -547,27 +612,34 @@ impl Driver {
     }
 
     fn handoff_context(&mut self, at: usize) -> HandoffContext {
-        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
-        let sources = data
-            .inputs
-            .iter()
-            .map(|input| match self.machine.step(&input.step).and_then(|from| self.program.steps.get(from)) {
-                None => HandoffSource::default(),
-                Some(from) => HandoffSource {
-                    path: from.place.path.clone(),
-                    agent: matches!(from.body, Body::Agent { .. }).then(|| from.spec.clone()),
-                    message: self.messages.get(&(from.place.path.clone(), data.name.clone())).cloned(),
-                },
-            })
-            .collect();
         let available = self.gather(at);
-        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
+        let Some(data) = self.machine.data(at) else { return HandoffContext::default() };
+        let before = match self.machine.hops(at) {
+            Some((Some(before), _)) => vec![Some(before)],
+            _ if data.inputs.is_empty() => vec![None],
+            _ => data.inputs.iter().map(|input| self.machine.sibling(at, &input.step)).collect(),
+        };
         HandoffContext {
             available,
-            input: Some(self.machine.input().clone()),
+            input: self.machine.input().cloned(),
             phase: data.phase.clone(),
             instructions: data.instructions.clone(),
-            sources,
+            sources: before.into_iter().map(|from| self.source(from, at)).collect(),
+        }
+    }
+
+    fn source(&self, from: Option<usize>, to: usize) -> HandoffSource {
+        let Some((from, path)) = from.and_then(|from| Some((from, self.machine.path(from)?.clone()))) else {
+            return HandoffSource::default();
+        };
+        let step = self.body(from).and_then(|(program, local)| {
+            program.steps.get(local).map(|step| (matches!(step.body, Body::Agent { .. }), step.spec.clone()))
+        });
+        let to = self.machine.path(to).cloned().unwrap_or_default();
+        HandoffSource {
+            agent: step.and_then(|(is_agent, spec)| is_agent.then_some(spec)),
+            message: self.messages.get(&(path.clone(), to)).cloned(),
+            path,
         }
     }
 }

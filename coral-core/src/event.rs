@@ -67,6 +67,13 @@ pub enum Event {
         /// Its attempt, from 1.
         attempt: u32,
     },
+    /// A step that holds other steps was given its input, and opens.
+    ScopeOpened {
+        /// The step.
+        path: Arc<str>,
+        /// What goes in: for a map, the list.
+        input: Payload,
+    },
     /// An agent step entered a stage of its lifecycle.
     StageEntered {
         /// The step.
@@ -196,6 +203,7 @@ impl Event {
     pub fn path(&self) -> Option<&Arc<str>> {
         match self {
             Event::StepStarted { path, .. }
+            | Event::ScopeOpened { path, .. }
             | Event::StageEntered { path, .. }
             | Event::EffectIntended { path, .. }
             | Event::EffectDone { path, .. }
@@ -334,6 +342,11 @@ pub enum SkipReason {
         /// That step.
         step: Arc<str>,
     },
+    /// The step that would have taken its output went on without it.
+    NotNeeded {
+        /// That step.
+        step: Arc<str>,
+    },
     /// The run was cancelled.
     Cancelled,
 }
@@ -344,6 +357,7 @@ impl fmt::Display for SkipReason {
             SkipReason::Condition { when } => write!(f, "`{when}` does not hold"),
             SkipReason::InputSkipped { step } => write!(f, "`{step}` was skipped"),
             SkipReason::InputFailed { step } => write!(f, "`{step}` failed"),
+            SkipReason::NotNeeded { step } => write!(f, "`{step}` went on without it"),
             SkipReason::Cancelled => f.write_str("the run was cancelled"),
         }
     }

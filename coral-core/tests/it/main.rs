@@ -3,5 +3,6 @@
 
 mod crash;
 mod engine;
+mod nesting;
 mod prompt_agent;
 mod support;
