@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -229,11 +230,15 @@ pub(crate) struct Driver {
     pub(crate) messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
     /// What had been delivered when each step began.
     available: HashMap<usize, Arc<[Deliverable]>>,
-    batch: Vec<Event>,
+    /// Events that are not durable yet, with the step that they are about where that is known.
+    batch: Vec<(Event, Option<usize>)>,
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
     /// Whether somebody waits for the batch.
     urgent: bool,
-    live: HashMap<usize, Live>,
+    /// The task that works for each step, by number.
+    live: Vec<Option<Live>>,
+    /// How many there are.
+    working: usize,
     commands: Vec<Command>,
     end: Option<RunEnd>,
 }
@@ -258,7 +263,8 @@ impl Driver {
             batch: Vec::new(),
             acks: Vec::new(),
             urgent: false,
-            live: HashMap::new(),
+            live: Vec::new(),
+            working: 0,
             commands: Vec::new(),
             end: None,
         }
@@ -282,8 +288,10 @@ impl Driver {
 
     /// Drives the run to its end, and says how it ended.
     pub(crate) async fn drive(mut self) {
-        for step in self.machine.order() {
-            self.gather(step);
+        if !self.messages.is_empty() {
+            for step in self.machine.order() {
+                self.gather(step);
+            }
         }
         self.commands.clear();
         self.machine.outstanding(&mut self.commands);
@@ -294,7 +302,7 @@ impl Driver {
                 RunEnd::Broken(error)
             }
         };
-        for live in self.live.values() {
+        for live in self.live.iter().flatten() {
             live.task.abort();
         }
         self.shared.end.send_replace(Some(Arc::new(end)));
@@ -304,9 +312,11 @@ impl Driver {
         let linger = tokio::time::sleep(LINGER);
         tokio::pin!(linger);
         let mut armed = false;
-        let mut letters = Vec::with_capacity(INBOX);
+        let mut letters = Vec::new();
         loop {
             self.carry_out();
+            // Steps that need not wait for anything could keep the others from this thread.
+            tokio::task::consume_budget().await;
             if self.urgent || self.batch.len() >= BATCH {
                 self.flush().await?;
                 if let Some(end) = self.end.take_if(|_| self.machine.status() != RunStatus::Running) {
@@ -339,7 +349,7 @@ impl Driver {
     }
 
     fn push(&mut self, event: Event, urgent: bool) {
-        self.batch.push(event);
+        self.batch.push((event, None));
         self.urgent |= urgent;
     }
 
@@ -348,19 +358,19 @@ impl Driver {
         match letter {
             ToDriver::Record(event) => self.push(event, false),
             ToDriver::Append(events, ack) => {
-                self.batch.extend(events);
+                self.batch.extend(events.into_iter().map(|event| (event, None)));
                 self.acks.push(ack);
                 self.urgent = true;
             }
             ToDriver::StepDone { step, attempt, result } => {
                 if self.is_live(step, attempt) {
-                    self.live.remove(&step);
+                    self.end_live(step);
                     self.settle(step, attempt, result);
                 }
             }
             ToDriver::Opened { step, attempt, result } => {
                 if self.is_live(step, attempt) {
-                    self.live.remove(&step);
+                    self.end_live(step);
                     match (result, self.machine.path(step).cloned()) {
                         (Ok(input), Some(path)) => self.push(Event::ScopeOpened { path, input }, true),
                         (result, _) => self.settle(step, attempt, result),
@@ -382,7 +392,24 @@ impl Driver {
     }
 
     fn is_live(&self, step: usize, attempt: u32) -> bool {
-        self.live.get(&step).is_some_and(|live| live.attempt == attempt)
+        self.live.get(step).and_then(Option::as_ref).is_some_and(|live| live.attempt == attempt)
+    }
+
+    fn end_live(&mut self, step: usize) {
+        if self.live.get_mut(step).and_then(Option::take).is_some() {
+            self.working -= 1;
+        }
+    }
+
+    fn set_live(&mut self, step: usize, live: Live) {
+        if self.live.len() <= step {
+            self.live.resize_with(step + 1, || None);
+        }
+        if let Some(slot) = self.live.get_mut(step)
+            && slot.replace(live).is_none()
+        {
+            self.working += 1;
+        }
     }
 
     /// Records how an attempt of a step ended.
@@ -395,18 +422,23 @@ impl Driver {
                 Event::StepFailed { path, attempt, error, retry_in_ms }
             }
         };
-        self.push(event, true);
+        self.batch.push((event, Some(step)));
+        self.urgent = true;
     }
 
     /// Makes the batch durable, applies it, and answers those who wait.
     async fn flush(&mut self) -> Result<(), Error> {
         self.urgent = false;
         let at_ms = self.shared.ports.clock.now_ms();
+        let mut about = Vec::with_capacity(self.batch.len());
         let records: Vec<Record> = self
             .batch
             .drain(..)
             .zip(self.seq + 1..)
-            .map(|(event, seq)| Record { seq, at_ms, event })
+            .map(|((event, step), seq)| {
+                about.push(step);
+                Record { seq, at_ms, event }
+            })
             .collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
         let shared = self.shared.clone();
@@ -417,11 +449,19 @@ impl Driver {
         }
         appended?;
         self.seq = last;
-        for record in &records {
+        for (record, step) in records.iter().zip(about) {
             self.remember(&record.event);
-            self.machine.on_event(&record.event, &mut self.commands);
+            match step {
+                Some(_) => self.machine.on_event_of(&record.event, step, &mut self.commands),
+                None => self.machine.on_event(&record.event, &mut self.commands),
+            }
         }
-        self.shared.head.send_replace(last);
+        // Waking costs; who subscribes from now on reads the journal first.
+        let watched = self.shared.head.receiver_count() > 0;
+        self.shared.head.send_if_modified(|head| {
+            *head = last;
+            watched
+        });
         Ok(())
     }
 
@@ -433,12 +473,14 @@ impl Driver {
 
     fn carry_out(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
+        let alone = commands.len() == 1 && self.working == 0;
         for command in commands.drain(..) {
             match command {
-                Command::Run { step, attempt } => self.start(step, attempt),
+                Command::Run { step, attempt } => self.start(step, attempt, alone),
                 Command::Skip { step, reason } => {
                     if let Some(path) = self.machine.path(step).cloned() {
-                        self.push(Event::StepSkipped { path, reason }, true);
+                        self.batch.push((Event::StepSkipped { path, reason }, Some(step)));
+                        self.urgent = true;
                     }
                 }
                 Command::Settle { step, attempt, result } => self.settle(step, attempt, result),
@@ -448,7 +490,7 @@ impl Driver {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         shared.send(ToDriver::RetryDue { step, attempt }).await;
                     });
-                    self.live.insert(step, Live { attempt: 0, task: task.abort_handle(), cancel: None });
+                    self.set_live(step, Live { attempt: 0, task: task.abort_handle(), cancel: None });
                 }
                 Command::Abort { step, reason } => self.abort(step, reason),
                 Command::Finish { status, output, error } => {
@@ -490,17 +532,19 @@ impl Driver {
         })
     }
 
-    fn start(&mut self, at: usize, attempt: u32) {
+    /// Starts a step. One that is `alone` has nobody to run beside: if it is a function, it is
+    /// polled here once, and becomes a task only if it has to wait.
+    fn start(&mut self, at: usize, attempt: u32, alone: bool) {
         let Some((program, local)) = self.body(at) else { return };
         let Some(step) = program.steps.get(local) else { return };
         let place = self.place(at, step);
         let path = place.path.clone();
         let log = self.logs.take(&path, attempt);
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
-            self.batch.push(Event::StepStarted { path: path.clone(), attempt });
+            self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
         }
         let outputs = self.machine.inputs_of(at);
-        let condition = self.machine.condition_holds(at);
+        let condition = self.machine.condition_holds(at).map(|_| ());
         let shared = self.shared.clone();
         let mut cancel = None;
         let task = match &step.body {
@@ -520,20 +564,24 @@ impl Driver {
                 let cx =
                     if feed.is_identity() { HandoffContext::default() } else { self.handoff_context(at) };
                 let (call, feed) = (call.clone(), feed.clone());
-                tokio::spawn(async move {
-                    let work = async {
+                let mut work = Box::pin(
+                    AssertUnwindSafe(async move {
                         condition?;
                         call(feed.apply(&outputs, &cx)?).await
-                    };
-                    let result = AssertUnwindSafe(work).catch_unwind().await;
-                    let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                    })
+                    .catch_unwind()
+                    .map(move |result| result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)))),
+                );
+                if alone && place.successors.is_empty() {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    if let Poll::Ready(result) = work.as_mut().poll(&mut cx) {
+                        return self.settle(at, attempt, result);
+                    }
+                }
+                tokio::spawn(async move {
+                    let result = work.await;
                     if result.is_ok() && !place.successors.is_empty() {
-                        let spec = Arc::new(AgentSpec::new(&*path, &*path));
-                        let mut cx =
-                            AgentContext::new(shared.clone(), spec, place.clone(), attempt, log, None);
-                        for successor in place.successors.iter() {
-                            cx.hand_off(successor, HandoffDraft::empty()).await;
-                        }
+                        Box::pin(hand_off_function(shared.clone(), place, attempt, log)).await;
                     }
                     shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
                 })
@@ -568,11 +616,11 @@ impl Driver {
                 tokio::spawn(work.instrument(span))
             }
         };
-        self.live.insert(at, Live { attempt, task: task.abort_handle(), cancel });
+        self.set_live(at, Live { attempt, task: task.abort_handle(), cancel });
     }
 
     fn abort(&mut self, step: usize, reason: Arc<str>) {
-        let Some(live) = self.live.get_mut(&step) else { return };
+        let Some(live) = self.live.get_mut(step).and_then(Option::as_mut) else { return };
         if let Some(cancel) = live.cancel.take() {
             // An agent is told, so that it can clean up; it ends by itself, if it has not yet.
             let _ = cancel.send(reason);
@@ -580,7 +628,7 @@ impl Driver {
         }
         let attempt = live.attempt;
         live.task.abort();
-        self.live.remove(&step);
+        self.end_live(step);
         self.settle(step, attempt, Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })));
     }
 
@@ -641,5 +689,14 @@ impl Driver {
             message: self.messages.get(&(path.clone(), to)).cloned(),
             path,
         }
+    }
+}
+
+/// Hands the turn from a function to the agents that take its output.
+async fn hand_off_function(shared: Arc<RunShared>, place: Arc<StepPlace>, attempt: u32, log: StepLog) {
+    let spec = Arc::new(AgentSpec::new(&*place.path, &*place.path));
+    let mut cx = AgentContext::new(shared, spec, place.clone(), attempt, log, None);
+    for successor in place.successors.iter() {
+        cx.hand_off(successor, HandoffDraft::empty()).await;
     }
 }

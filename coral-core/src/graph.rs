@@ -371,6 +371,8 @@ pub(crate) struct Wiring {
     pub(crate) before: Vec<(usize, bool)>,
     /// The steps that wait for it.
     pub(crate) behind: Vec<usize>,
+    /// The steps whose outputs it takes, in order; `None` is the graph's own input.
+    pub(crate) inputs: Vec<Option<usize>>,
 }
 
 #[derive(Debug)]
@@ -559,7 +561,7 @@ impl Checked {
 }
 
 impl Checked {
-    fn wires(&self, step: usize) -> Wiring {
+    fn wires(&self, step: usize, inputs: Vec<Option<usize>>) -> Wiring {
         let node = NodeIndex::new(step);
         let mut before: Vec<_> = self
             .nodes
@@ -570,7 +572,7 @@ impl Checked {
         let mut behind: Vec<_> =
             self.nodes.neighbors_directed(node, Direction::Outgoing).map(NodeIndex::index).collect();
         behind.sort_unstable();
-        Wiring { before, behind }
+        Wiring { before, behind, inputs }
     }
 }
 
@@ -594,8 +596,14 @@ impl Graph {
         }
         let digest =
             data.digest().map_err(|error| vec![GraphProblem { step: None, message: error.to_string() }])?;
-        let wiring = (0..data.steps.len()).map(|step| checked.wires(step)).collect();
-        let names = data.steps.iter().enumerate().map(|(i, step)| (step.name.clone(), i)).collect();
+        let names: HashMap<Arc<str>, usize> =
+            data.steps.iter().enumerate().map(|(i, step)| (step.name.clone(), i)).collect();
+        let inputs_of = |step: &StepData| match step.inputs.as_slice() {
+            [] => vec![None],
+            inputs => inputs.iter().map(|input| names.get(&input.step).copied()).collect(),
+        };
+        let wiring =
+            data.steps.iter().enumerate().map(|(i, step)| checked.wires(i, inputs_of(step))).collect();
         Ok(Graph { data: Arc::new(data), digest, wiring, names, checked })
     }
 

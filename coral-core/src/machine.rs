@@ -153,6 +153,7 @@ pub struct Machine {
     graph: Arc<Graph>,
     scopes: Vec<Scope>,
     slots: Vec<Slot>,
+    /// The steps of graphs within graphs; those of the run's own are known by name.
     by_path: HashMap<Arc<str>, usize>,
     facts: Arc<BTreeMap<String, Value>>,
     cancel: Option<Arc<str>>,
@@ -167,7 +168,7 @@ impl Machine {
             graph: graph.clone(),
             scopes: Vec::with_capacity(1),
             slots: Vec::with_capacity(graph.steps().len()),
-            by_path: HashMap::with_capacity(graph.steps().len()),
+            by_path: HashMap::new(),
             facts: Arc::default(),
             cancel: None,
             status: RunStatus::Running,
@@ -209,7 +210,7 @@ impl Machine {
 
     /// The number of the step at `path`.
     pub fn step(&self, path: &str) -> Option<usize> {
-        self.by_path.get(path).copied()
+        self.graph.step(path).or_else(|| self.by_path.get(path).copied())
     }
 
     /// The step as its graph has it.
@@ -221,28 +222,43 @@ impl Machine {
     /// The outputs that `step` takes, in the order of its inputs: `None` for a step that was
     /// skipped, failed, or was not waited for. The input of its graph where it names none.
     pub fn inputs_of(&self, step: usize) -> Vec<Option<Payload>> {
-        let (Some(slot), Some(data)) = (self.slots.get(step), self.data(step)) else { return Vec::new() };
-        let Some(scope) = self.scopes.get(slot.scope) else { return Vec::new() };
-        if data.inputs.is_empty() {
-            return vec![Some(scope.input.clone())];
-        }
-        data.inputs
+        let Some((scope, wires)) = self.surroundings(step) else { return Vec::new() };
+        let taken = self.slots.get(step).and_then(|slot| slot.taken.as_ref());
+        wires
+            .inputs
             .iter()
-            .map(|input| {
-                if &*input.step == "input" {
-                    return Some(scope.input.clone());
-                }
-                let from = scope.graph.step(&input.step)?;
-                if slot.taken.as_ref().is_some_and(|taken| !taken.contains(&from)) {
-                    return None;
-                }
-                self.state(scope.first + from)?.output().cloned()
+            .map(|input| match input {
+                None => Some(scope.input.clone()),
+                Some(from) if taken.is_some_and(|taken| !taken.contains(from)) => None,
+                Some(from) => self.state(scope.first + from)?.output().cloned(),
             })
             .collect()
     }
 
     /// Folds one event in and appends what follows from it to `commands`.
     pub fn on_event(&mut self, event: &Event, commands: &mut Vec<Command>) {
+        let step = match event.path() {
+            Some(path) if self.concerns(event) => self.step(path),
+            _ => None,
+        };
+        self.on_event_of(event, step, commands);
+    }
+
+    /// Whether the machine looks at events of this kind.
+    fn concerns(&self, event: &Event) -> bool {
+        !matches!(
+            event,
+            Event::StageEntered { .. }
+                | Event::EffectIntended { .. }
+                | Event::EffectDone { .. }
+                | Event::CallRetried { .. }
+                | Event::HandedOff { .. }
+                | Event::Noted { .. }
+        )
+    }
+
+    /// [`on_event`](Self::on_event) for a host that knows which step the event is about.
+    pub(crate) fn on_event_of(&mut self, event: &Event, step: Option<usize>, commands: &mut Vec<Command>) {
         match event {
             Event::RunStarted { input, facts, .. } => {
                 self.facts = facts.clone();
@@ -259,42 +275,40 @@ impl Machine {
                     self.reopen(0, commands);
                 }
             }
-            Event::StepStarted { path, attempt } => {
-                if let Some(slot) = self.slot(path) {
+            Event::StepStarted { attempt, .. } => {
+                if let Some(slot) = self.slot(step) {
                     slot.attempts = *attempt;
                     slot.state = StepState::Running { attempt: *attempt };
                 }
             }
-            Event::ScopeOpened { path, input } => {
-                if let Some(step) = self.step(path)
-                    && let Some(slot) = self.slots.get_mut(step)
-                {
+            Event::ScopeOpened { input, .. } => {
+                if let Some(slot) = self.slot(step) {
                     slot.opened = Some(input.clone());
+                }
+                if let Some(step) = step {
                     self.advance(step, commands);
                 }
             }
-            Event::StepSucceeded { path, output, .. } => {
-                self.settle(path, StepState::Succeeded(output.clone()), commands);
+            Event::StepSucceeded { output, .. } => {
+                self.settle(step, StepState::Succeeded(output.clone()), commands);
             }
-            Event::StepFailed { path, attempt, error, retry_in_ms } => match retry_in_ms {
-                Some(delay_ms) if self.cancel.is_none() => {
+            Event::StepFailed { attempt, error, retry_in_ms, .. } => match (retry_in_ms, step) {
+                (Some(delay_ms), Some(step)) if self.cancel.is_none() => {
                     let (attempt, delay_ms) = (attempt + 1, *delay_ms);
-                    if let Some(slot) = self.slot(path) {
+                    if let Some(slot) = self.slots.get_mut(step) {
                         slot.state = StepState::Backoff { attempt, delay_ms };
                     }
-                    if let Some(step) = self.step(path) {
-                        commands.push(Command::Timer { step, attempt, delay_ms });
-                    }
+                    commands.push(Command::Timer { step, attempt, delay_ms });
                 }
-                _ => self.settle(path, StepState::Failed(error.clone()), commands),
+                _ => self.settle(step, StepState::Failed(error.clone()), commands),
             },
-            Event::RetryDue { path, attempt } => {
-                if let Some(step) = self.step(path) {
+            Event::RetryDue { attempt, .. } => {
+                if let Some(step) = step {
                     self.ready(step, *attempt, commands);
                 }
             }
-            Event::StepSkipped { path, reason } => {
-                self.settle(path, StepState::Skipped(reason.clone()), commands);
+            Event::StepSkipped { reason, .. } => {
+                self.settle(step, StepState::Skipped(reason.clone()), commands);
             }
             Event::CancelRequested { reason } => self.cancel(reason, commands),
             Event::RunFinished { status, .. } => {
@@ -347,14 +361,12 @@ impl Machine {
         self.finish(commands);
     }
 
-    fn slot(&mut self, path: &str) -> Option<&mut Slot> {
-        let step = self.step(path)?;
-        self.slots.get_mut(step)
+    fn slot(&mut self, step: Option<usize>) -> Option<&mut Slot> {
+        self.slots.get_mut(step?)
     }
 
-    fn settle(&mut self, path: &str, state: StepState, commands: &mut Vec<Command>) {
-        let Some(step) = self.step(path) else { return };
-        let Some(slot) = self.slots.get_mut(step) else { return };
+    fn settle(&mut self, step: Option<usize>, state: StepState, commands: &mut Vec<Command>) {
+        let Some(slot) = self.slot(step) else { return };
         if slot.state.is_settled() {
             return;
         }
@@ -517,7 +529,7 @@ impl Machine {
             let Some(slot) = self.slots.get(step) else { continue };
             match slot.state {
                 StepState::Waiting | StepState::Backoff { .. } => {
-                    self.skip(step, SkipReason::Cancelled, commands)
+                    self.skip(step, SkipReason::Cancelled, commands);
                 }
                 // A step that holds steps ends when they do.
                 StepState::Ready { .. } | StepState::Running { .. } if slot.opened.is_none() => {

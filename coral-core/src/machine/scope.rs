@@ -49,9 +49,11 @@ impl Machine {
     ) {
         let (id, first) = (self.scopes.len(), self.slots.len());
         for (at, step) in graph.steps().iter().enumerate() {
-            let path: Arc<str> =
-                if prefix.is_empty() { step.name.clone() } else { format!("{prefix}/{}", step.name).into() };
-            self.by_path.insert(path.clone(), first + at);
+            let mut path = step.name.clone();
+            if owner.is_some() {
+                path = format!("{prefix}/{}", step.name).into();
+                self.by_path.insert(path.clone(), first + at);
+            }
             self.slots.push(Slot {
                 scope: id,
                 at,
