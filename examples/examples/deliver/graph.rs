@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use coral_core::GraphData;
 
-use crate::report::{Report, State};
+use crate::report::{Report, State, Step};
 use crate::text::{duration, escape, shortened};
 
 const NODE_W: f64 = 196.0;
@@ -36,7 +36,8 @@ impl Slot {
 /// out: with `a → b → c`, an edge `a → c` would only hide the way the work takes.
 pub fn svg(report: &Report) -> String {
     let edges = reduced(&edges(&report.data));
-    let layout = Layout::new(report.steps.len(), &edges);
+    let steps: Vec<&Step> = report.outer().collect();
+    let layout = Layout::new(steps.len(), &edges);
     let mut out = String::new();
     let _ = write!(
         out,
@@ -47,7 +48,7 @@ pub fn svg(report: &Report) -> String {
         layout.width, layout.height, layout.width
     );
     for route in &layout.routes {
-        let state = |at: usize| report.steps.get(at).map(|step| step.state);
+        let state = |at: usize| steps.get(at).map(|step| step.state);
         let idle = [route.from, route.to].into_iter().any(|at| state(at) == Some(State::Skipped));
         let _ = writeln!(
             out,
@@ -56,7 +57,7 @@ pub fn svg(report: &Report) -> String {
             route.curve()
         );
     }
-    for (at, step) in report.steps.iter().enumerate() {
+    for (at, step) in steps.iter().enumerate() {
         let Some((x, y)) = layout.place(at) else { continue };
         let detail = match step.state {
             State::Skipped => "skipped".to_owned(),
@@ -66,13 +67,13 @@ pub fn svg(report: &Report) -> String {
             }
         };
         let middle = NODE_W / 2.0;
-        let _ = write!(
+        let _ = writeln!(
             out,
             "<a href=\"#step-{name}\"><g class=\"node {state}\" transform=\"translate({x:.1} {y:.1})\"><title>{full}</title>\
              <rect width=\"{NODE_W}\" height=\"{NODE_H}\" rx=\"9\"/>\
              <text class=\"name\" x=\"{middle}\" y=\"19\">{shown}</text>\
              <text x=\"{middle}\" y=\"34.5\">{agent}</text>\
-             <text class=\"detail\" x=\"{middle}\" y=\"49\">{detail}</text></g></a>\n",
+             <text class=\"detail\" x=\"{middle}\" y=\"49\">{detail}</text></g></a>",
             name = escape(&step.name),
             state = step.state.as_str(),
             full = escape(&format!(

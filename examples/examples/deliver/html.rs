@@ -13,6 +13,8 @@ use crate::{graph, text};
 #[derive(Serialize)]
 struct Page<'a> {
     report: &'a Report,
+    /// The run's facts, their values as JSON.
+    facts: Vec<(&'a str, String)>,
     status: RunStatus,
     offline: bool,
     /// SVG.
@@ -25,6 +27,7 @@ struct Page<'a> {
     succeeded: usize,
     skipped: usize,
     failed: usize,
+    all: usize,
     /// The timeline's axis: percent of the whole, and how it is named.
     ticks: Vec<(u64, String)>,
     resume: Option<&'a str>,
@@ -67,6 +70,8 @@ pub fn render(report: &Report, resume: &str) -> Result<String, Error> {
     env.add_filter("bytes", text::bytes);
     env.add_filter("dollars", text::dollars);
     env.add_filter("words", |text: String| text.replace('_', " "));
+    env.add_filter("href", |path: String| minijinja::Value::from_safe_string(text::href(&path)));
+    env.add_filter("code", |text: String| minijinja::Value::from_safe_string(code(&text)));
     env.add_filter("day_and_time", |text: String| match text.split_once('T') {
         Some((day, time)) => format!("{day} {} UTC", time.get(..8).unwrap_or(time)),
         None => text,
@@ -92,6 +97,7 @@ pub fn render(report: &Report, resume: &str) -> Result<String, Error> {
         .collect();
     let page = Page {
         report,
+        facts: report.facts.iter().map(|(name, value)| (name.as_str(), value.to_string())).collect(),
         status: report.status,
         offline: report.is_offline(),
         graph: graph::svg(report),
@@ -102,11 +108,27 @@ pub fn render(report: &Report, resume: &str) -> Result<String, Error> {
         succeeded: report.count(State::Succeeded),
         skipped: report.count(State::Skipped),
         failed: report.count(State::Failed),
+        all: report.outer().count(),
         ticks: (0..=4).map(|i| (i * 25, text::duration(report.active_ms * i / 4))).collect(),
         resume: matches!(report.status, RunStatus::Running | RunStatus::Failed).then_some(resume),
         version: env!("CARGO_PKG_VERSION"),
     };
     env.get_template("report.html").and_then(|template| template.render(Serde(&page))).map_err(failed)
+}
+
+/// Text for HTML in which what stands in backticks is code.
+fn code(text: &str) -> String {
+    let mut out = String::new();
+    for (i, piece) in text.split('`').enumerate() {
+        if i > 0 {
+            out.push_str(if i % 2 == 1 { "<code>" } else { "</code>" });
+        }
+        out.push_str(&text::escape(piece));
+    }
+    if text.matches('`').count() % 2 == 1 {
+        out.push_str("</code>");
+    }
+    out
 }
 
 fn timeline(report: &Report, percent: impl Fn(u64) -> f64) -> Vec<Row<'_>> {

@@ -76,7 +76,7 @@ impl Progress {
             _ => {}
         }
         if let Some(live) = &self.0.live {
-            live.bar.set_length(report.steps.len() as u64);
+            live.bar.set_length(report.outer().count() as u64);
             live.bar.set_position(over(report) as u64);
         }
     }
@@ -139,7 +139,7 @@ fn over(report: &Report) -> usize {
 
 /// `[ 3/12]`: how many steps are over, of how many.
 fn place(report: &Report) -> String {
-    let all = report.steps.len().to_string();
+    let all = report.outer().count().to_string();
     format!("[{:>width$}/{all}]", over(report), width = all.len())
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use coral_core::{
     EffectKind, Error, ErrorKind, Event, GraphData, HandoffMessage, Outcome, Record, RunStatus, SkipReason,
-    Spent, StepKind, Usage, Usd, rfc3339,
+    Spent, StepData, StepKind, Usage, Usd, rfc3339,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -209,15 +209,6 @@ impl Report {
         Report { run: run.to_owned(), ..Report::default() }
     }
 
-    /// The report of all of `records`.
-    pub fn of<'a>(run: &str, records: impl IntoIterator<Item = &'a Record>) -> Self {
-        let mut report = Report::new(run);
-        for record in records {
-            report.apply(record);
-        }
-        report
-    }
-
     /// Takes one more record in.
     pub fn apply(&mut self, record: &Record) {
         let now = self.clock.at(record);
@@ -247,9 +238,32 @@ impl Report {
                 to_step: to.clone(),
                 message: message.clone(),
             }),
-            event => self.apply_to_step(event, now),
+            event => {
+                self.find_nested(event);
+                self.apply_to_step(event, now);
+            }
         }
         self.total();
+    }
+
+    /// Steps within steps are known when they begin.
+    fn find_nested(&mut self, event: &Event) {
+        let (Event::StepStarted { path, .. }
+        | Event::StepSkipped { path, .. }
+        | Event::ScopeOpened { path, .. }) = event
+        else {
+            return;
+        };
+        if self.step(path).is_none() {
+            let agent = label_of(&self.data, path).unwrap_or_else(|| path.clone());
+            let phase = self.step(path.split('/').next().unwrap_or_default()).map(|step| step.phase.clone());
+            self.steps.push(Step {
+                name: path.clone(),
+                agent,
+                phase: phase.unwrap_or_default(),
+                ..Step::default()
+            });
+        }
     }
 
     fn apply_to_step(&mut self, event: &Event, now: u64) {
@@ -268,6 +282,7 @@ impl Report {
                     state: State::Running,
                 });
             }
+            Event::ScopeOpened { .. } => step.state = State::Running,
             Event::StepSucceeded { output, .. } => {
                 step.end(State::Succeeded, now);
                 if let Ok(report) = output.get::<coral_core::Report>() {
@@ -376,9 +391,14 @@ impl Report {
         self.steps.iter().find(|step| &*step.name == name)
     }
 
-    /// How many steps are in a state.
+    /// The steps of the workflow itself, without those within them.
+    pub fn outer(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().filter(|step| !step.name.contains('/'))
+    }
+
+    /// How many of the workflow's own steps are in a state.
     pub fn count(&self, state: State) -> usize {
-        self.steps.iter().filter(|step| step.state == state).count()
+        self.outer().filter(|step| step.state == state).count()
     }
 
     /// Whether every answer came from the program that stands in for a model.
@@ -389,12 +409,8 @@ impl Report {
 }
 
 impl Step {
-    fn of(data: &coral_core::StepData) -> Self {
-        let agent = match &data.kind {
-            StepKind::Function(name) => name,
-            kind => kind.agent().unwrap_or(&data.name),
-        };
-        Step { name: data.name.clone(), agent: agent.clone(), phase: data.phase.clone(), ..Step::default() }
+    fn of(data: &StepData) -> Self {
+        Step { name: data.name.clone(), agent: label(data), phase: data.phase.clone(), ..Step::default() }
     }
 
     fn end(&mut self, state: State, now: u64) {
@@ -405,6 +421,34 @@ impl Step {
         }
         self.duration_ms =
             self.attempts.iter().map(|attempt| attempt.to_ms.saturating_sub(attempt.from_ms)).sum();
+    }
+}
+
+/// What a step runs, for people.
+fn label(step: &StepData) -> Arc<str> {
+    match &step.kind {
+        StepKind::Agent(name) | StepKind::Function(name) => name.clone(),
+        StepKind::Workflow(graph) => format!("workflow {}", graph.name).into(),
+        StepKind::Map { .. } => "for each item".into(),
+        StepKind::Loop { .. } => "again and again".into(),
+        StepKind::Route { .. } => "as the agents decide".into(),
+        _ => step.name.clone(),
+    }
+}
+
+/// What runs at a path such as `build/item[3]/api`.
+fn label_of(graph: &GraphData, path: &str) -> Option<Arc<str>> {
+    let (name, rest) = path.split_once('/').map_or((path, None), |(name, rest)| (name, Some(rest)));
+    let step = graph.steps.iter().find(|step| *step.name == *name)?;
+    match (&step.kind, rest) {
+        (_, None) => Some(label(step)),
+        (StepKind::Workflow(graph), Some(rest)) => label_of(graph, rest),
+        // The next segment is the item, the turn or the hop.
+        (StepKind::Map { body, .. } | StepKind::Loop { body, .. }, Some(rest)) => {
+            label_of(body, rest.split_once('/')?.1)
+        }
+        (StepKind::Route { .. }, Some(rest)) => Some(rest.split_once('/')?.1.into()),
+        _ => None,
     }
 }
 

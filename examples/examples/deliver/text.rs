@@ -14,7 +14,7 @@ pub fn number(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
@@ -26,8 +26,7 @@ pub fn number(n: u64) -> String {
 pub fn dollars(usd: Option<f64>) -> String {
     match usd {
         None => "–".to_owned(),
-        Some(usd) if usd == 0.0 => "$0.00".to_owned(),
-        Some(usd) if usd < 0.01 => format!("${usd:.5}"),
+        Some(usd) if usd > 0.0 && usd < 0.01 => format!("${usd:.5}"),
         Some(usd) => format!("${usd:.2}"),
     }
 }
@@ -59,6 +58,20 @@ pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
+/// A link to a file beside the page. Whatever a model calls a file, it is a path and not a scheme.
+pub fn href(path: &str) -> String {
+    let mut out = String::from("./");
+    for byte in path.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' | b'/' => {
+                out.push(char::from(byte))
+            }
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,5 +86,7 @@ mod tests {
             ["–", "$0.00", "$0.00120", "$1.50"]
         );
         assert_eq!(shortened("abcdef", 4), "abc…");
+        assert_eq!(href("docs/a b.md"), "./docs/a%20b.md");
+        assert_eq!(href("javascript:x"), "./javascript%3Ax");
     }
 }
