@@ -20,9 +20,11 @@
 #![forbid(unsafe_code)]
 
 mod measure;
+mod peers;
 mod report;
 mod shapes;
 
-pub use crate::measure::{Cost, Entrant, Outcome, Rounds, Stopwatch, is_quick};
+pub use crate::measure::{Cost, Entrant, Outcome, Rounds, Stopwatch, is_quick, wanted};
+pub use crate::peers::{Peer, Peers};
 pub use crate::report::{Report, Row};
 pub use crate::shapes::{Bytes, Shape, State, Threads, block_on};

@@ -15,6 +15,13 @@ pub fn is_quick() -> bool {
         || std::env::var("CORAL_BENCH_QUICK").is_ok_and(|value| !value.is_empty() && value != "0")
 }
 
+/// Whether the bench was asked for `case`: it is if it was asked for nothing in particular, or for a part of
+/// the case's name (`cargo bench -p coral-benches --bench engine -- "chain of 6"`).
+pub fn wanted(case: &str) -> bool {
+    let mut parts = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
+    parts.peek().is_none() || parts.any(|part| case.contains(&part))
+}
+
 /// What one unit of work cost, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
@@ -50,6 +57,9 @@ impl Stopwatch {
     }
 }
 
+/// Turns of an entrant that takes far longer than a turn should.
+const SLOW_TURNS: usize = 3;
+
 type Work<'a> = Box<dyn FnMut(u64) -> Outcome<Cost> + 'a>;
 
 /// Something that takes part in the rounds.
@@ -58,6 +68,8 @@ pub struct Entrant<'a> {
     units: u64,
     work: Work<'a>,
     times: u64,
+    /// Whether a single time takes far more than a turn.
+    is_slow: bool,
     costs: Vec<Cost>,
 }
 
@@ -78,7 +90,14 @@ impl<'a> Entrant<'a> {
         units: u64,
         work: impl FnMut(u64) -> Outcome<Cost> + 'a,
     ) -> Self {
-        Entrant { name: name.into(), units, work: Box::new(work), times: 1, costs: Vec::new() }
+        Entrant {
+            name: name.into(),
+            units,
+            work: Box::new(work),
+            times: 1,
+            is_slow: false,
+            costs: Vec::new(),
+        }
     }
 
     /// Its name.
@@ -128,8 +147,8 @@ impl Rounds {
         for entrant in entrants.iter_mut() {
             self.calibrate(entrant)?;
         }
-        for _ in 0..self.count {
-            for entrant in entrants.iter_mut() {
+        for round in 0..self.count {
+            for entrant in entrants.iter_mut().filter(|entrant| round < SLOW_TURNS || !entrant.is_slow) {
                 let cost = entrant.go()?;
                 entrant.costs.push(cost);
             }
@@ -144,6 +163,7 @@ impl Rounds {
             let per_time = entrant.go()?.wall_us * entrant.units as f64;
             if per_time * entrant.times as f64 >= turn_us / 4.0 {
                 entrant.times = ((turn_us / per_time) as u64).max(1);
+                entrant.is_slow = per_time > 4.0 * turn_us;
                 return Ok(());
             }
             entrant.times *= 2;

@@ -46,15 +46,15 @@ pub enum Shape {
     FanOut,
 }
 
-/// Steps of a fan-out that run at once.
-const WIDTH: usize = 100;
-
 impl Shape {
+    /// Steps of a fan-out that run at once.
+    pub const WIDTH: usize = 100;
+
     /// Steps in all.
     pub fn steps(self) -> u64 {
         match self {
             Shape::Chain(len) => len as u64,
-            Shape::FanOut => WIDTH as u64 + 1,
+            Shape::FanOut => Self::WIDTH as u64 + 1,
         }
     }
 
@@ -114,13 +114,13 @@ impl Shape {
                     }
                 }
                 Shape::FanOut => {
-                    let tasks: Vec<_> = (0..WIDTH)
+                    let tasks: Vec<_> = (0..Self::WIDTH)
                         .map(|_| {
                             let state = output.clone();
                             tokio::spawn(async move { state })
                         })
                         .collect();
-                    let mut outputs = Vec::with_capacity(WIDTH);
+                    let mut outputs = Vec::with_capacity(Self::WIDTH);
                     for task in tasks {
                         outputs.push(task.await?);
                     }
@@ -145,7 +145,7 @@ impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Shape::Chain(len) => write!(f, "chain of {len}"),
-            Shape::FanOut => write!(f, "fan-out of {WIDTH} and join"),
+            Shape::FanOut => write!(f, "fan-out of {} and join", Shape::WIDTH),
         }
     }
 }
@@ -167,7 +167,7 @@ impl Workflow for Shape {
                 flow.function(&format!("step-{n}"), &before, |state: State| async move { Ok(state) })
             }),
             Shape::FanOut => {
-                let branches: [Handle<State>; WIDTH] =
+                let branches: [Handle<State>; Shape::WIDTH] =
                     std::array::from_fn(|n| {
                         flow.function(&format!("branch-{n}"), flow.input(), |state: State| async move {
                             Ok(state)
@@ -189,6 +189,14 @@ pub enum Threads {
 }
 
 impl Threads {
+    /// How many.
+    pub fn count(self) -> usize {
+        match self {
+            Threads::One => 1,
+            Threads::Two => 2,
+        }
+    }
+
     /// The runtime.
     ///
     /// # Errors

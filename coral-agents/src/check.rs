@@ -130,7 +130,7 @@ impl<'a> Check<'a> {
         for (field, empty) in [
             ("summary", spec.summary.is_empty()),
             ("capabilities", spec.capabilities.is_empty()),
-            ("## Role", spec.role_description.is_empty()),
+            ("## Role", spec.role_description.is_empty() && spec.prompt.system_instructions.is_empty()),
             ("## Task", spec.prompt.task_template.is_empty()),
         ] {
             if empty {
@@ -244,18 +244,14 @@ impl<'a> Check<'a> {
             }
         }
         for spec in self.registry.agents() {
-            let sections = [
-                ("Role", &spec.role_description),
+            // The role and the instructions of phases are texts as they stand.
+            for (title, text) in [
                 ("System", &spec.prompt.system_instructions),
                 ("Task", &spec.prompt.task_template),
                 ("Context", &spec.prompt.context_integration),
                 ("Output", &spec.prompt.output_format),
                 ("Handoff", &spec.handoff.template),
-            ];
-            let sections = sections.into_iter().map(|(title, text)| (title.to_owned(), text));
-            let phases =
-                spec.phases.iter().map(|(name, phase)| (format!("Phase: {name}"), &phase.instructions));
-            for (title, text) in sections.chain(phases) {
+            ] {
                 let subject = format!("agent `{}`, section `{title}`", spec.id);
                 if let Err(error) = environment.template_from_str(text) {
                     self.add(Severity::Error, &subject, template_problem(&error));

@@ -30,6 +30,7 @@ mod builtin;
 mod check;
 mod definition;
 mod explain;
+mod foreign;
 mod markdown;
 mod problem;
 mod registry;
@@ -40,5 +41,9 @@ pub use crate::brief::parse_brief;
 pub use crate::check::{Finding, OPERATIONS, Severity};
 pub use crate::definition::parse_agent;
 pub use crate::explain::{Explanation, Verdict};
+pub use crate::foreign::{
+    Exported, Fate, Format, Import, Imported, Note, export_agent, export_team, import_instructions,
+    import_skill, import_subagent,
+};
 pub use crate::registry::{Loaded, Registry, Skipped, Source};
 pub use crate::workflow::parse_workflow;

@@ -29,11 +29,21 @@ mod codec;
 pub mod conformance;
 mod directory;
 mod follow;
+mod ledger;
+mod projects;
+mod sessions;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod status;
+mod views;
 
 pub use crate::directory::DirectoryBlobs;
 pub use crate::follow::{Follow, Follower, Polled};
+pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
+pub use crate::sessions::Sessions;
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore};
+pub use crate::views::{
+    AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,
+    StepStatus, StepView, WorkflowState,
+};

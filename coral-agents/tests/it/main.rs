@@ -2,5 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test that can't go on has failed")]
 
+mod corpus;
 mod directory;
 mod workflows;

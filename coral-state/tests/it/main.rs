@@ -2,5 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod journals;
+mod projects;
 mod sqlite;
 mod stores;
+mod support;
