@@ -426,7 +426,7 @@ impl AgentContext {
 
     /// Sends an event that the step need not wait for. It is durable before any later one.
     async fn send(&self, event: Event) {
-        self.run.send(ToDriver::Record(event)).await;
+        self.run.send(ToDriver::Record(Box::new(event))).await;
     }
 
     /// The effect's key: the same for each try, on every machine.

@@ -94,7 +94,7 @@ impl RunShared {
 
 pub(crate) enum ToDriver {
     /// An event that the sender does not wait for.
-    Record(Event),
+    Record(Box<Event>),
     /// Events that must be durable before the sender goes on.
     Append(Vec<Event>, oneshot::Sender<Result<(), Error>>),
     /// A step's attempt is over.
@@ -356,7 +356,7 @@ impl Driver {
     /// Takes one message in; says whether to stop.
     fn take(&mut self, letter: ToDriver) -> bool {
         match letter {
-            ToDriver::Record(event) => self.push(event, false),
+            ToDriver::Record(event) => self.push(*event, false),
             ToDriver::Append(events, ack) => {
                 self.batch.extend(events.into_iter().map(|event| (event, None)));
                 self.acks.push(ack);

@@ -266,7 +266,7 @@ impl Machine {
                     root.input = input.clone();
                 }
                 for step in 0..self.slots.len() {
-                    self.consider(step, commands);
+                    self.consider(step, None, commands);
                 }
             }
             Event::RunResumed { .. } => {
@@ -379,19 +379,20 @@ impl Machine {
             if let Some(slot) = self.slots.get_mut(first + next) {
                 slot.unsettled -= 1;
             }
-            self.consider(first + next, commands);
+            self.consider(first + next, Some(at), commands);
         }
         self.close(scope_id, commands);
     }
 
-    /// Decides about a waiting step whose surroundings have changed.
-    fn consider(&mut self, step: usize, commands: &mut Vec<Command>) {
+    /// Decides about a waiting step, of whose surroundings only `settled` has changed, if that is
+    /// given.
+    fn consider(&mut self, step: usize, settled: Option<usize>, commands: &mut Vec<Command>) {
         let (Some(slot), Some(data)) = (self.slots.get(step), self.data(step)) else { return };
         if slot.state != StepState::Waiting || self.cancel.is_some() {
             return;
         }
         let verdict = match data.join {
-            Join::All => self.all(step, slot.unsettled),
+            Join::All => self.all(step, slot.unsettled, settled),
             Join::Settle => (slot.unsettled == 0).then_some(Ok(None)),
             Join::FirstOk => self.quorum(step, 1),
             Join::Quorum(n) => self.quorum(step, n),
@@ -435,20 +436,36 @@ impl Machine {
         condition.holds(&self.facts, &scope.input, output, None)
     }
 
-    fn all(&self, step: usize, unsettled: usize) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
+    fn all(
+        &self,
+        step: usize,
+        unsettled: usize,
+        settled: Option<usize>,
+    ) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
         let (scope, wires) = self.surroundings(step)?;
-        for &(from, optional) in &wires.before {
-            match self.state(scope.first + from) {
-                Some(StepState::Failed(_) | StepState::Skipped(SkipReason::InputFailed { .. })) => {
-                    return Some(Err(SkipReason::InputFailed { step: scope.name(from) }));
-                }
-                Some(StepState::Skipped(_)) if !optional => {
-                    return Some(Err(SkipReason::InputSkipped { step: scope.name(from) }));
-                }
-                _ => {}
+        let lost = |&(from, optional): &(usize, bool)| match self.state(scope.first + from) {
+            Some(StepState::Failed(_) | StepState::Skipped(SkipReason::InputFailed { .. })) => {
+                Some(SkipReason::InputFailed { step: scope.name(from) })
             }
+            Some(StepState::Skipped(_)) if !optional => {
+                Some(SkipReason::InputSkipped { step: scope.name(from) })
+            }
+            _ => None,
+        };
+        let lost = match settled {
+            // Whatever was lost earlier has been decided about already.
+            Some(from) => wires
+                .before
+                .binary_search_by_key(&from, |(from, _)| *from)
+                .ok()
+                .and_then(|at| wires.before.get(at))
+                .and_then(lost),
+            None => wires.before.iter().find_map(lost),
+        };
+        match lost {
+            Some(reason) => Some(Err(reason)),
+            None => (unsettled == 0).then_some(Ok(None)),
         }
-        (unsettled == 0).then_some(Ok(None))
     }
 
     fn quorum(&self, step: usize, needed: usize) -> Option<Result<Option<Vec<usize>>, SkipReason>> {

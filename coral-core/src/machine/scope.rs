@@ -228,7 +228,7 @@ impl Machine {
                 slot.running += 1;
             }
             for at in first..self.slots.len() {
-                self.consider(at, commands);
+                self.consider(at, None, commands);
             }
         }
     }
@@ -397,7 +397,7 @@ impl Machine {
             self.advance(step, commands);
         }
         for step in steps {
-            self.consider(step, commands);
+            self.consider(step, None, commands);
         }
     }
 }
