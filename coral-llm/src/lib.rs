@@ -27,23 +27,30 @@
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
+mod catalogue;
 mod dialect;
 mod env;
 mod failure;
 mod offline;
 mod provider;
+mod relay;
 mod retry_after;
+mod router;
 mod scripted;
+mod tokens;
 mod transport;
 mod vendor;
 mod wire;
 
+pub use crate::catalogue::{Catalogue, CatalogueEntry};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;
 pub use crate::offline::OfflineModel;
 pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::router::{Choice, Router, Savings, Strategy};
 pub use crate::scripted::{Reply, ScriptedModel};
+pub use crate::tokens::estimate_tokens;
 pub use crate::transport::net::HttpTransport;
 pub use crate::transport::{Body, Transport};
 pub use crate::vendor::Vendor;

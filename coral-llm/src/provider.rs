@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
+use crate::relay::tell_whole;
 use crate::transport::net::HttpTransport;
 use crate::transport::{Body, Transport};
 use crate::vendor::Vendor;
@@ -306,6 +307,11 @@ impl Provider {
         self.protocol
     }
 
+    pub(crate) fn with_info(mut self, info: ModelInfo) -> Self {
+        self.info = info;
+        self
+    }
+
     /// The model that a request asks for, in the provider's words.
     fn model_of<'a>(&'a self, request: &'a ChatRequest) -> &'a str {
         let Some(asked) = request.model.as_deref() else { return &self.model };
@@ -370,7 +376,7 @@ impl Provider {
             decoder.feed(piece?, &mut listener)?;
         }
         let response = decoder.finish()?;
-        if framing == Framing::Whole && cx.streams() {
+        if framing == Framing::Whole {
             tell_whole(&response, cx);
         }
         // A connection is used again only if its answer was read to the end.
@@ -428,23 +434,6 @@ async fn read_error(body: &mut Body) -> Bytes {
         }
     }
     said.freeze()
-}
-
-/// Reports the parts of an answer that came whole although it was asked for as a stream.
-fn tell_whole(response: &ChatResponse, cx: &CallContext) {
-    let mut index = 0;
-    for part in &response.message.parts {
-        match part {
-            Part::Text { text } => cx.emit(&Delta::Text(text.clone())),
-            Part::Thinking { text, .. } => cx.emit(&Delta::Thinking(text.clone())),
-            Part::ToolCall(call) => {
-                cx.emit(&Delta::ToolCall { index, name: call.name.clone() });
-                cx.emit(&Delta::ToolArguments { index, fragment: call.arguments.to_string() });
-                index += 1;
-            }
-            _ => {}
-        }
-    }
 }
 
 /// Undoes in the answer what the strict form of the schema added: nulls for what may be absent.

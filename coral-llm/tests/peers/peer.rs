@@ -1,14 +1,14 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{ChildStdin, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 
 /// A server in a process of its own.
 pub(crate) struct Peer {
     /// Where it listens, such as `http://127.0.0.1:4000`.
     pub(crate) url: String,
-    /// The server ends when this pipe closes, which the end of the tests does.
-    _life: ChildStdin,
+    /// The server ends when the pipe to it closes, which the end of the tests does too.
+    process: Child,
 }
 
 /// Where this crate's tests keep their files.
@@ -28,10 +28,9 @@ pub(crate) static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
 impl Peer {
     /// Starts `command`, and waits until it prints an address.
     pub(crate) fn start(command: &mut Command) -> Peer {
-        let mut child =
+        let mut process =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let life = child.stdin.take().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let url = lines
             .by_ref()
             .map_while(Result::ok)
@@ -39,6 +38,13 @@ impl Peer {
             .unwrap_or_else(|| panic!("{command:?} printed no address"));
         // What it prints later must not fill the pipe.
         std::thread::spawn(move || lines.for_each(drop));
-        Peer { url, _life: life }
+        Peer { url, process }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
