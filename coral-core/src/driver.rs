@@ -16,9 +16,11 @@ use tracing::Instrument;
 use crate::agent::{HandoffDraft, panicked};
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Record, RunStatus, Seq, Stage};
+use crate::event::{EffectKind, Event, Outcome, Question, Record, RunStatus, Seq, Stage};
+use crate::graph::StepKind;
 use crate::handoff::{HandoffContext, HandoffSource};
 use crate::machine::{Command, Machine, StepState};
+use crate::outside::{Outside, Told};
 use crate::payload::Payload;
 use crate::program::{self, Body};
 use crate::runner::Ports;
@@ -86,6 +88,18 @@ impl RunShared {
         }
     }
 
+    /// Answers a question; says whether this answer is the one that counts.
+    pub(crate) async fn answer(
+        &self,
+        id: Arc<str>,
+        answer: Payload,
+        by: Arc<str>,
+    ) -> Option<Result<bool, Error>> {
+        let (taken, wait) = oneshot::channel();
+        self.send(ToDriver::Answer { id, answer, by, taken }).await;
+        wait.await.ok()
+    }
+
     pub(crate) async fn send(&self, message: ToDriver) {
         // A driver that is gone has said why through `end`; nothing more can be recorded.
         let _ = self.inbox.send(message).await;
@@ -103,6 +117,16 @@ pub(crate) enum ToDriver {
     Opened { step: usize, attempt: u32, result: Result<Payload, Error> },
     /// The wait before an attempt is over.
     RetryDue { step: usize, attempt: u32 },
+    /// A step asks a person.
+    Ask { path: Arc<str>, question: Arc<Question>, reply: oneshot::Sender<Payload> },
+    /// Somebody answers a question; whether it was open is told back.
+    Answer { id: Arc<str>, answer: Payload, by: Arc<str>, taken: oneshot::Sender<Result<bool, Error>> },
+    /// A step waits for a signal.
+    AwaitSignal { name: Arc<str>, reply: oneshot::Sender<Payload> },
+    /// Somebody sends a signal.
+    Signal { name: Arc<str>, payload: Payload, taken: oneshot::Sender<Result<(), Error>> },
+    /// Somebody wants to know which questions are open.
+    Questions(oneshot::Sender<Vec<Arc<Question>>>),
     /// Somebody asked for the run to end.
     Cancel(Arc<str>),
     /// Stop here; the run will be resumed.
@@ -122,6 +146,7 @@ pub(crate) struct StepLog {
 #[derive(Clone, Debug)]
 pub(crate) struct RecordedEffect {
     pub(crate) seq: Seq,
+    pub(crate) at_ms: u64,
     pub(crate) index: u32,
     pub(crate) effect: EffectKind,
     pub(crate) label: Arc<str>,
@@ -170,6 +195,7 @@ impl StepLogs {
                 if let Some(log) = self.0.get_mut(path) {
                     log.effects.push(RecordedEffect {
                         seq: record.seq,
+                        at_ms: record.at_ms,
                         index: *index,
                         effect: *effect,
                         label: label.clone(),
@@ -231,8 +257,11 @@ pub(crate) struct Driver {
     /// What had been delivered when each step began.
     available: HashMap<usize, Arc<[Deliverable]>>,
     /// Events that are not durable yet, with the step that they are about where that is known.
+    outside: Outside,
     batch: Vec<(Event, Option<usize>)>,
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// What came from outside with the batch, to be passed on once that is durable.
+    told: Vec<Told>,
     /// Whether somebody waits for the batch.
     urgent: bool,
     /// The task that works for each step, by number.
@@ -260,8 +289,10 @@ impl Driver {
             logs: StepLogs::default(),
             messages: HashMap::new(),
             available: HashMap::new(),
+            outside: Outside::default(),
             batch: Vec::new(),
             acks: Vec::new(),
+            told: Vec::new(),
             urgent: false,
             live: Vec::new(),
             working: 0,
@@ -275,6 +306,7 @@ impl Driver {
         self.seq = record.seq;
         self.logs.apply(record);
         self.remember(&record.event);
+        self.outside.replay(&record.event);
         self.machine.on_event(&record.event, &mut self.commands);
         // What the journal goes on to answer is not to be done; the rest is asked for at the end.
         self.commands.clear();
@@ -385,6 +417,25 @@ impl Driver {
                     self.push(Event::RetryDue { path, attempt }, true);
                 }
             }
+            ToDriver::Ask { path, question, reply } => {
+                if let Some(question) = self.outside.ask(question, reply) {
+                    self.push(Event::QuestionAsked { path, question }, false);
+                }
+            }
+            ToDriver::Answer { id, answer, by, taken } => match self.outside.answer(&id, &answer) {
+                Ok(true) => {
+                    self.push(Event::QuestionAnswered { id: id.clone(), answer, by }, true);
+                    self.told.push(Told::Answered(id, taken));
+                }
+                // Whoever asked may have gone; the answer is the same.
+                other => drop(taken.send(other)),
+            },
+            ToDriver::AwaitSignal { name, reply } => self.outside.await_signal(name, reply),
+            ToDriver::Signal { name, payload, taken } => {
+                self.push(Event::SignalReceived { name: name.clone(), payload: payload.clone() }, true);
+                self.told.push(Told::Signalled(name, payload, taken));
+            }
+            ToDriver::Questions(reply) => drop(reply.send(self.outside.questions())),
             ToDriver::Cancel(reason) => self.push(Event::CancelRequested { reason }, true),
             ToDriver::Suspend => return true,
         }
@@ -446,6 +497,9 @@ impl Driver {
         for ack in self.acks.drain(..) {
             // A step that was dropped meanwhile does not wait for its answer.
             let _ = ack.send(appended.clone());
+        }
+        for told in self.told.drain(..) {
+            self.outside.pass_on(told, &appended);
         }
         appended?;
         self.seq = last;
@@ -586,6 +640,21 @@ impl Driver {
                     shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
                 })
             }
+            Body::Wait { feed } => {
+                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                let kind = self.machine.data(at).map(|data| data.kind.clone());
+                let spec = Arc::new(AgentSpec::new(&*path, &*path));
+                let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log, None);
+                tokio::spawn(async move {
+                    let work = AssertUnwindSafe(async {
+                        condition?;
+                        wait_for(kind, feed.apply(&outputs, &cx)?, &mut context).await
+                    });
+                    let result =
+                        work.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                    shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
+                })
+            }
             Body::Agent { agent, feed } => {
                 let cx = self.handoff_context(at);
                 let (agent, feed, spec) = (agent.clone(), feed.clone(), step.spec.clone());
@@ -698,5 +767,19 @@ async fn hand_off_function(shared: Arc<RunShared>, place: Arc<StepPlace>, attemp
     let mut cx = AgentContext::new(shared, spec, place.clone(), attempt, log, None);
     for successor in place.successors.iter() {
         cx.hand_off(successor, HandoffDraft::empty()).await;
+    }
+}
+
+/// Waits for a person, a time or a signal.
+async fn wait_for(kind: Option<StepKind>, input: Payload, cx: &mut AgentContext) -> Result<Payload, Error> {
+    match kind {
+        Some(StepKind::Ask { answer, deadline_ms, default }) => {
+            let label = cx.path().to_string();
+            let default = deadline_ms.map(|ms| (ms, Payload::from_json(default)));
+            cx.ask_person(&label, input, answer, default).await
+        }
+        Some(StepKind::Timer(ms)) => cx.sleep_ms(ms).await.map(|()| input),
+        Some(StepKind::Signal(name)) => cx.wait_for_signal(&name).await,
+        _ => Ok(input),
     }
 }

@@ -127,6 +127,36 @@ impl<I: Data> Flow<I> {
         self.add(name.into(), StepKind::Function(name.into()), &feed, body)
     }
 
+    /// Adds a step that asks a person what `feed` gives it, and gives the answer. The process may
+    /// exit meanwhile. See [`Run::answer`](crate::Run::answer).
+    pub fn ask<Q, A, F>(&mut self, name: &str, feed: F) -> Handle<A>
+    where
+        Q: Data,
+        A: Data,
+        F: Feeds<Q>,
+    {
+        let answer = schemars::schema_for!(A).to_value();
+        let kind = StepKind::Ask { answer, deadline_ms: None, default: serde_json::Value::Null };
+        self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
+    }
+
+    /// Adds a step that waits so many milliseconds, restarts included, and gives what `feed` gave it.
+    pub fn timer<T, F>(&mut self, name: &str, ms: u64, feed: F) -> Handle<T>
+    where
+        T: Data,
+        F: Feeds<T>,
+    {
+        self.add(name.into(), StepKind::Timer(ms), &feed, Body::Wait { feed: F::feed() })
+    }
+
+    /// Adds a step that waits for a signal, from when its graph begins, and gives what came with
+    /// it. See [`Run::signal`](crate::Run::signal).
+    pub fn signal<T: Data>(&mut self, name: &str) -> Handle<T> {
+        let feed = self.input();
+        let body = Body::Wait { feed: <Handle<I> as Feeds<I>>::feed() };
+        self.add::<I, T>(name.into(), StepKind::Signal(name.into()), &feed, body)
+    }
+
     /// Adds a step in which another workflow runs, in the same journal. It is named after the
     /// workflow.
     pub fn workflow<W, F>(&mut self, workflow: &W, feed: F) -> Handle<W::Output>

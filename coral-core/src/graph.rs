@@ -92,6 +92,21 @@ pub enum StepKind {
     Agent(Arc<str>),
     /// The function of this name.
     Function(Arc<str>),
+    /// A question to a person; gives the answer. What is asked is the step's input.
+    Ask {
+        /// JSON Schema of the answer.
+        answer: serde_json::Value,
+        /// Milliseconds after which the default is taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_ms: Option<u64>,
+        /// The answer if none came in time.
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        default: serde_json::Value,
+    },
+    /// A wait, in milliseconds, that survives restarts; gives its input.
+    Timer(u64),
+    /// A wait for a signal of this name; gives what came with it.
+    Signal(Arc<str>),
     /// Another graph, in the same journal. Its steps are `STEP/NAME`.
     Workflow(Arc<GraphData>),
     /// A graph for each item of a list; gives the list of their outputs, in order. The steps of
@@ -135,6 +150,9 @@ impl StepKind {
     fn label(&self) -> String {
         match self {
             StepKind::Agent(name) | StepKind::Function(name) => name.to_string(),
+            StepKind::Ask { .. } => "ask".to_owned(),
+            StepKind::Timer(ms) => format!("wait {ms} ms"),
+            StepKind::Signal(name) => format!("signal: {name}"),
             StepKind::Workflow(graph) => graph.name.clone(),
             StepKind::Map { body, .. } => format!("each: {}", body.name),
             StepKind::Loop { body, until, .. } => format!("{} until {until}", body.name),
@@ -145,7 +163,11 @@ impl StepKind {
     /// The graphs inside, as data.
     fn bodies(&self) -> Vec<GraphData> {
         match self {
-            StepKind::Agent(_) | StepKind::Function(_) => Vec::new(),
+            StepKind::Agent(_)
+            | StepKind::Function(_)
+            | StepKind::Ask { .. }
+            | StepKind::Timer(_)
+            | StepKind::Signal(_) => Vec::new(),
             StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
                 vec![(**body).clone()]
             }
@@ -163,7 +185,10 @@ impl StepKind {
 
     /// Whether it holds other steps.
     pub(crate) fn is_composite(&self) -> bool {
-        !matches!(self, StepKind::Agent(_) | StepKind::Function(_))
+        matches!(
+            self,
+            StepKind::Workflow(_) | StepKind::Map { .. } | StepKind::Loop { .. } | StepKind::Route { .. }
+        )
     }
 }
 
@@ -458,6 +483,10 @@ impl Checked {
             };
             if bound == 0 {
                 problem(Some(&step.name), "its bound is 0, so it could never run".to_owned());
+            }
+            if matches!(&step.kind, StepKind::Ask { deadline_ms: Some(_), default, .. } if default.is_null())
+            {
+                problem(Some(&step.name), "a question with a deadline needs a default answer".to_owned());
             }
             if matches!(&step.kind, StepKind::Route { agents, .. } if agents.is_empty()) {
                 problem(Some(&step.name), "a route needs agents".to_owned());

@@ -253,6 +253,7 @@ impl Machine {
                 | Event::EffectDone { .. }
                 | Event::CallRetried { .. }
                 | Event::HandedOff { .. }
+                | Event::QuestionAsked { .. }
                 | Event::Noted { .. }
         )
     }
@@ -320,6 +321,9 @@ impl Machine {
             | Event::EffectDone { .. }
             | Event::CallRetried { .. }
             | Event::HandedOff { .. }
+            | Event::QuestionAsked { .. }
+            | Event::QuestionAnswered { .. }
+            | Event::SignalReceived { .. }
             | Event::Noted { .. } => {}
         }
     }

@@ -72,6 +72,10 @@ pub(crate) enum Body {
         call: Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>,
         feed: Feed,
     },
+    /// A wait for a person, a time or a signal, as the graph says.
+    Wait {
+        feed: Feed,
+    },
     /// A step that holds steps: the bodies of each graph inside.
     Composite {
         graphs: Vec<Vec<Body>>,
@@ -194,7 +198,7 @@ fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Res
                 pins.agents.insert(agent.spec().id.clone(), digest(agent.spec())?);
                 spec = Arc::new(agent.spec().in_phase(&data.phase));
             }
-            Body::Function { .. } => {}
+            Body::Function { .. } | Body::Wait { .. } => {}
             Body::Composite { graphs, .. } => {
                 for (graph, bodies) in graph.bodies(i).iter().zip(std::mem::take(graphs)) {
                     let steps = assemble_steps(graph, bodies, pins)?;
@@ -263,6 +267,9 @@ fn bodies_of(steps: &[StepData], team: &Team, problems: &mut Vec<String>) -> Vec
                     None
                 }
             },
+            StepKind::Ask { .. } | StepKind::Timer(_) | StepKind::Signal(_) => {
+                Some(Body::Wait { feed: by_name(inputs) })
+            }
             StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
                 let inside = bodies_of(&body.steps, team, problems);
                 Some(Body::Composite { graphs: vec![inside], feed: by_name(inputs) })

@@ -249,7 +249,11 @@ impl Machine {
         };
         let limit = |limit: String, max: u32| Error::new(ErrorKind::Limit { limit, max: max.into() });
         match &data.kind {
-            StepKind::Agent(_) | StepKind::Function(_) => Ok(None),
+            StepKind::Agent(_)
+            | StepKind::Function(_)
+            | StepKind::Ask { .. }
+            | StepKind::Timer(_)
+            | StepKind::Signal(_) => Ok(None),
             StepKind::Workflow(_) => match last {
                 None => Ok(Some(Next { prefix: path.to_string(), body: 0, input: input.clone() })),
                 Some(None) => Ok(None),

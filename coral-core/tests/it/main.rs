@@ -6,3 +6,4 @@ mod engine;
 mod nesting;
 mod prompt_agent;
 mod support;
+mod waiting;
