@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use coral_core::{
-    Clock, EVENT_FORMAT, Error, Event, GraphData, Journal, Payload, Record, RunFilter, RunHead, RunStatus,
-    Seq,
+    Clock, EVENT_FORMAT, Error, ErrorKind, Event, GraphData, Journal, Payload, Record, RunFilter, RunHead,
+    RunStatus, Seq,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -31,6 +31,8 @@ pub(crate) trait View: Clone + Send + Sync {
     fn empty(id: &str) -> Self;
     /// The project that the ledger is listed under.
     fn project(id: &str, changes: &[Self::Change]) -> String;
+    /// What is left once its keys are destroyed.
+    fn erased(id: &str) -> Self;
     /// Folds in one change.
     fn apply(&mut self, at_ms: u64, change: Self::Change);
 }
@@ -50,6 +52,14 @@ pub(crate) fn check_id(what: &str, id: &str) -> Result<(), Error> {
         format!("{what} id"),
         format!("`{id}` is not 1 to 64 letters, digits, `-`, `_` or `.`"),
     ))
+}
+
+/// What the key is that an erased project lacks.
+pub(crate) const DATA_KEY: &str = "data key of project";
+
+/// Whether something can't be read since its project's keys were destroyed.
+pub(crate) fn is_erased(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound { what, .. } if what == DATA_KEY)
 }
 
 pub(crate) struct Ledger {
@@ -74,7 +84,10 @@ impl Ledger {
         let mut view = V::empty(id);
         let mut last = 0;
         loop {
-            let records = self.journal.read(&run, last + 1, BATCH).await?;
+            let records = match self.journal.read(&run, last + 1, BATCH).await {
+                Err(error) if is_erased(&error) => return Ok(Some((V::erased(id), Seq::MAX))),
+                result => result?,
+            };
             let count = records.len();
             for record in records {
                 last = record.seq;
@@ -119,6 +132,9 @@ impl Ledger {
         let mut tries = 0;
         loop {
             let found = self.get::<V>(id).await?;
+            if found.as_ref().is_some_and(|(_, last)| *last == Seq::MAX) {
+                return Err(Error::invalid(run, "its project was erased").with_help("begin another"));
+            }
             let changes = decide(found.as_ref().map(|(view, _)| view))?;
             if changes.is_empty()
                 && let Some((view, _)) = found

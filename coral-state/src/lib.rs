@@ -27,6 +27,8 @@ mod blob_name;
 mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "sqlite")]
+mod crypto;
 mod directory;
 mod follow;
 mod ledger;
@@ -37,12 +39,16 @@ mod sqlite;
 mod status;
 mod views;
 
+#[cfg(feature = "sqlite")]
+pub use crate::crypto::{KeyRing, MasterKey};
 pub use crate::directory::DirectoryBlobs;
 pub use crate::follow::{Follow, Follower, Polled};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 pub use crate::sessions::Sessions;
 #[cfg(feature = "sqlite")]
-pub use crate::sqlite::{Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore};
+pub use crate::sqlite::{
+    Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore, Tombstone,
+};
 pub use crate::views::{
     AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,
     StepStatus, StepView, WorkflowState,

@@ -181,7 +181,8 @@ impl Projects {
 
     /// Deletes a project for good; a tombstone stays, so that the id never means another project.
     ///
-    /// Its runs stay in the journal.
+    /// Its runs stay in the journal; in an encrypted store,
+    /// [`erase_project`](crate::SqliteStore::erase_project) makes them unreadable.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) while a run of it is at

@@ -25,8 +25,13 @@ const PATIENCE: Duration = Duration::from_millis(1);
 
 pub(super) enum Request {
     Append(Append),
-    Acquire { run: Box<str>, answer: oneshot::Sender<Result<u64, Error>> },
+    Acquire {
+        run: Box<str>,
+        answer: oneshot::Sender<Result<u64, Error>>,
+    },
     Job(Box<dyn Job>),
+    /// What can't be within a transaction: done after the commit of what came before.
+    Aside(Box<dyn FnOnce(&Connection) + Send>),
 }
 
 /// A batch on its way. The records come back with the answer, so that freeing them costs the
@@ -60,13 +65,23 @@ pub(super) fn serve(conn: &Connection, requests: &Queue<Request>, bell: &Bell) {
     let (mut usual, mut patience) = (1, Duration::ZERO);
     while !waiting.is_empty() || requests.take(usual, patience, &mut waiting) {
         let mut bytes = 0;
+        let mut aside = None;
         while let Some(request) = waiting.pop_front_if(|_| bytes < GROUP_BYTES) {
+            if let Request::Aside(act) = request {
+                aside = Some(act);
+                break;
+            }
             bytes += size(&request);
             group.push(request);
         }
         usual = group.len();
         let begun = Instant::now();
-        writer.commit(&mut group, bell);
+        if !group.is_empty() {
+            writer.commit(&mut group, bell);
+        }
+        if let Some(act) = aside {
+            act(conn);
+        }
         patience = (begun.elapsed() / 2).min(PATIENCE);
     }
 }
@@ -74,7 +89,7 @@ pub(super) fn serve(conn: &Connection, requests: &Queue<Request>, bell: &Bell) {
 fn size(request: &Request) -> usize {
     match request {
         Request::Append(append) => append.chunk.len(),
-        Request::Acquire { .. } | Request::Job(_) => 0,
+        Request::Acquire { .. } | Request::Job(_) | Request::Aside(_) => 0,
     }
 }
 
@@ -134,6 +149,7 @@ enum Answer {
     Append(Append, Result<(), Error>),
     Acquire(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
     Job(Box<dyn Job>, Result<(), Error>),
+    Nobody,
 }
 
 impl Answer {
@@ -157,6 +173,7 @@ impl Answer {
                 let _ = answer.send(result.and_then(|epoch| commit.map(|()| epoch).map_err(Clone::clone)));
             }
             Answer::Job(job, result) => job.answer(result.and(commit.map_err(Clone::clone))),
+            Answer::Nobody => {}
         }
     }
 }
@@ -252,6 +269,7 @@ impl<'c> Writer<'c> {
                 let result = self.attempt(|writer| writer.job(&mut *job));
                 Answer::Job(job, result)
             }
+            Request::Aside(_) => Answer::Nobody,
         }
     }
 
@@ -384,6 +402,7 @@ fn unserved(request: Request) -> Answer {
         Request::Append(append) => Answer::Append(append, Ok(())),
         Request::Acquire { answer, .. } => Answer::Acquire(answer, Ok(0)),
         Request::Job(job) => Answer::Job(job, Ok(())),
+        Request::Aside(_) => Answer::Nobody,
     }
 }
 

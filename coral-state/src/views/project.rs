@@ -114,6 +114,10 @@ impl View for ProjectState {
         id.to_owned()
     }
 
+    fn erased(id: &str) -> Self {
+        ProjectState { status: ProjectStatus::Deleted, ..ProjectState::empty(id) }
+    }
+
     fn apply(&mut self, at_ms: u64, change: ProjectChange) {
         self.updated_at_ms = at_ms;
         match change {

@@ -57,6 +57,10 @@ impl View for SessionState {
         }
     }
 
+    fn erased(id: &str) -> Self {
+        SessionState { ended: true, ..SessionState::empty(id) }
+    }
+
     fn apply(&mut self, at_ms: u64, change: SessionChange) {
         self.updated_at_ms = at_ms;
         match change {
