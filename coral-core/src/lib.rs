@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod budget;
 mod cache;
 mod call;
 mod clock;
@@ -30,6 +31,7 @@ mod task;
 mod tool;
 
 pub use crate::agent::{Agent, ErasedAgent, HandoffDraft};
+pub use crate::budget::{Budget, Used};
 pub use crate::cache::{BlobRef, Blobs, Cache, MemoryBlobs, MemoryCache};
 pub use crate::call::{CallContext, Caller};
 pub use crate::clock::{Clock, ManualClock, SystemClock, rfc3339};
@@ -54,7 +56,7 @@ pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
 pub use crate::prompt::Partials;
 pub use crate::prompt_agent::PromptAgent;
-pub use crate::runner::{EventStream, Run, Runner, RunnerBuilder, StartOptions};
+pub use crate::runner::{EventStream, ResumeOptions, Run, Runner, RunnerBuilder, StartOptions};
 pub use crate::schema::Schema;
 pub use crate::spec::{
     AgentLimits, AgentSpec, Category, HandoffSpec, ModelNeeds, OutputSpec, PhaseSpec, PromptTemplate, Tier,

@@ -13,6 +13,7 @@ use futures_util::stream::BoxStream;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::budget::{Budget, Used};
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
 use crate::error::{Error, ErrorKind};
@@ -110,6 +111,8 @@ pub struct StartOptions {
     pub project: Option<String>,
     /// Facts that conditions ask for, over those of the [`Brief`], if the input is one.
     pub facts: BTreeMap<String, Value>,
+    /// What the run may use. Default: no limits.
+    pub budget: Budget,
 }
 
 impl StartOptions {
@@ -132,10 +135,39 @@ impl StartOptions {
         self
     }
 
+    /// Limits what the run may use.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
     /// Adds a fact.
     #[must_use]
     pub fn fact(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.facts.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// How a run is resumed.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ResumeOptions {
+    /// By how much each limit of the run's budgets is raised.
+    pub top_up: Budget,
+}
+
+impl ResumeOptions {
+    /// All default.
+    pub fn new() -> Self {
+        ResumeOptions::default()
+    }
+
+    /// Raises the limits of the run's budgets.
+    #[must_use]
+    pub fn top_up(mut self, more: Budget) -> Self {
+        self.top_up = more;
         self
     }
 }
@@ -205,6 +237,7 @@ impl Runner {
         let epoch = self.ports.journal.acquire(&id).await?;
         let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
         let (shared, inbox) = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
+        shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms());
         let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
         driver
             .begin(Event::RunStarted {
@@ -214,6 +247,7 @@ impl Runner {
                 pins: program.pins().clone(),
                 input,
                 facts,
+                budget: options.budget,
             })
             .await?;
         Ok(self.launch(shared, driver))
@@ -227,11 +261,29 @@ impl Runner {
     /// [`DefinitionChanged`](ErrorKind::DefinitionChanged) if it began under another definition;
     /// those of the journal.
     pub async fn resume<P: IntoProgram>(&self, workflow: P, run: &str) -> Result<Run<P::Output>, Error> {
-        let program = workflow.into_program()?;
-        self.resume_inner(&program.inner, run).await
+        self.resume_with(workflow, run, ResumeOptions::default()).await
     }
 
-    async fn resume_inner<O>(&self, program: &Arc<program::Inner>, run: &str) -> Result<Run<O>, Error> {
+    /// [`resume`](Self::resume) with a top-up of the budget.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume).
+    pub async fn resume_with<P: IntoProgram>(
+        &self,
+        workflow: P,
+        run: &str,
+        options: ResumeOptions,
+    ) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        self.resume_inner(&program.inner, run, options).await
+    }
+
+    async fn resume_inner<O>(
+        &self,
+        program: &Arc<program::Inner>,
+        run: &str,
+        options: ResumeOptions,
+    ) -> Result<Run<O>, Error> {
         let journal = &self.ports.journal;
         if journal.head(run).await?.is_none() {
             let runs = journal.runs(&RunFilter::default()).await?;
@@ -239,8 +291,11 @@ impl Runner {
         }
         let epoch = journal.acquire(run).await?;
         let mut page = journal.read(run, 1, PAGE).await?;
-        let Some(Record { event: Event::RunStarted { format, project, graph, pins, facts, .. }, .. }) =
-            page.first()
+        let Some(Record {
+            event: Event::RunStarted { format, project, graph, pins, facts, budget, .. },
+            at_ms,
+            ..
+        }) = page.first()
         else {
             return Err(Error::storage(
                 "reading the journal",
@@ -256,6 +311,7 @@ impl Runner {
         }
         check_pins(run, graph, pins, program)?;
         let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
+        shared.ledger().open(budget.clone(), *at_ms);
         let mut driver = Driver::new(shared.clone(), program.clone(), inbox, epoch);
         let mut finished = None;
         while let Some(last) = page.last().map(|record| record.seq) {
@@ -277,6 +333,9 @@ impl Runner {
                 Ok(Run::new(shared))
             }
             _ => {
+                if !options.top_up.is_unlimited() {
+                    driver.begin(Event::BudgetToppedUp { more: options.top_up }).await?;
+                }
                 driver.begin(Event::RunResumed { epoch }).await?;
                 Ok(self.launch(shared, driver))
             }
@@ -299,7 +358,7 @@ impl Runner {
             if self.is_active(&head.run) {
                 continue;
             }
-            let run = self.resume_inner(&program.inner, &head.run).await;
+            let run = self.resume_inner(&program.inner, &head.run, ResumeOptions::default()).await;
             runs.push((head.run, run));
         }
         Ok(runs)
@@ -419,6 +478,24 @@ impl<O> Run<O> {
         }
     }
 
+    /// What the run has used so far.
+    pub fn used(&self) -> Used {
+        self.shared.ledger().used()
+    }
+
+    /// What was done until a budget ended the run: the output of each step that succeeded, by its path. Waits
+    /// until the run is over; `None` if it ended otherwise.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn partial(&self) -> Result<Option<Value>, Error> {
+        self.end(|status, output, _| match output {
+            Some(output) if status == RunStatus::Stopped => output.json().cloned().map(Some),
+            _ => Ok(None),
+        })
+        .await
+    }
+
     /// The questions that wait for an answer, by id.
     pub async fn questions(&self) -> Vec<Arc<Question>> {
         let (reply, questions) = oneshot::channel();
@@ -503,12 +580,13 @@ impl<O: Data> Run<O> {
     /// Waits until the run is over and gives its output.
     ///
     /// # Errors
-    /// The error of the step that failed; [`Cancelled`](ErrorKind::Cancelled); else as
+    /// The error of the step that failed; [`Budget`](ErrorKind::Budget) if a budget ended it, see
+    /// [`partial`](Self::partial); [`Cancelled`](ErrorKind::Cancelled); else as
     /// [`wait`](Self::wait).
     pub async fn output(&self) -> Result<O, Error> {
         self.end(|_, output, error| match (output, error) {
-            (Some(output), _) => output.get(),
-            (None, Some(error)) => Err(error.clone()),
+            (_, Some(error)) => Err(error.clone()),
+            (Some(output), None) => output.get(),
             (None, None) => Err(Error::invalid("run", "it ended without output")),
         })
         .await

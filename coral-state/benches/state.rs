@@ -59,6 +59,7 @@ fn record(seq: Seq) -> Record {
             pins: Default::default(),
             input: Payload::null(),
             facts: Default::default(),
+            budget: coral_core::Budget::default(),
         }
     } else {
         let text = format!(
