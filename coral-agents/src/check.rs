@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use coral_core::{AgentSpec, Graph, GraphData, nearest};
+use coral_core::{AgentSpec, ErrorKind, Graph, GraphData, Partials, PromptAgent, nearest};
 use minijinja::Environment;
 
 use crate::problem::hint;
@@ -71,7 +71,7 @@ impl fmt::Display for Finding {
 
 impl Registry {
     /// Checks that everything fits together: each agent, deliverable, operation, partial and
-    /// workflow that something names is there, templates parse, and every step of every workflow
+    /// workflow that something names is there, templates parse and use what they get, and every step of every workflow
     /// gets the deliverables that it depends on from steps before it. Errors come first.
     ///
     /// ```
@@ -99,6 +99,7 @@ impl Registry {
         }
         check.shared_names();
         check.templates();
+        check.engine();
         for workflow in self.workflows() {
             check.workflow(workflow);
         }
@@ -257,6 +258,31 @@ impl<'a> Check<'a> {
                     self.add(Severity::Error, &subject, template_problem(&error));
                 }
                 self.includes(&subject, text, &partials);
+            }
+        }
+    }
+
+    /// What only the engine can tell: variables that a template does not get, and schemas that
+    /// an answer can't be held against.
+    fn engine(&mut self) {
+        let partials: Partials = self.registry.partials().collect();
+        for spec in self.registry.agents() {
+            // What is reported already, in more words, need not be reported again.
+            let about = format!("agent `{}`", spec.id);
+            let known = |finding: &Finding| {
+                finding.severity == Severity::Error
+                    && (finding.subject.starts_with(&about) || finding.subject.starts_with("partial "))
+            };
+            if self.findings.iter().any(known) {
+                continue;
+            }
+            if let Err(error) = PromptAgent::with_partials(AgentSpec::clone(spec), &partials) {
+                let (subject, message) = match error.kind() {
+                    ErrorKind::Invalid { what, problem } if what.starts_with(&about) => (what.clone(), problem.clone()),
+                    ErrorKind::Invalid { what, problem } => (format!("{about}, {what}"), problem.clone()),
+                    other => (about.clone(), other.to_string()),
+                };
+                self.add(Severity::Error, &subject, message);
             }
         }
     }

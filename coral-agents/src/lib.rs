@@ -31,6 +31,7 @@ mod check;
 mod definition;
 mod explain;
 mod foreign;
+mod live;
 mod markdown;
 mod problem;
 mod registry;
@@ -45,5 +46,6 @@ pub use crate::foreign::{
     Exported, Fate, Format, Import, Imported, Note, export_agent, export_team, import_instructions,
     import_skill, import_subagent,
 };
+pub use crate::live::{Changes, LiveRegistry};
 pub use crate::registry::{Loaded, Registry, Skipped, Source};
 pub use crate::workflow::parse_workflow;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
-use coral_core::{AgentSpec, Error, ErrorKind, GraphData};
+use coral_core::{AgentSpec, Error, ErrorKind, GraphData, Partials, PromptAgent, Team};
 
 use crate::builtin;
 use crate::definition::Definition;
@@ -236,6 +236,28 @@ impl Registry {
         self.partials.iter().map(|(name, text)| (name.as_str(), &**text))
     }
 
+    /// All agents as a team that workflows can be built with, each run by a [`PromptAgent`] with
+    /// the partials of this registry.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for the first agent whose templates or schema can't be used.
+    ///
+    /// ```
+    /// use coral_agents::Registry;
+    /// use coral_core::Program;
+    ///
+    /// let registry = Registry::builtin();
+    /// let workflow = registry.workflow("documentation_first")?;
+    /// let program = Program::from_graph((**workflow).clone(), &registry.team()?)?;
+    /// # Ok::<(), coral_core::Error>(())
+    /// ```
+    pub fn team(&self) -> Result<Team, Error> {
+        let partials: Partials = self.partials().collect();
+        self.agents().try_fold(Team::new(), |team, spec| {
+            Ok(team.with_agent(PromptAgent::with_partials(AgentSpec::clone(spec), &partials)?))
+        })
+    }
+
     /// The workflow of a name.
     ///
     /// # Errors
@@ -254,7 +276,7 @@ impl Registry {
 
     /// Takes in files. Agents come before workflows, which name them, and an agent after the one
     /// that it extends, in whatever order the files come.
-    fn take_in<'a>(
+    pub(crate) fn take_in<'a>(
         &mut self,
         files: impl IntoIterator<Item = SourceFile<'a>>,
         source: impl Fn(&str) -> Source,
@@ -372,10 +394,10 @@ fn words(text: &str) -> BTreeSet<String> {
         .collect()
 }
 
-type Files = Vec<(Kind, String, String)>;
+pub(crate) type Files = Vec<(Kind, String, String)>;
 
 /// The files of a registry directory in the order of their names.
-fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
+pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
     let mut files = Files::new();
     let mut skipped = Vec::new();
     for path in list(dir)? {

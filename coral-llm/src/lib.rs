@@ -27,6 +27,7 @@
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
+mod cached;
 mod catalogue;
 mod dialect;
 mod env;
@@ -42,6 +43,7 @@ mod transport;
 mod vendor;
 mod wire;
 
+pub use crate::cached::{CacheStats, Cached};
 pub use crate::catalogue::{Catalogue, CatalogueEntry};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::env::{from_env, from_vars};

@@ -79,6 +79,20 @@ fn templates_are_checked() {
 }
 
 #[test]
+fn variables_and_schemas_are_checked() {
+    check(
+        &registry(&[
+            ("id: a", "{{ brief.project }} {{ breif.project }}"),
+            ("id: b\noutput_schema: {type: object, properties: {x: {type: strnig}}}", "x"),
+        ]),
+        &[
+            "error: agent `a`, template `task`: variable `breif` is not known; did you mean `brief`?",
+            "error: agent `b`, output schema: /properties/x/type: \"strnig\" can't stand here",
+        ],
+    );
+}
+
+#[test]
 fn dependencies_of_steps_are_checked() {
     let mut registry = registry(&[
         ("id: giver\noutputs: [{type: text, path: a, description: d}]", "x"),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use coral_agents::{Registry, Source};
+use coral_agents::{LiveRegistry, Registry, Source};
 use coral_core::ErrorKind;
 
 /// A directory of this test alone, below the target directory.
@@ -57,4 +57,39 @@ fn a_directory_adds_to_the_built_in_agents() {
 fn a_directory_that_is_not_there_is_an_error() {
     let error = Registry::with_dir("/does/not/exist").unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Storage { .. }), "{error}");
+}
+
+#[test]
+fn a_live_registry_follows_its_directory() {
+    let dir = fresh("live");
+    let agent = |id: &str, summary: &str| format!("---\nid: {id}\nname: N\nsummary: {summary}\n---\n## Task\nWork.\n");
+    fs::write(dir.join("a.md"), agent("a", "one")).unwrap();
+    fs::write(dir.join("b.md"), agent("b", "one")).unwrap();
+    let (live, loaded) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+    assert_eq!(loaded.agents, ["a", "b"]);
+    assert_eq!(live.refresh().unwrap(), None);
+
+    let before = live.current();
+    fs::write(dir.join("a.md"), agent("a", "two")).unwrap();
+    fs::write(dir.join("c.md"), agent("c", "one")).unwrap();
+    fs::write(dir.join("w.yaml"), "steps: [{agent: a}]").unwrap();
+    fs::remove_file(dir.join("b.md")).unwrap();
+    let changes = live.refresh().unwrap().unwrap();
+    assert_eq!((changes.agents, changes.removed_agents), (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
+    assert_eq!(changes.workflows, ["w"]);
+    assert_eq!(live.current().agent("a").unwrap().summary, "two");
+    assert_eq!(before.agent("a").unwrap().summary, "one", "a snapshot stays as it was");
+
+    // Broken in the middle of an edit: the last good version stays in force.
+    for broken in ["---\nid: a\nname: ", "---\nid: a\nname: N\nsummary: [\n---\n"] {
+        fs::write(dir.join("a.md"), broken).unwrap();
+        let changes = live.refresh().unwrap().unwrap();
+        assert_eq!(changes.agents, [""; 0]);
+        assert_eq!(changes.skipped.len(), 1, "{changes:?}");
+        assert_eq!(live.current().agent("a").unwrap().summary, "two");
+        assert_eq!(live.current().workflow("w").unwrap().steps.len(), 1);
+    }
+    fs::write(dir.join("a.md"), agent("a", "three")).unwrap();
+    assert_eq!(live.refresh().unwrap().unwrap().agents, ["a"]);
+    assert_eq!(live.current().agent("a").unwrap().summary, "three");
 }
