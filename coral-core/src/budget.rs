@@ -284,7 +284,7 @@ impl Ledger {
                     "set `max_output_tokens` of the request",
                 )
             })?;
-        let input_tokens = serde_json::to_vec(request).map(|bytes| bytes.len() as u64).unwrap_or(u64::MAX);
+        let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
         worst.tokens = input_tokens.saturating_add(output_tokens);
         if usd {
             let mut price = info.price.ok_or_else(|| {

@@ -58,6 +58,9 @@ pub enum Event {
         /// What it may use.
         #[serde(default, skip_serializing_if = "Budget::is_unlimited")]
         budget: Budget,
+        /// Where it was forked off, if it was: the records up to there are those of the other run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forked_from: Option<ForkPoint>,
     },
     /// A process took the run up again.
     RunResumed {
@@ -256,6 +259,15 @@ impl Event {
             | Event::RunFinished { .. } => None,
         }
     }
+}
+
+/// A place in a run at which another begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ForkPoint {
+    /// The run that was forked.
+    pub run: Arc<str>,
+    /// Its last record that both have.
+    pub seq: Seq,
 }
 
 /// What a run is pinned to: it does not go on under anything else.

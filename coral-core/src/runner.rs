@@ -17,9 +17,10 @@ use crate::budget::{Budget, Used};
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EVENT_FORMAT, Event, Pins, Question, Record, RunStatus, Seq};
-use crate::graph::RetryPolicy;
+use crate::event::{EVENT_FORMAT, Event, ForkPoint, Pins, Question, Record, RunStatus, Seq};
+use crate::graph::{Graph, RetryPolicy};
 use crate::journal::{Journal, MemoryJournal, RunFilter};
+use crate::machine::Machine;
 use crate::model::{ChatModel, Delta};
 use crate::payload::{Data, Payload};
 use crate::program::{self, IntoProgram, Program};
@@ -222,19 +223,7 @@ impl Runner {
         let mut facts = brief.map(|brief| brief.facts.clone()).unwrap_or_default();
         facts.extend(options.facts);
         let graph = program.graph().data().clone();
-        let id: Arc<str> = match options.id {
-            Some(id) => id.into(),
-            None => {
-                let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
-                format!("{}-{now:x}-{chance:08x}", graph.name).into()
-            }
-        };
-        check_id(&id)?;
-        if let Some(head) = self.ports.journal.head(&id).await? {
-            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
-                .with_help("there is a run of this id: resume it, or start under another id"));
-        }
-        let epoch = self.ports.journal.acquire(&id).await?;
+        let (id, epoch) = self.claim(options.id, &graph.name).await?;
         let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
         let (shared, inbox) = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
         shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms());
@@ -248,9 +237,99 @@ impl Runner {
                 input,
                 facts,
                 budget: options.budget,
+                forked_from: None,
             })
             .await?;
         Ok(self.launch(shared, driver))
+    }
+
+    /// The id and epoch of a run that begins.
+    async fn claim(&self, id: Option<String>, workflow: &str) -> Result<(Arc<str>, u64), Error> {
+        let id: Arc<str> = match id {
+            Some(id) => id.into(),
+            None => {
+                let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
+                format!("{workflow}-{now:x}-{chance:08x}").into()
+            }
+        };
+        check_id(&id)?;
+        if let Some(head) = self.ports.journal.head(&id).await? {
+            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
+                .with_help("there is a run of this id: resume it, or start under another id"));
+        }
+        let epoch = self.ports.journal.acquire(&id).await?;
+        Ok((id, epoch))
+    }
+
+    /// Starts a run that has the first `at` records of another as its own, and goes on from there:
+    /// a rollback to any point, inside of nested graphs too. The other run is only read. Effects recorded
+    /// up to there are not done again; those after it are done anew, under keys of the new run.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such run; [`Invalid`](ErrorKind::Invalid) if it has no
+    /// record `at`; else as [`resume`](Self::resume).
+    pub async fn fork<P: IntoProgram>(
+        &self,
+        workflow: P,
+        run: &str,
+        at: Seq,
+        id: Option<String>,
+    ) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        let mut records = self.read(run, Some(at)).await?;
+        if records.last().is_none_or(|last| last.seq != at) {
+            return Err(Error::invalid(format!("fork of `{run}`"), format!("it has no record {at}")));
+        }
+        let Some(Record { event: Event::RunStarted { graph, pins, forked_from, .. }, .. }) =
+            records.first_mut()
+        else {
+            return Err(not_begun(run));
+        };
+        check_pins(run, graph, pins, &program.inner)?;
+        *forked_from = Some(ForkPoint { run: run.into(), seq: at });
+        let workflow = graph.name.clone();
+        let (id, epoch) = self.claim(id, &workflow).await?;
+        self.ports.journal.append(&id, epoch, 0, records).await?;
+        self.resume_inner(&program.inner, &id, ResumeOptions::default()).await
+    }
+
+    /// How a run stood after its record `at`, or stands now: which steps had which outputs. It
+    /// needs nothing but the journal.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such run; those of the journal.
+    pub async fn inspect(&self, run: &str, at: Option<Seq>) -> Result<Machine, Error> {
+        let records = self.read(run, at).await?;
+        let Some(Event::RunStarted { graph, .. }) = records.first().map(|record| &record.event) else {
+            return Err(not_begun(run));
+        };
+        let mut machine = Machine::new(Arc::new(Graph::new((**graph).clone())?));
+        for record in &records {
+            machine.on_event(&record.event, &mut Vec::new());
+        }
+        Ok(machine)
+    }
+
+    /// The records of a run, up to and with `until`.
+    async fn read(&self, run: &str, until: Option<Seq>) -> Result<Vec<Record>, Error> {
+        let journal = &self.ports.journal;
+        let Some(head) = journal.head(run).await? else { return Err(self.no_such_run(run).await?) };
+        let until = until.unwrap_or(Seq::MAX).min(head.last_seq);
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let from = records.last().map_or(1, |last| last.seq + 1);
+            let missing = usize::try_from(until.saturating_sub(from - 1)).unwrap_or(PAGE).min(PAGE);
+            let page = if missing == 0 { Vec::new() } else { journal.read(run, from, missing).await? };
+            if page.is_empty() {
+                return Ok(records);
+            }
+            records.extend(page);
+        }
+    }
+
+    async fn no_such_run(&self, run: &str) -> Result<Error, Error> {
+        let runs = self.ports.journal.runs(&RunFilter::default()).await?;
+        Ok(Error::not_found("run", run, runs.iter().map(|head| head.run.as_str())))
     }
 
     /// Takes a run up where its journal ends: after a crash, a shutdown or a failure. What is
@@ -286,8 +365,7 @@ impl Runner {
     ) -> Result<Run<O>, Error> {
         let journal = &self.ports.journal;
         if journal.head(run).await?.is_none() {
-            let runs = journal.runs(&RunFilter::default()).await?;
-            return Err(Error::not_found("run", run, runs.iter().map(|head| head.run.as_str())));
+            return Err(self.no_such_run(run).await?);
         }
         let epoch = journal.acquire(run).await?;
         let mut page = journal.read(run, 1, PAGE).await?;
@@ -297,10 +375,7 @@ impl Runner {
             ..
         }) = page.first()
         else {
-            return Err(Error::storage(
-                "reading the journal",
-                format!("run `{run}` does not begin with `run_started`"),
-            ));
+            return Err(not_begun(run));
         };
         if *format > EVENT_FORMAT {
             return Err(Error::invalid(
@@ -403,6 +478,10 @@ impl fmt::Debug for Runner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Runner").field("model", &self.ports.model.name()).finish_non_exhaustive()
     }
+}
+
+fn not_begun(run: &str) -> Error {
+    Error::storage("reading the journal", format!("run `{run}` does not begin with `run_started`"))
 }
 
 fn check_id(id: &str) -> Result<(), Error> {

@@ -60,6 +60,7 @@ fn record(seq: Seq) -> Record {
             input: Payload::null(),
             facts: Default::default(),
             budget: coral_core::Budget::default(),
+            forked_from: None,
         }
     } else {
         let text = format!(

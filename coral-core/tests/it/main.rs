@@ -4,6 +4,7 @@
 mod budget;
 mod crash;
 mod engine;
+mod fork;
 mod nesting;
 mod prompt_agent;
 mod support;

@@ -18,6 +18,7 @@ pub(super) fn started(project: &str, workflow: &str) -> Event {
         input: Payload::from_json(json!({"brief": "a reef"})),
         facts: Arc::new([("needs_mobile".to_owned(), json!(true))].into()),
         budget: coral_core::Budget::default(),
+        forked_from: None,
     }
 }
 

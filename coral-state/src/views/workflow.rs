@@ -100,6 +100,7 @@ pub struct Progress {
 ///     input: Payload::null(),
 ///     facts: Default::default(),
 ///     budget: coral_core::Budget::default(),
+///     forked_from: None,
 /// };
 /// let begun = Event::StepStarted { path: "design".into(), attempt: 1 };
 ///

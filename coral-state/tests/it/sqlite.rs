@@ -18,6 +18,7 @@ fn record(seq: Seq) -> Record {
             input: coral_core::Payload::null(),
             facts: Default::default(),
             budget: coral_core::Budget::default(),
+            forked_from: None,
         }
     } else {
         Event::CancelRequested { reason: format!("reason {seq}").into() }

@@ -28,6 +28,7 @@ fn started() -> Event {
         input: Payload::null(),
         facts: Arc::new(BTreeMap::from([("needs_mobile".to_owned(), json!(false))])),
         budget: coral_core::Budget::default(),
+        forked_from: None,
     }
 }
 
