@@ -58,6 +58,7 @@
 mod access;
 mod audit;
 mod catalog;
+mod commands;
 mod config;
 mod filesystem;
 mod health;
@@ -73,12 +74,17 @@ mod sandbox;
 mod screen;
 mod secret;
 mod server;
+mod sql;
 mod stdio;
 mod text;
 mod yaml;
 
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
-pub use crate::audit::{Audit, AuditEntry, AuditEvent, AuditRecord, FileAudit, GENESIS, MemoryAudit};
+pub use crate::audit::{
+    Audit, AuditCheck, AuditEntry, AuditEvent, AuditKey, AuditRecord, AuditSummary, Checkpoint, FileAudit,
+    GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit,
+};
+pub use crate::commands::Commands;
 pub use crate::config::{Servers, Variables};
 pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;

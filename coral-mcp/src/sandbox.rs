@@ -17,7 +17,7 @@ use coral_core::{
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::access::Policy;
+use crate::access::{Decision, Policy};
 use crate::audit::{Audit, AuditEntry};
 use crate::catalog::{Catalog, KnownTool};
 use crate::path::ProjectPath;
@@ -219,6 +219,37 @@ impl Sandbox {
         // The next call makes a new catalogue, in which nothing is blocked unless it changed again.
         of.state.lock().await.live = None;
         Ok(())
+    }
+
+    /// How a call would be decided on, and by which rule. It is neither made nor recorded, and
+    /// nobody is asked.
+    ///
+    /// # Errors
+    /// What starting the server fails with.
+    pub async fn explain(&self, call: &ToolCall, caller: &Caller) -> Result<Decision, Error> {
+        let cx = CallContext::new(caller.clone());
+        let unknown = || Decision::deny("no server offers the tool");
+        let Some((name, tool)) = call.name.split_once("__") else { return Ok(unknown()) };
+        let now_ms = self.clock.now_ms();
+        let reachable = self.policies.iter().all(|policy| policy.may_reach(caller, name, now_ms));
+        let Some(server) = self.servers.get(name).filter(|_| reachable) else {
+            return Ok(Decision::deny(format!("no grant names server `{name}`")));
+        };
+        let live = server.live(name, self).await?;
+        let Some(known) = live.catalog.get(tool) else { return Ok(unknown()) };
+        if let Some(why) = &known.blocked {
+            return Ok(Decision::deny(format!("the tool is blocked until a person agrees to it: {why}")));
+        }
+        let reading = match &call.arguments {
+            Value::Object(arguments) => known
+                .check_names(arguments)
+                .and_then(|()| known.profile.read(arguments, &|path| server.connector.spell(path))),
+            _ => Err("the arguments are not a JSON object".to_owned()),
+        };
+        Ok(match reading {
+            Ok(reading) => Gate::new(self, call, &cx).decision(name, tool, known, &reading),
+            Err(problem) => Decision::deny(problem),
+        })
     }
 
     fn server(&self, name: &str) -> Result<&Server, Error> {

@@ -59,24 +59,15 @@ impl<'a> Gate<'a> {
         reading: &Reading,
         calls_per_minute: Option<u32>,
     ) -> Result<Passed<'a>, Error> {
-        let operation = known.profile.operation;
-        let caller = self.cx.caller();
-        let untrusted = self.sandbox.taint.source(&caller.run);
-        let access = Access {
-            paths: &reading.paths,
-            recursive: known.profile.recursive,
-            arguments: Some(&reading.arguments),
-            untrusted: untrusted.as_deref(),
-            now_ms: self.sandbox.clock.now_ms(),
-            ..Access::new(caller, server, tool, operation)
-        };
+        let operation = reading.operation;
         let mut retry_after_ms = None;
-        let mut decision = self.decide(&access, &reading.arguments);
+        let mut decision = self.decision(server, tool, known, reading);
         if decision.verdict == Verdict::Ask {
             decision = self.ask(decision.rule, reading).await;
         }
         if let Some(limit) = calls_per_minute.filter(|_| decision.is_allowed())
-            && let Err(wait) = self.sandbox.quota.take(&caller.agent, server, limit, access.now_ms)
+            && let Err(wait) =
+                self.sandbox.quota.take(&self.cx.caller().agent, server, limit, self.sandbox.clock.now_ms())
         {
             retry_after_ms = Some(wait);
             decision =
@@ -92,6 +83,27 @@ impl<'a> Gate<'a> {
         }
         let entry = Some(self.entry());
         Ok(Passed { sandbox: self.sandbox, entry, began_ms: self.sandbox.clock.now_ms() })
+    }
+
+    /// What the policies say of the call.
+    pub(super) fn decision(
+        &self,
+        server: &str,
+        tool: &str,
+        known: &KnownTool,
+        reading: &Reading,
+    ) -> Decision {
+        let caller = self.cx.caller();
+        let untrusted = self.sandbox.taint.source(&caller.run);
+        let access = Access {
+            paths: &reading.paths,
+            recursive: known.profile.recursive,
+            arguments: Some(&reading.arguments),
+            untrusted: untrusted.as_deref(),
+            now_ms: self.sandbox.clock.now_ms(),
+            ..Access::new(caller, server, tool, reading.operation)
+        };
+        self.decide(&access, &reading.arguments)
     }
 
     fn decide(&self, access: &Access<'_>, arguments: &Map<String, Value>) -> Decision {

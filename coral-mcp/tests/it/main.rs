@@ -3,6 +3,8 @@
 
 mod attacks;
 mod audit;
+#[cfg(target_os = "linux")]
+mod commands;
 mod config;
 mod desk;
 mod evil;
