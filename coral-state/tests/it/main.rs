@@ -2,7 +2,11 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod encryption;
+mod export;
+mod index;
 mod journals;
+#[cfg(all(feature = "layers", feature = "redis"))]
+mod layers;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod projects;
@@ -11,3 +15,4 @@ mod servers;
 mod sqlite;
 mod stores;
 mod support;
+mod upkeep;
