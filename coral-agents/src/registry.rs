@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 
 use coral_core::{AgentSpec, Error, ErrorKind, GraphData, Partials, PromptAgent, Team};
 
@@ -282,14 +285,11 @@ impl Registry {
         source: impl Fn(&str) -> Source,
     ) -> Loaded {
         let mut loaded = Loaded::default();
-        let mut definitions = Vec::new();
+        let mut agents = Vec::new();
         let mut workflows = Vec::new();
         for file in files {
             match file.kind {
-                Kind::Agent => match Definition::parse(file.file, file.text) {
-                    Ok(definition) => definitions.push(definition),
-                    Err(error) => loaded.skip(file.file, error),
-                },
+                Kind::Agent => agents.push(file),
                 Kind::Partial => {
                     let name =
                         Path::new(file.file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -297,6 +297,13 @@ impl Registry {
                     loaded.partials.push(name);
                 }
                 Kind::Workflow => workflows.push(file),
+            }
+        }
+        let mut definitions = Vec::with_capacity(agents.len());
+        for (file, definition) in agents.iter().zip(parse_all(&agents)) {
+            match definition {
+                Ok(definition) => definitions.push(definition),
+                Err(error) => loaded.skip(file.file, error),
             }
         }
         self.take_in_agents(definitions, &source, &mut loaded);
@@ -372,6 +379,29 @@ impl Registry {
             }
         }
     }
+}
+
+/// Files that are worth a thread of their own.
+const FILES_PER_THREAD: usize = 64;
+
+/// Parses definitions, many of them on several threads: parsing is nearly all that a load does.
+fn parse_all<'a>(files: &[SourceFile<'a>]) -> Vec<Result<Definition<'a>, Error>> {
+    let parse = |files: &[SourceFile<'a>]| -> Vec<_> {
+        files.iter().map(|file| Definition::parse(file.file, file.text)).collect()
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(files.len() / FILES_PER_THREAD);
+    if threads < 2 {
+        return parse(files);
+    }
+    thread::scope(|scope| {
+        let chunks = files.chunks(files.len().div_ceil(threads));
+        let workers: Vec<_> = chunks.map(|files| scope.spawn(move || parse(files))).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(join).collect()
+    })
 }
 
 impl Loaded {
