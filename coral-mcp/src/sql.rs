@@ -226,7 +226,7 @@ impl Visitor for Found {
     fn pre_visit_table_factor(&mut self, table: &TableFactor) -> ControlFlow<()> {
         match table {
             TableFactor::Table { name, args: Some(_), .. } | TableFactor::Function { name, .. } => {
-                self.call(name)
+                self.call(name);
             }
             TableFactor::TableFunction { .. } => self.raise(Operation::Execute),
             _ => {}

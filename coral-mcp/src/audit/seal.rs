@@ -179,7 +179,7 @@ pub fn check_audit(text: &str, verifying_key: &str, known: Option<&Checkpoint>) 
             Some(hash) if *hash == known.head => check.signed_to = check.signed_to.max(known.seq),
             Some(_) => check.problems.push(format!("record {} is not the one that was signed", known.seq)),
             None => {
-                check.problems.push(format!("the file ends before record {}, which was signed", known.seq))
+                check.problems.push(format!("the file ends before record {}, which was signed", known.seq));
             }
         }
     }

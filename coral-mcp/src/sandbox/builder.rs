@@ -10,6 +10,7 @@ use coral_core::{Clock, Error, SystemClock};
 use rmcp::ServerHandler;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::delegation::Delegations;
 use super::taint::Taint;
 use super::{Approver, Connector, Sandbox, Server};
 use crate::access::Policy;
@@ -224,6 +225,7 @@ impl SandboxBuilder {
             pins,
             quota: Quota::default(),
             taint,
+            delegations: Delegations::default(),
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
         };

@@ -119,12 +119,20 @@ impl<'a> Gate<'a> {
                 "the arguments hold {what} in the clear, against the security policy `encrypt_sensitive_data`"
             ));
         }
-        // The strictest of all policies decides; among equals the first, which is the document.
+        // The strictest of all decides, over the agent and everyone for whom it acts; among equals
+        // the first, which is the document's verdict on the agent itself.
         let mut strictest: Option<Decision> = None;
-        for policy in &sandbox.policies {
-            let decision = policy.decide(access);
-            if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
-                strictest = Some(decision);
+        for principal in sandbox.delegations.principals(access.caller) {
+            let access = Access { caller: &principal, ..*access };
+            for policy in &sandbox.policies {
+                let mut decision = policy.decide(&access);
+                if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
+                    if principal.agent != self.cx.caller().agent {
+                        decision.rule =
+                            format!("for `{}`, on whose behalf this is: {}", principal.agent, decision.rule);
+                    }
+                    strictest = Some(decision);
+                }
             }
         }
         strictest.unwrap_or_else(|| Decision::deny("there is no policy"))

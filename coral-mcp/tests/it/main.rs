@@ -6,6 +6,7 @@ mod audit;
 #[cfg(target_os = "linux")]
 mod commands;
 mod config;
+mod delegation;
 mod desk;
 mod evil;
 mod filesystem;
