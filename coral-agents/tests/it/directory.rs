@@ -127,7 +127,8 @@ fn the_evaluations_that_come_along_can_be_read() {
     let mut read = 0;
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let evaluation = coral_agents::parse_cases(&path.to_string_lossy(), &fs::read_to_string(&path).unwrap()).unwrap();
+        let evaluation =
+            coral_agents::parse_cases(&path.to_string_lossy(), &fs::read_to_string(&path).unwrap()).unwrap();
         assert!(Registry::builtin().agent(&evaluation.name).is_ok(), "{}", evaluation.name);
         read += 1;
     }
