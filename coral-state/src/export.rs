@@ -151,6 +151,17 @@ impl Archive {
         Ok(yaml::write(&value))
     }
 
+    /// The same without personal data: every text in every record is replaced, the steps' names,
+    /// times and costs stay. Not for putting back.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if a value can't be JSON.
+    #[cfg(feature = "privacy")]
+    pub fn anonymized(&self, anonymizer: &crate::privacy::Anonymizer) -> Result<Self, Error> {
+        let bad = |e: serde_json::Error| Error::invalid("archive", e.to_string());
+        serde_json::from_value(anonymizer.value(serde_json::to_value(self).map_err(bad)?)).map_err(bad)
+    }
+
     /// A report in Markdown.
     ///
     /// # Errors

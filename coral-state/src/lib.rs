@@ -21,6 +21,7 @@
 //! - `postgres`: the journal on a PostgreSQL server, for several machines.
 //! - `layers`: a cache in layers, memory in front of what is shared and what lasts.
 //! - `redis`: a cache on a Redis server, best as one of those layers.
+//! - `privacy`: finding and replacing personal data in texts, prompts and exports.
 //! - `yaml`: reading exported projects as YAML; they are written as YAML without it.
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
 #![forbid(unsafe_code)]
@@ -43,6 +44,8 @@ mod layers;
 mod ledger;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "privacy")]
+mod privacy;
 mod projects;
 #[cfg(feature = "redis")]
 mod redis;
@@ -62,6 +65,8 @@ pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
 pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::{PostgresJournal, PostgresOptions};
+#[cfg(feature = "privacy")]
+pub use crate::privacy::{Anonymizer, Detector, PiiFinding, PiiKind, PrivateModel};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 #[cfg(feature = "redis")]
 pub use crate::redis::RedisCache;

@@ -9,6 +9,8 @@ mod journals;
 mod layers;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "privacy")]
+mod privacy;
 mod projects;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod servers;
