@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::num::NonZero;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -431,24 +432,28 @@ pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
     let mut files = Files::new();
     let mut skipped = Vec::new();
     for path in list(dir)? {
-        if path.is_dir() {
-            let kind = match path.file_name().and_then(|name| name.to_str()) {
-                Some("agents") => Kind::Agent,
-                Some("partials") => Kind::Partial,
-                Some("workflows") => Kind::Workflow,
-                _ => continue,
-            };
-            let of_kind = |path: &Path| match (kind_of(path), kind) {
-                (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
-                (found, _) => found.filter(|found| *found == kind),
-            };
-            for path in list(&path)? {
-                if let Some(kind) = of_kind(&path) {
-                    read_file(kind, &path, &mut files, &mut skipped);
-                }
-            }
-        } else if let Some(kind) = kind_of(&path) {
+        // By the name first: that asks the file system nothing.
+        if let Some(kind) = kind_of(&path) {
             read_file(kind, &path, &mut files, &mut skipped);
+            continue;
+        }
+        let kind = match path.file_name().and_then(|name| name.to_str()) {
+            Some("agents") => Kind::Agent,
+            Some("partials") => Kind::Partial,
+            Some("workflows") => Kind::Workflow,
+            _ => continue,
+        };
+        if !path.is_dir() {
+            continue;
+        }
+        let of_kind = |path: &Path| match (kind_of(path), kind) {
+            (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
+            (found, _) => found.filter(|found| *found == kind),
+        };
+        for path in list(&path)? {
+            if let Some(kind) = of_kind(&path) {
+                read_file(kind, &path, &mut files, &mut skipped);
+            }
         }
     }
     Ok((files, skipped))
@@ -489,7 +494,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
             transient: false,
         })
     };
-    let size = fs::metadata(path).map_err(failed)?.len();
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
     if size > MAX_BYTES as u64 {
         return Err(Error::invalid(
             "file",
@@ -497,7 +503,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
         )
         .at(path.to_string_lossy()));
     }
-    fs::read_to_string(path).map_err(failed)
+    let mut text = String::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
+    file.read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 #[cfg(test)]
