@@ -29,6 +29,7 @@ mod brief;
 mod builtin;
 mod check;
 mod definition;
+mod eval;
 mod explain;
 mod foreign;
 mod live;
@@ -41,6 +42,10 @@ mod yaml;
 pub use crate::brief::parse_brief;
 pub use crate::check::{Finding, OPERATIONS, Severity};
 pub use crate::definition::parse_agent;
+pub use crate::eval::{
+    Candidate, CandidateReport, Case, CaseResult, Check, CheckKind, CheckResult, Evaluation,
+    EvaluationOptions, EvaluationReport, parse_cases,
+};
 pub use crate::explain::{Explanation, Verdict};
 pub use crate::foreign::{
     Exported, Fate, Format, Import, Imported, Note, export_agent, export_team, import_instructions,

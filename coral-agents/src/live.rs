@@ -1,6 +1,6 @@
 //! A registry that follows its directory.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -115,21 +115,33 @@ fn build(base: &Registry, seen: &Texts, good: &Texts) -> (Registry, Texts, Loade
         let loaded = registry.take_in(files, |file| Source::File(PathBuf::from(file)));
         (registry, loaded)
     };
-    let (mut registry, loaded) = take(seen);
-    let bad: BTreeSet<String> =
-        loaded.skipped.iter().map(|skipped| skipped.file.to_string_lossy().into_owned()).collect();
-    let mut in_force = seen.clone();
-    in_force.retain(|file, _| !bad.contains(file));
-    let fallback: Texts = good
+    let is_skipped =
+        |loaded: &Loaded, file: &str| loaded.skipped.iter().any(|skipped| skipped.file == Path::new(file));
+    let (registry, mut loaded) = take(seen);
+    let (mut in_force, bad): (Texts, Texts) = seen
         .iter()
-        .filter(|(file, _)| bad.contains(*file))
         .map(|(file, text)| (file.clone(), text.clone()))
-        .collect();
-    if !fallback.is_empty() {
-        in_force.extend(fallback);
-        registry = take(&in_force).0;
+        .partition(|(file, _)| !is_skipped(&loaded, file));
+    if bad.is_empty() {
+        return (registry, in_force, loaded);
     }
-    (registry, in_force, loaded)
+    in_force.extend(
+        good.iter().filter(|(file, _)| bad.contains_key(*file)).map(|(f, text)| (f.clone(), text.clone())),
+    );
+    // What was bad only because another file was, such as a workflow whose agent did not load, is
+    // good again now.
+    for (file, text) in bad {
+        let before = in_force.insert(file.clone(), text);
+        if !is_skipped(&take(&in_force).1, &file) {
+            loaded.skipped.retain(|skipped| skipped.file != Path::new(&file));
+        } else if let Some(before) = before {
+            in_force.insert(file, before);
+        } else {
+            in_force.remove(&file);
+        }
+    }
+    let (registry, in_force_loaded) = take(&in_force);
+    (registry, in_force, Loaded { skipped: loaded.skipped, ..in_force_loaded })
 }
 
 fn differences(old: &Registry, new: &Registry) -> Changes {
