@@ -11,7 +11,7 @@ use crate::agent::{Agent, ErasedAgent};
 use crate::budget::Budget;
 use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
-use crate::handoff::Handoff;
+use crate::handoff::{Handoff, HandoffContext};
 use crate::payload::{Data, Payload};
 use crate::program::{Body, Feed, Program};
 
@@ -383,13 +383,15 @@ pub trait Feeds<Next> {
 
 fn feed_of<V, Next>(collect: impl Fn(&[Option<Payload>]) -> Result<V, Error> + Send + Sync + 'static) -> Feed
 where
-    V: Handoff<Next>,
+    V: Handoff<Next> + 'static,
     Next: Data,
 {
-    Feed::convert(move |outputs, cx| {
+    let convert = move |outputs: &[Option<Payload>], cx: &HandoffContext| {
         let next = collect(outputs)?.hand_off(cx).map_err(AgentError::into_error)?;
         Ok(Payload::new(next))
-    })
+    };
+    // Handing a value on as it is never looks around.
+    if TypeId::of::<V>() == TypeId::of::<Next>() { Feed::plain(convert) } else { Feed::convert(convert) }
 }
 
 impl<S, Next> Feeds<Next> for S

@@ -289,7 +289,7 @@ impl Runner {
         *forked_from = Some(ForkPoint { run: run.into(), seq: at });
         let workflow = graph.name.clone();
         let (id, epoch) = self.claim(id, &workflow).await?;
-        self.ports.journal.append(&id, epoch, 0, records).await?;
+        self.ports.journal.append(&id, epoch, 0, records.into()).await?;
         self.resume_inner(&program.inner, &id, ResumeOptions::default()).await
     }
 
