@@ -83,7 +83,7 @@ async fn appended(journal: &SqliteJournal, writers: usize, time: Duration) -> f6
             let epoch = journal.acquire(&run).await.unwrap();
             let mut at = 0;
             while start.elapsed() < time {
-                journal.append(&run, epoch, at, vec![record(at + 1)]).await.unwrap();
+                journal.append(&run, epoch, at, vec![record(at + 1)].into()).await.unwrap();
                 at += 1;
             }
             at
@@ -164,7 +164,7 @@ fn journal(runtime: &Runtime, dir: &Path, table: &mut Table) {
         let side = Connection::open(&path).unwrap();
         let empty = bytes(&side);
         for at in (0..10_000).step_by(2) {
-            journal.append("run", epoch, at, vec![record(at + 1), record(at + 2)]).await.unwrap();
+            journal.append("run", epoch, at, vec![record(at + 1), record(at + 2)].into()).await.unwrap();
         }
         let payload: usize =
             (1..=10_000).map(|seq| serde_json::to_vec(&record(seq).event).unwrap().len()).sum();

@@ -164,8 +164,9 @@ fn the_default_permissions_let_every_agent_write_what_it_promises_and_no_more() 
         let mut caller = Caller::agent(agent.id.as_str());
         caller.category = agent.category;
         let may = |operation, path: &str| {
+            let tool = if operation == Operation::Read { "read_file" } else { "write_file" };
             let paths = [path.parse().unwrap()];
-            permissions.may(&caller, operation, &paths)
+            permissions.decide(&Access::new(&caller, "filesystem", tool, operation).on(&paths)).is_allowed()
         };
         let phases = agent.phases.values().filter_map(|phase| phase.outputs.as_ref());
         for output in phases.chain([&agent.outputs]).flatten() {
@@ -176,18 +177,6 @@ fn the_default_permissions_let_every_agent_write_what_it_promises_and_no_more() 
         }
         for forbidden in ["README.md", ".git/config", "src/other/main.rs"] {
             assert!(!may(Operation::Write, forbidden), "{} may write {forbidden}", agent.id);
-        }
-    }
-
-    trait May {
-        fn may(&self, caller: &Caller, operation: Operation, paths: &[coral_mcp::ProjectPath]) -> bool;
-    }
-    impl May for Permissions {
-        fn may(&self, caller: &Caller, operation: Operation, paths: &[coral_mcp::ProjectPath]) -> bool {
-            let tool = if operation == Operation::Read { "read_file" } else { "write_file" };
-            let access =
-                Access { caller, server: "filesystem", tool, operation, paths, recursive: false, now_ms: 0 };
-            self.decide(&access).is_allowed()
         }
     }
 }

@@ -4,4 +4,5 @@
 
 mod corpus;
 mod directory;
+mod prompts;
 mod workflows;

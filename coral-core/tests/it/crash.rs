@@ -34,7 +34,13 @@ impl Journal for CrashJournal {
         self.inner.acquire(run).await
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Arc<[Record]>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
             Ok(1) => {
                 if self.lands {

@@ -110,7 +110,7 @@ pub fn render(report: &Report, resume: &str) -> Result<String, Error> {
         failed: report.count(State::Failed),
         all: report.outer().count(),
         ticks: (0..=4).map(|i| (i * 25, text::duration(report.active_ms * i / 4))).collect(),
-        resume: matches!(report.status, RunStatus::Running | RunStatus::Failed).then_some(resume),
+        resume: (!matches!(report.status, RunStatus::Succeeded | RunStatus::Cancelled)).then_some(resume),
         version: env!("CARGO_PKG_VERSION"),
     };
     env.get_template("report.html").and_then(|template| template.render(Serde(&page))).map_err(failed)

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use coral_agents::{Registry, parse_brief, parse_workflow};
 use coral_core::{
-    Brief, ChatModel, Error, Event, GraphData, Journal, Partials, Program, PromptAgent, RunFilter, Runner,
-    StartOptions, Team,
+    Brief, Caller, ChatModel, Error, Event, GraphData, Journal, Program, RunFilter, Runner, StartOptions,
 };
 use coral_llm::from_vars;
 use coral_mcp::{Access, Decision, FileAudit, Operation, Permissions, Policy, Sandbox};
@@ -63,20 +62,11 @@ pub async fn check(job: &Job) -> Result<Ready, Error> {
         }
         Source::Resume { run } => (recorded_graph(&job.out, run).await?, Begin::Resume { run: run.clone() }),
     };
-    let program = Program::from_graph(graph, &team(&registry)?)?;
+    let program = Program::from_graph(graph, &registry.team()?)?;
     if job.out.exists() && !job.out.is_dir() {
         return Err(Error::invalid("--out", format!("`{}` is not a directory", job.out.display())));
     }
     Ok(Ready { program, model, begin, permissions })
-}
-
-/// All agents of the registry, ready to run.
-fn team(registry: &Registry) -> Result<Team, Error> {
-    let partials =
-        registry.partials().fold(Partials::new(), |partials, (name, text)| partials.with(name, text));
-    registry.agents().try_fold(Team::new(), |team, spec| {
-        Ok(team.with_agent(PromptAgent::with_partials((**spec).clone(), &partials)?))
-    })
 }
 
 /// A fact that no condition asks for is most likely misspelt.
@@ -188,13 +178,13 @@ impl Policy for KeepOut {
         }
     }
 
-    fn may_reach(&self, _caller: &coral_core::Caller, _server: &str, _now_ms: u64) -> bool {
+    fn may_reach(&self, _caller: &Caller, _server: &str, _now_ms: u64) -> bool {
         true
     }
 
     fn may_see(
         &self,
-        _caller: &coral_core::Caller,
+        _caller: &Caller,
         _server: &str,
         _tool: &str,
         _operation: Operation,

@@ -1,8 +1,6 @@
 //! Runs as lists of events, and what is reported of them.
 
-use coral_core::{
-    ChatResponse, Deliverable, EffectClass, Input, Payload, Pins, StepData, StepKind, ToolOutput,
-};
+use coral_core::{ChatResponse, Deliverable, EffectClass, Input, Payload, StepData, StepKind, ToolOutput};
 use serde_json::json;
 
 use super::*;
@@ -20,16 +18,12 @@ fn started() -> Event {
         agent("build", "developer", &["design"]),
         agent("app", "mobile", &["design"]),
     ];
-    Event::RunStarted {
-        format: 1,
-        project: "demo".into(),
-        graph: Arc::new(GraphData { name: "team".into(), steps, ..GraphData::default() }),
-        pins: Arc::new(Pins::default()),
-        input: Payload::null(),
-        facts: Arc::new(BTreeMap::from([("needs_mobile".to_owned(), json!(false))])),
-        budget: coral_core::Budget::default(),
-        forked_from: None,
-    }
+    let graph = GraphData { name: "team".into(), steps, ..GraphData::default() };
+    let event = json!({"run_started": {
+        "format": 1, "project": "demo", "graph": graph, "pins": {"graph": "", "agents": {}}, "input": null,
+        "facts": {"needs_mobile": false},
+    }});
+    serde_json::from_value(event).unwrap()
 }
 
 fn begin(path: &str, attempt: u32) -> Event {

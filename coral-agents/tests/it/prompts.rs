@@ -1,0 +1,122 @@
+//! What each built-in agent is told, as the model gets it.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use coral_agents::Registry;
+use coral_core::{
+    AgentSpec, Brief, CallContext, Caller, ChatModel, ChatRequest, ChatResponse, EffectClass, Error,
+    ErrorKind, GraphData, ModelFault, Partials, Program, PromptAgent, Runner, StepData, StepKind, Team,
+    ToolCall, ToolDef, ToolOutput, Toolbox,
+};
+use serde_json::json;
+
+/// Keeps the first request and gives no answer.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<Option<ChatRequest>>>);
+
+#[async_trait]
+impl ChatModel for Recorder {
+    fn name(&self) -> &str {
+        "recorder"
+    }
+
+    async fn chat(&self, request: &ChatRequest, _cx: &CallContext) -> Result<ChatResponse, Error> {
+        self.0.lock().unwrap().get_or_insert_with(|| request.clone());
+        let (model, problem) = ("recorder".to_owned(), "it only records".to_owned());
+        Err(Error::new(ErrorKind::Model { fault: ModelFault::InvalidRequest, model, problem }))
+    }
+}
+
+/// Two tools that are never called.
+struct Files;
+
+#[async_trait]
+impl Toolbox for Files {
+    async fn list(&self, _caller: &Caller) -> Result<Vec<ToolDef>, Error> {
+        let tool = |name: &str, description: &str, effect| ToolDef {
+            name: name.to_owned(),
+            description: description.to_owned(),
+            input_schema: json!({"type": "object", "properties": {"path": {"type": "string"}}}),
+            effect,
+        };
+        Ok(vec![
+            tool("filesystem__read_file", "Reads a file.", EffectClass::Pure),
+            tool("filesystem__write_file", "Writes a file.", EffectClass::Idempotent),
+        ])
+    }
+
+    async fn call(&self, call: &ToolCall, _cx: &CallContext) -> Result<ToolOutput, Error> {
+        Ok(ToolOutput::error(format!("`{}` is not to be called", call.name)))
+    }
+}
+
+/// The request that the agent of this spec makes first for `brief`.
+async fn request(spec: &AgentSpec, partials: &Partials, brief: Brief) -> ChatRequest {
+    let mut spec = spec.clone();
+    spec.dependencies.clear();
+    let mut step = StepData::new(spec.id.as_str(), StepKind::Agent(spec.id.as_str().into()));
+    step.instructions = vec!["Keep it small.".to_owned()];
+    let graph = GraphData { name: "one".to_owned(), steps: vec![step], ..GraphData::default() };
+    let team = Team::new().with_agent(PromptAgent::with_partials(spec, partials).unwrap());
+    let recorder = Recorder::default();
+    let runner = Runner::builder().model(recorder.clone()).tools(Files).build();
+    let run = runner.start(&Program::from_graph(graph, &team).unwrap(), brief).await.unwrap();
+    assert!(run.output().await.is_err());
+    let request = recorder.0.lock().unwrap().take();
+    request.unwrap()
+}
+
+fn brief(text: &str) -> Brief {
+    Brief {
+        project: "Lantern".to_owned(),
+        text: text.into(),
+        facts: [("needs_mobile".to_owned(), json!(true))].into(),
+    }
+}
+
+/// To take over a wanted change of a prompt, run the test with `UPDATE_PROMPTS=1`.
+#[tokio::test]
+async fn the_rendered_prompts_are_as_recorded() {
+    let registry = Registry::builtin();
+    let partials: Partials = registry.partials().collect();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/prompts");
+    let update = std::env::var_os("UPDATE_PROMPTS").is_some();
+    let mut different = Vec::new();
+    for spec in registry.agents() {
+        let request =
+            request(spec, &partials, brief("# Lantern\n\n## Goal\n\nLend tools to neighbours.")).await;
+        let rendered: String = request
+            .messages
+            .iter()
+            .map(|message| format!("===== {:?}\n\n{}\n\n", message.role, message.text()))
+            .collect();
+        let path = dir.join(format!("{}.txt", spec.id));
+        if update {
+            fs::create_dir_all(&dir).unwrap();
+            fs::write(&path, &rendered).unwrap();
+        }
+        let recorded = fs::read_to_string(&path).unwrap_or_default();
+        if recorded != rendered {
+            let line = recorded.lines().zip(rendered.lines()).take_while(|(a, b)| a == b).count() + 1;
+            different.push(format!("{} from line {line}", path.display()));
+        }
+    }
+    assert_eq!(different, [""; 0], "run with UPDATE_PROMPTS=1 if the change is wanted");
+}
+
+/// The system message is the same for every task, byte for byte, so that a provider can cache it.
+#[tokio::test]
+async fn the_system_message_does_not_depend_on_the_task() {
+    let registry = Registry::builtin();
+    let partials: Partials = registry.partials().collect();
+    for spec in registry.agents() {
+        let one = request(spec, &partials, brief("One.")).await;
+        let other = request(spec, &partials, Brief { project: "Other".to_owned(), ..brief("Two.") }).await;
+        assert_eq!(one.messages[0], other.messages[0], "{}", spec.id);
+        assert!(one.messages[0].cache, "{}", spec.id);
+        assert_ne!(one.messages[1], other.messages[1], "{}", spec.id);
+    }
+}
