@@ -5,6 +5,7 @@ mod budget;
 mod crash;
 mod engine;
 mod fork;
+mod matrix;
 mod nesting;
 mod prompt_agent;
 mod support;
