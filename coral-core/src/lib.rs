@@ -22,6 +22,7 @@ mod payload;
 mod program;
 mod prompt;
 mod prompt_agent;
+pub mod resilience;
 mod runner;
 mod schema;
 mod spec;

@@ -3,4 +3,5 @@
 
 mod engine;
 mod prompt_agent;
+mod resilience;
 mod support;
