@@ -23,6 +23,7 @@ mod program;
 mod prompt;
 mod prompt_agent;
 pub mod resilience;
+pub mod resources;
 mod runner;
 mod schema;
 mod spec;

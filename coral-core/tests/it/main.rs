@@ -4,4 +4,5 @@
 mod engine;
 mod prompt_agent;
 mod resilience;
+mod resources;
 mod support;
