@@ -148,6 +148,11 @@ impl HandoffDraft {
         HandoffDraft { message_type: MessageType::Handoff, deliverables, next_tasks: Vec::new() }
     }
 
+    /// Nothing to hand over but the turn.
+    pub(crate) fn empty() -> Self {
+        HandoffDraft { message_type: MessageType::Handoff, deliverables: Vec::new(), next_tasks: Vec::new() }
+    }
+
     pub(crate) fn into_context(self, project: &str, phase: &str) -> (MessageContext, Vec<String>) {
         let context = MessageContext {
             project: project.to_owned(),
@@ -258,9 +263,9 @@ async fn stages<A: Agent>(agent: &A, input: Payload, cx: &mut AgentContext) -> R
     let payload = Payload::new(output.clone());
 
     cx.enter(Stage::GenerateHandoff).await;
-    for successor in cx.successors().iter() {
+    for successor in cx.successors(&payload) {
         let draft = agent.handoff(&output, &successor.agent, cx).map_err(own)?;
-        cx.hand_off(successor, draft).await;
+        cx.hand_off(&successor, draft).await;
     }
     Ok(payload)
 }

@@ -46,15 +46,17 @@ impl Condition {
         self.steps.iter().map(String::as_str)
     }
 
-    /// Whether it holds. `output` gives the output of a step, if it has one.
+    /// Whether it holds. `output` gives the output of a step, if it has one; `turn` is the number
+    /// and the output of a loop's last turn.
     pub(crate) fn holds(
         &self,
         facts: &Arc<BTreeMap<String, Value>>,
         input: &Payload,
         output: impl Fn(&str) -> Option<Payload>,
+        turn: Option<(u32, Payload)>,
     ) -> Result<bool, Error> {
         let steps = self.steps().filter_map(|name| Some((name.to_owned(), output(name)?))).collect();
-        let scope = Scope { facts: facts.clone(), input: input.clone(), steps };
+        let scope = Scope { facts: facts.clone(), input: input.clone(), steps, turn };
         self.expression
             .eval(Jinja::from_object(scope))
             .map(|value| value.is_true())
@@ -74,6 +76,7 @@ struct Scope {
     facts: Arc<BTreeMap<String, Value>>,
     input: Payload,
     steps: BTreeMap<String, Payload>,
+    turn: Option<(u32, Payload)>,
 }
 
 impl Object for Scope {
@@ -82,6 +85,10 @@ impl Object for Scope {
             "facts" => Some(Jinja::from(Serde(&*self.facts))),
             "input" => Some(Jinja::from(Serde(&self.input))),
             "steps" => Some(Jinja::from(Serde(&self.steps))),
+            "turn" if self.turn.is_some() => self.turn.as_ref().map(|(number, _)| Jinja::from(*number)),
+            "output" if self.turn.is_some() => {
+                self.turn.as_ref().map(|(_, output)| Jinja::from(Serde(output)))
+            }
             fact => self.facts.get(fact).map(|fact| Jinja::from(Serde(fact))),
         }
     }
@@ -114,7 +121,7 @@ mod tests {
         let output =
             |name: &str| (name == "qa").then(|| Payload::from_json(json!({"passed": true, "coverage": 0.9})));
         let condition = Condition::parse(source).unwrap();
-        assert_eq!(condition.holds(&facts, &input, output).unwrap(), expected, "{source}");
+        assert_eq!(condition.holds(&facts, &input, output, None).unwrap(), expected, "{source}");
     }
 
     #[test]

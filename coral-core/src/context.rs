@@ -8,16 +8,17 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
 use crate::agent::HandoffDraft;
 use crate::call::{CallContext, Caller};
 use crate::driver::{RunShared, StepLog, ToDriver};
 use crate::error::{AgentError, Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
+use crate::event::{EffectKind, Event, Outcome, Question, Spent, Stage};
 use crate::handoff::derived_uuid;
-use crate::hash::{digest, sha256_hex};
+use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse};
-use crate::payload::Payload;
+use crate::payload::{Data, Payload};
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
 use crate::tool::{EffectClass, ToolCall, ToolDef, ToolOutput};
@@ -37,6 +38,7 @@ pub struct AgentContext {
     log: StepLog,
     tools: Option<Arc<[ToolDef]>>,
     caller: Arc<Caller>,
+    cancel: Option<oneshot::Receiver<Arc<str>>>,
 }
 
 /// Where a step stands in its graph.
@@ -46,6 +48,8 @@ pub(crate) struct StepPlace {
     pub(crate) phase: Arc<str>,
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) successors: Arc<[Successor]>,
+    /// In a route, the path of the agent that works next, without its name.
+    pub(crate) next_hop: Option<String>,
 }
 
 /// A step that takes the output of this one.
@@ -78,6 +82,7 @@ impl AgentContext {
         step: Arc<StepPlace>,
         attempt: u32,
         log: StepLog,
+        cancel: Option<oneshot::Receiver<Arc<str>>>,
     ) -> Self {
         let caller = Arc::new(Caller {
             run: run.id.clone(),
@@ -87,7 +92,7 @@ impl AgentContext {
             project: run.project.clone(),
             phase: step.phase.clone(),
         });
-        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller }
+        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel }
     }
 
     /// The run's id.
@@ -318,6 +323,142 @@ impl AgentContext {
         self.perform(intent, |key| async move { act(key).await.map_err(AgentError::into_error) }).await
     }
 
+    /// Asks a person and waits for the answer, however long that takes: the process may exit
+    /// meanwhile, and another may take the answer. Many questions may be open at once; the first answer
+    /// counts. An answer is given with [`Run::answer`](crate::Run::answer).
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the answer is not an `A`;
+    /// [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn ask<Q: Data, A: Data>(&mut self, label: &str, question: &Q) -> Result<A, Error> {
+        let schema = schemars::schema_for!(A).to_value();
+        self.ask_person(label, Payload::new(question.clone()), schema, None).await?.get()
+    }
+
+    /// [`ask`](Self::ask), but takes `default` if no answer has come after `deadline_ms`
+    /// milliseconds.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub async fn ask_within<Q: Data, A: Data>(
+        &mut self,
+        label: &str,
+        question: &Q,
+        deadline_ms: u64,
+        default: A,
+    ) -> Result<A, Error> {
+        let schema = schemars::schema_for!(A).to_value();
+        let default = Some((deadline_ms, Payload::new(default)));
+        self.ask_person(label, Payload::new(question.clone()), schema, default).await?.get()
+    }
+
+    pub(crate) async fn ask_person(
+        &mut self,
+        label: &str,
+        question: Payload,
+        answer_schema: Value,
+        default: Option<(u64, Payload)>,
+    ) -> Result<Payload, Error> {
+        let digest = digest(&question)?;
+        let intent = Intent {
+            effect: EffectKind::Ask,
+            label: label.into(),
+            digest: digest.clone(),
+            class: EffectClass::Pure,
+        };
+        let index = self.take(1);
+        let id: Arc<str> =
+            format!("{}#{}:{index}@{}", self.step.path, self.attempt, digest.get(..16).unwrap_or(&digest))
+                .into();
+        let asked_ms = self.log.effect(index).map(|recorded| recorded.at_ms);
+        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            return replayed(outcome);
+        }
+        let now_ms = self.run.ports.clock.now_ms();
+        let deadline_ms = default.as_ref().map(|(ms, _)| asked_ms.unwrap_or(now_ms).saturating_add(*ms));
+        let question = Question { id: id.clone(), label: intent.label, question, answer_schema, deadline_ms };
+        let path = self.step.path.clone();
+        let (reply, answer) = oneshot::channel();
+        self.run.send(ToDriver::Ask { path, question: Arc::new(question), reply }).await;
+        let answer = async {
+            match answer.await {
+                Ok(answer) => answer,
+                // The driver is gone and drops this step next.
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::pin!(answer);
+        let answer = match default.zip(deadline_ms) {
+            None => answer.await,
+            Some(((_, default), deadline_ms)) => {
+                let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
+                match tokio::time::timeout(wait, &mut answer).await {
+                    Ok(answer) => answer,
+                    Err(_) => {
+                        // Recorded like any other answer, so that one that comes at the same
+                        // time is either before it or too late.
+                        self.run.answer(id, default, "deadline".into()).await;
+                        answer.await
+                    }
+                }
+            }
+        };
+        let result = Ok(answer);
+        self.end(index, &result, Spent::default()).await;
+        result
+    }
+
+    /// Waits so many milliseconds. The wait survives restarts: what has passed of it counts.
+    ///
+    /// # Errors
+    /// [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn sleep_ms(&mut self, ms: u64) -> Result<(), Error> {
+        let began_ms = self.log.effect(self.next).map(|recorded| recorded.at_ms);
+        let intent = Intent {
+            effect: EffectKind::Timer,
+            label: "wait".into(),
+            digest: ms.to_string(),
+            class: EffectClass::Pure,
+        };
+        let clock = self.run.ports.clock.clone();
+        self.perform(intent, |_| async move {
+            let now_ms = clock.now_ms();
+            let due_ms = began_ms.unwrap_or(now_ms).saturating_add(ms);
+            tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))).await;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Waits for a signal of this name and gives what came with it. Signals that come before they
+    /// are waited for are kept; each is taken once, in the order in which they came.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if what came is not a `T`;
+    /// [`Divergence`](ErrorKind::Divergence) on replay.
+    pub async fn signal<T: Data>(&mut self, name: &str) -> Result<T, Error> {
+        self.wait_for_signal(name).await?.get()
+    }
+
+    pub(crate) async fn wait_for_signal(&mut self, name: &str) -> Result<Payload, Error> {
+        let intent = Intent {
+            effect: EffectKind::Signal,
+            label: name.into(),
+            digest: String::new(),
+            class: EffectClass::Pure,
+        };
+        let (run, name) = (self.run.clone(), intent.label.clone());
+        self.perform(intent, |_| async move {
+            let (reply, signal) = oneshot::channel();
+            run.send(ToDriver::AwaitSignal { name, reply }).await;
+            match signal.await {
+                Ok(payload) => Ok(payload),
+                Err(_) => std::future::pending().await,
+            }
+        })
+        .await
+    }
+
     /// Notes something for people, metrics and audits. A note is not an effect: it is recorded
     /// once, and a resumed step does not repeat it.
     pub async fn note(&mut self, topic: &str, note: Value) {
@@ -421,7 +562,7 @@ impl AgentContext {
 
     /// Sends an event that the step need not wait for. It is durable before any later one.
     async fn send(&self, event: Event) {
-        self.run.send(ToDriver::Record(event)).await;
+        self.run.send(ToDriver::Record(Box::new(event))).await;
     }
 
     /// The effect's key: the same for each try, on every machine.
@@ -432,9 +573,7 @@ impl AgentContext {
 
     /// A number to spread waits by. Derived, so that a replay waits as long.
     fn jitter(&self, index: u32, tries: u32) -> u64 {
-        let text = format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt);
-        let hash = hmac_sha256::Hash::hash(text.as_bytes());
-        hash.iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
+        jitter(&format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt))
     }
 
     fn call_context(&self, index: u32) -> CallContext {
@@ -445,19 +584,35 @@ impl AgentContext {
         self.step.timeout_ms
     }
 
-    pub(crate) fn cancelled(&self) -> impl Future<Output = Arc<str>> + Send + use<> {
-        let mut cancel = self.run.cancel.subscribe();
+    /// Resolves when this step is to stop, with the reason.
+    pub(crate) fn cancelled(&mut self) -> impl Future<Output = Arc<str>> + Send + use<> {
+        let cancel = self.cancel.take();
         async move {
-            match cancel.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
-                Ok(Some(reason)) => reason,
-                // The run's driver is gone; it never asks for anything again.
-                _ => std::future::pending().await,
+            match cancel {
+                Some(cancel) => match cancel.await {
+                    Ok(reason) => reason,
+                    // The run's driver is gone; it never asks for anything again.
+                    Err(_) => std::future::pending().await,
+                },
+                None => std::future::pending().await,
             }
         }
     }
 
-    pub(crate) fn successors(&self) -> Arc<[Successor]> {
-        self.step.successors.clone()
+    /// The steps that take the output of this one; in a route also the agent that the output names.
+    pub(crate) fn successors(&self, output: &Payload) -> Vec<Successor> {
+        let mut successors = self.step.successors.to_vec();
+        let next = self.step.next_hop.as_ref().and_then(|prefix| {
+            let agent = output.json().ok()?.get("next_agent")?.as_str()?;
+            Some(Successor { path: format!("{prefix}/{agent}").into(), agent: agent.into() })
+        });
+        successors.extend(next);
+        successors
+    }
+
+    /// Whether the step is part of a route, where its output says which agent works next.
+    pub fn routes(&self) -> bool {
+        self.step.next_hop.is_some()
     }
 
     /// Enters a stage of the lifecycle; one that is recorded already is not recorded again.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -13,15 +14,18 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 
 use crate::agent::{HandoffDraft, panicked};
-use crate::context::AgentContext;
+use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Record, RunStatus, Seq, Stage};
+use crate::event::{EffectKind, Event, Outcome, Question, Record, RunStatus, Seq, Stage};
+use crate::graph::StepKind;
 use crate::handoff::{HandoffContext, HandoffSource};
 use crate::machine::{Command, Machine, StepState};
+use crate::outside::{Outside, Told};
 use crate::payload::Payload;
 use crate::program::{self, Body};
 use crate::runner::Ports;
-use crate::task::{Deliverable, HandoffMessage, MessageType};
+use crate::spec::AgentSpec;
+use crate::task::{Deliverable, HandoffMessage};
 use crate::tool::EffectClass;
 
 /// How long an event that nobody waits for may wait for others to share its append with.
@@ -40,7 +44,6 @@ pub(crate) struct RunShared {
     pub(crate) facts: Arc<BTreeMap<String, Value>>,
     pub(crate) ports: Arc<Ports>,
     pub(crate) inbox: mpsc::Sender<ToDriver>,
-    pub(crate) cancel: watch::Sender<Option<Arc<str>>>,
     pub(crate) head: watch::Sender<Seq>,
     pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
 }
@@ -68,7 +71,6 @@ impl RunShared {
             facts,
             ports,
             inbox,
-            cancel: watch::Sender::new(None),
             head: watch::Sender::new(0),
             end: watch::Sender::new(None),
         };
@@ -86,6 +88,18 @@ impl RunShared {
         }
     }
 
+    /// Answers a question; says whether this answer is the one that counts.
+    pub(crate) async fn answer(
+        &self,
+        id: Arc<str>,
+        answer: Payload,
+        by: Arc<str>,
+    ) -> Option<Result<bool, Error>> {
+        let (taken, wait) = oneshot::channel();
+        self.send(ToDriver::Answer { id, answer, by, taken }).await;
+        wait.await.ok()
+    }
+
     pub(crate) async fn send(&self, message: ToDriver) {
         // A driver that is gone has said why through `end`; nothing more can be recorded.
         let _ = self.inbox.send(message).await;
@@ -94,13 +108,25 @@ impl RunShared {
 
 pub(crate) enum ToDriver {
     /// An event that the sender does not wait for.
-    Record(Event),
+    Record(Box<Event>),
     /// Events that must be durable before the sender goes on.
     Append(Vec<Event>, oneshot::Sender<Result<(), Error>>),
     /// A step's attempt is over.
     StepDone { step: usize, attempt: u32, result: Result<Payload, Error> },
+    /// The input of a step that holds steps is there.
+    Opened { step: usize, attempt: u32, result: Result<Payload, Error> },
     /// The wait before an attempt is over.
     RetryDue { step: usize, attempt: u32 },
+    /// A step asks a person.
+    Ask { path: Arc<str>, question: Arc<Question>, reply: oneshot::Sender<Payload> },
+    /// Somebody answers a question; whether it was open is told back.
+    Answer { id: Arc<str>, answer: Payload, by: Arc<str>, taken: oneshot::Sender<Result<bool, Error>> },
+    /// A step waits for a signal.
+    AwaitSignal { name: Arc<str>, reply: oneshot::Sender<Payload> },
+    /// Somebody sends a signal.
+    Signal { name: Arc<str>, payload: Payload, taken: oneshot::Sender<Result<(), Error>> },
+    /// Somebody wants to know which questions are open.
+    Questions(oneshot::Sender<Vec<Arc<Question>>>),
     /// Somebody asked for the run to end.
     Cancel(Arc<str>),
     /// Stop here; the run will be resumed.
@@ -120,6 +146,7 @@ pub(crate) struct StepLog {
 #[derive(Clone, Debug)]
 pub(crate) struct RecordedEffect {
     pub(crate) seq: Seq,
+    pub(crate) at_ms: u64,
     pub(crate) index: u32,
     pub(crate) effect: EffectKind,
     pub(crate) label: Arc<str>,
@@ -168,6 +195,7 @@ impl StepLogs {
                 if let Some(log) = self.0.get_mut(path) {
                     log.effects.push(RecordedEffect {
                         seq: record.seq,
+                        at_ms: record.at_ms,
                         index: *index,
                         effect: *effect,
                         label: label.clone(),
@@ -208,6 +236,14 @@ impl StepLogs {
     }
 }
 
+/// A task that works for a step.
+struct Live {
+    attempt: u32,
+    task: AbortHandle,
+    /// Asks an agent to stop, so that it can clean up.
+    cancel: Option<oneshot::Sender<Arc<str>>>,
+}
+
 pub(crate) struct Driver {
     pub(crate) shared: Arc<RunShared>,
     pub(crate) program: Arc<program::Inner>,
@@ -220,11 +256,18 @@ pub(crate) struct Driver {
     pub(crate) messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
     /// What had been delivered when each step began.
     available: HashMap<usize, Arc<[Deliverable]>>,
-    batch: Vec<Event>,
+    /// Events that are not durable yet, with the step that they are about where that is known.
+    outside: Outside,
+    batch: Vec<(Event, Option<usize>)>,
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
+    /// What came from outside with the batch, to be passed on once that is durable.
+    told: Vec<Told>,
     /// Whether somebody waits for the batch.
     urgent: bool,
-    live: HashMap<usize, (u32, AbortHandle)>,
+    /// The task that works for each step, by number.
+    live: Vec<Option<Live>>,
+    /// How many there are.
+    working: usize,
     commands: Vec<Command>,
     end: Option<RunEnd>,
 }
@@ -246,10 +289,13 @@ impl Driver {
             logs: StepLogs::default(),
             messages: HashMap::new(),
             available: HashMap::new(),
+            outside: Outside::default(),
             batch: Vec::new(),
             acks: Vec::new(),
+            told: Vec::new(),
             urgent: false,
-            live: HashMap::new(),
+            live: Vec::new(),
+            working: 0,
             commands: Vec::new(),
             end: None,
         }
@@ -260,6 +306,7 @@ impl Driver {
         self.seq = record.seq;
         self.logs.apply(record);
         self.remember(&record.event);
+        self.outside.replay(&record.event);
         self.machine.on_event(&record.event, &mut self.commands);
         // What the journal goes on to answer is not to be done; the rest is asked for at the end.
         self.commands.clear();
@@ -273,8 +320,10 @@ impl Driver {
 
     /// Drives the run to its end, and says how it ended.
     pub(crate) async fn drive(mut self) {
-        for step in self.program.graph.order() {
-            self.gather(step);
+        if !self.messages.is_empty() {
+            for step in self.machine.order() {
+                self.gather(step);
+            }
         }
         self.commands.clear();
         self.machine.outstanding(&mut self.commands);
@@ -285,8 +334,8 @@ impl Driver {
                 RunEnd::Broken(error)
             }
         };
-        for (_, task) in self.live.values() {
-            task.abort();
+        for live in self.live.iter().flatten() {
+            live.task.abort();
         }
         self.shared.end.send_replace(Some(Arc::new(end)));
     }
@@ -295,9 +344,11 @@ impl Driver {
         let linger = tokio::time::sleep(LINGER);
         tokio::pin!(linger);
         let mut armed = false;
-        let mut letters = Vec::with_capacity(INBOX);
+        let mut letters = Vec::new();
         loop {
             self.carry_out();
+            // Steps that need not wait for anything could keep the others from this thread.
+            tokio::task::consume_budget().await;
             if self.urgent || self.batch.len() >= BATCH {
                 self.flush().await?;
                 if let Some(end) = self.end.take_if(|_| self.machine.status() != RunStatus::Running) {
@@ -330,57 +381,115 @@ impl Driver {
     }
 
     fn push(&mut self, event: Event, urgent: bool) {
-        self.batch.push(event);
+        self.batch.push((event, None));
         self.urgent |= urgent;
     }
 
     /// Takes one message in; says whether to stop.
     fn take(&mut self, letter: ToDriver) -> bool {
         match letter {
-            ToDriver::Record(event) => self.push(event, false),
+            ToDriver::Record(event) => self.push(*event, false),
             ToDriver::Append(events, ack) => {
-                self.batch.extend(events);
+                self.batch.extend(events.into_iter().map(|event| (event, None)));
                 self.acks.push(ack);
                 self.urgent = true;
             }
             ToDriver::StepDone { step, attempt, result } => {
-                if self.live.get(&step).is_none_or(|(running, _)| *running != attempt) {
-                    return false;
+                if self.is_live(step, attempt) {
+                    self.end_live(step);
+                    self.settle(step, attempt, result);
                 }
-                self.live.remove(&step);
-                let Some(path) = self.program.steps.get(step).map(|step| step.place.path.clone()) else {
-                    return false;
-                };
-                let event = match result {
-                    Ok(output) => Event::StepSucceeded { path, attempt, output },
-                    Err(error) => {
-                        let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
-                        Event::StepFailed { path, attempt, error, retry_in_ms }
+            }
+            ToDriver::Opened { step, attempt, result } => {
+                if self.is_live(step, attempt) {
+                    self.end_live(step);
+                    match (result, self.machine.path(step).cloned()) {
+                        (Ok(input), Some(path)) => self.push(Event::ScopeOpened { path, input }, true),
+                        (result, _) => self.settle(step, attempt, result),
                     }
-                };
-                self.push(event, true);
+                }
             }
             ToDriver::RetryDue { step, attempt } => {
-                let waits = matches!(self.machine.state(step), Some(StepState::Backoff { attempt: a, .. }) if *a == attempt);
-                if let (true, Some(step)) = (waits, self.program.steps.get(step)) {
-                    self.push(Event::RetryDue { path: step.place.path.clone(), attempt }, true);
+                let state = self.machine.state(step);
+                let waits =
+                    matches!(state, Some(StepState::Backoff { attempt: next, .. }) if *next == attempt);
+                if let (true, Some(path)) = (waits, self.machine.path(step).cloned()) {
+                    self.push(Event::RetryDue { path, attempt }, true);
                 }
             }
+            ToDriver::Ask { path, question, reply } => {
+                if let Some(question) = self.outside.ask(question, reply) {
+                    self.push(Event::QuestionAsked { path, question }, false);
+                }
+            }
+            ToDriver::Answer { id, answer, by, taken } => match self.outside.answer(&id, &answer) {
+                Ok(true) => {
+                    self.push(Event::QuestionAnswered { id: id.clone(), answer, by }, true);
+                    self.told.push(Told::Answered(id, taken));
+                }
+                // Whoever asked may have gone; the answer is the same.
+                other => drop(taken.send(other)),
+            },
+            ToDriver::AwaitSignal { name, reply } => self.outside.await_signal(name, reply),
+            ToDriver::Signal { name, payload, taken } => {
+                self.push(Event::SignalReceived { name: name.clone(), payload: payload.clone() }, true);
+                self.told.push(Told::Signalled(name, payload, taken));
+            }
+            ToDriver::Questions(reply) => drop(reply.send(self.outside.questions())),
             ToDriver::Cancel(reason) => self.push(Event::CancelRequested { reason }, true),
             ToDriver::Suspend => return true,
         }
         false
     }
 
+    fn is_live(&self, step: usize, attempt: u32) -> bool {
+        self.live.get(step).and_then(Option::as_ref).is_some_and(|live| live.attempt == attempt)
+    }
+
+    fn end_live(&mut self, step: usize) {
+        if self.live.get_mut(step).and_then(Option::take).is_some() {
+            self.working -= 1;
+        }
+    }
+
+    fn set_live(&mut self, step: usize, live: Live) {
+        if self.live.len() <= step {
+            self.live.resize_with(step + 1, || None);
+        }
+        if let Some(slot) = self.live.get_mut(step)
+            && slot.replace(live).is_none()
+        {
+            self.working += 1;
+        }
+    }
+
+    /// Records how an attempt of a step ended.
+    fn settle(&mut self, step: usize, attempt: u32, result: Result<Payload, Error>) {
+        let Some(path) = self.machine.path(step).cloned() else { return };
+        let event = match result {
+            Ok(output) => Event::StepSucceeded { path, attempt, output },
+            Err(error) => {
+                let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
+                Event::StepFailed { path, attempt, error, retry_in_ms }
+            }
+        };
+        self.batch.push((event, Some(step)));
+        self.urgent = true;
+    }
+
     /// Makes the batch durable, applies it, and answers those who wait.
     async fn flush(&mut self) -> Result<(), Error> {
         self.urgent = false;
         let at_ms = self.shared.ports.clock.now_ms();
+        let mut about = Vec::with_capacity(self.batch.len());
         let records: Vec<Record> = self
             .batch
             .drain(..)
             .zip(self.seq + 1..)
-            .map(|(event, seq)| Record { seq, at_ms, event })
+            .map(|((event, step), seq)| {
+                about.push(step);
+                Record { seq, at_ms, event }
+            })
             .collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
         let shared = self.shared.clone();
@@ -389,13 +498,24 @@ impl Driver {
             // A step that was dropped meanwhile does not wait for its answer.
             let _ = ack.send(appended.clone());
         }
+        for told in self.told.drain(..) {
+            self.outside.pass_on(told, &appended);
+        }
         appended?;
         self.seq = last;
-        for record in &records {
+        for (record, step) in records.iter().zip(about) {
             self.remember(&record.event);
-            self.machine.on_event(&record.event, &mut self.commands);
+            match step {
+                Some(_) => self.machine.on_event_of(&record.event, step, &mut self.commands),
+                None => self.machine.on_event(&record.event, &mut self.commands),
+            }
         }
-        self.shared.head.send_replace(last);
+        // Waking costs; who subscribes from now on reads the journal first.
+        let watched = self.shared.head.receiver_count() > 0;
+        self.shared.head.send_if_modified(|head| {
+            *head = last;
+            watched
+        });
         Ok(())
     }
 
@@ -407,23 +527,26 @@ impl Driver {
 
     fn carry_out(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
+        let alone = commands.len() == 1 && self.working == 0;
         for command in commands.drain(..) {
             match command {
-                Command::Run { step, attempt } => self.start(step, attempt),
+                Command::Run { step, attempt } => self.start(step, attempt, alone),
                 Command::Skip { step, reason } => {
-                    if let Some(step) = self.program.steps.get(step) {
-                        self.push(Event::StepSkipped { path: step.place.path.clone(), reason }, true);
+                    if let Some(path) = self.machine.path(step).cloned() {
+                        self.batch.push((Event::StepSkipped { path, reason }, Some(step)));
+                        self.urgent = true;
                     }
                 }
+                Command::Settle { step, attempt, result } => self.settle(step, attempt, result),
                 Command::Timer { step, attempt, delay_ms } => {
                     let shared = self.shared.clone();
                     let task = tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         shared.send(ToDriver::RetryDue { step, attempt }).await;
                     });
-                    self.live.insert(step, (0, task.abort_handle()));
+                    self.set_live(step, Live { attempt: 0, task: task.abort_handle(), cancel: None });
                 }
-                Command::Abort { step } => self.abort(step),
+                Command::Abort { step, reason } => self.abort(step, reason),
                 Command::Finish { status, output, error } => {
                     self.end =
                         Some(RunEnd::Finished { status, output: output.clone(), error: error.clone() });
@@ -434,49 +557,109 @@ impl Driver {
         self.commands = commands;
     }
 
-    fn start(&mut self, at: usize, attempt: u32) {
-        let program = self.program.clone();
-        let Some(step) = program.steps.get(at) else { return };
-        let path = step.place.path.clone();
+    /// The body of a step, which may be in a graph within a graph.
+    fn body(&self, at: usize) -> Option<(Arc<program::Inner>, usize)> {
+        let mut program = self.program.clone();
+        for (step, graph) in self.machine.lineage(at) {
+            let inside = program.steps.get(step)?.inside.get(graph)?.clone();
+            program = inside;
+        }
+        Some((program, self.machine.local(at)?))
+    }
+
+    /// Where a step stands: as its program has it, or, within another step, under that one's path.
+    fn place(&self, at: usize, step: &program::Step) -> Arc<StepPlace> {
+        let Some(path) = self.machine.path(at).filter(|path| **path != step.place.path) else {
+            return step.place.clone();
+        };
+        let prefix = path.strip_suffix(&*step.place.path).unwrap_or_default();
+        let successors = step.place.successors.iter().map(|successor| Successor {
+            path: format!("{prefix}{}", successor.path).into(),
+            agent: successor.agent.clone(),
+        });
+        Arc::new(StepPlace {
+            path: path.clone(),
+            phase: step.place.phase.clone(),
+            timeout_ms: step.place.timeout_ms,
+            successors: successors.collect(),
+            next_hop: self.machine.hops(at).map(|(_, next)| next),
+        })
+    }
+
+    /// Starts a step. One that is `alone` has nobody to run beside: if it is a function, it is
+    /// polled here once, and becomes a task only if it has to wait.
+    fn start(&mut self, at: usize, attempt: u32, alone: bool) {
+        let Some((program, local)) = self.body(at) else { return };
+        let Some(step) = program.steps.get(local) else { return };
+        let place = self.place(at, step);
+        let path = place.path.clone();
         let log = self.logs.take(&path, attempt);
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
-            self.batch.push(Event::StepStarted { path: path.clone(), attempt });
+            self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
         }
         let outputs = self.machine.inputs_of(at);
-        let condition = self.machine.condition_holds(at);
+        let condition = self.machine.condition_holds(at).map(|_| ());
         let shared = self.shared.clone();
+        let mut cancel = None;
         let task = match &step.body {
+            Body::Composite { feed, .. } => {
+                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                tokio::spawn(async move {
+                    let open = AssertUnwindSafe(async {
+                        condition?;
+                        feed.apply(&outputs, &cx)
+                    });
+                    let result =
+                        open.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                    shared.send(ToDriver::Opened { step: at, attempt, result }).await;
+                })
+            }
             Body::Function { call, feed } => {
                 let cx =
                     if feed.is_identity() { HandoffContext::default() } else { self.handoff_context(at) };
-                let (call, feed, place) = (call.clone(), feed.clone(), step.place.clone());
-                tokio::spawn(async move {
-                    let work = async {
+                let (call, feed) = (call.clone(), feed.clone());
+                let mut work = Box::pin(
+                    AssertUnwindSafe(async move {
                         condition?;
                         call(feed.apply(&outputs, &cx)?).await
-                    };
-                    let result = AssertUnwindSafe(work).catch_unwind().await;
-                    let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
-                    if result.is_ok() && !place.successors.is_empty() {
-                        let spec = crate::spec::AgentSpec::new(&*path, &*path);
-                        let mut cx =
-                            AgentContext::new(shared.clone(), Arc::new(spec), place.clone(), attempt, log);
-                        for successor in place.successors.iter() {
-                            let draft = HandoffDraft {
-                                message_type: MessageType::Handoff,
-                                deliverables: Vec::new(),
-                                next_tasks: Vec::new(),
-                            };
-                            cx.hand_off(successor, draft).await;
-                        }
+                    })
+                    .catch_unwind()
+                    .map(move |result| result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)))),
+                );
+                if alone && place.successors.is_empty() {
+                    let mut cx = Context::from_waker(Waker::noop());
+                    if let Poll::Ready(result) = work.as_mut().poll(&mut cx) {
+                        return self.settle(at, attempt, result);
                     }
+                }
+                tokio::spawn(async move {
+                    let result = work.await;
+                    if result.is_ok() && !place.successors.is_empty() {
+                        Box::pin(hand_off_function(shared.clone(), place, attempt, log)).await;
+                    }
+                    shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
+                })
+            }
+            Body::Wait { feed } => {
+                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                let kind = self.machine.data(at).map(|data| data.kind.clone());
+                let spec = Arc::new(AgentSpec::new(&*path, &*path));
+                let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log, None);
+                tokio::spawn(async move {
+                    let work = AssertUnwindSafe(async {
+                        condition?;
+                        wait_for(kind, feed.apply(&outputs, &cx)?, &mut context).await
+                    });
+                    let result =
+                        work.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                     shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
                 })
             }
             Body::Agent { agent, feed } => {
                 let cx = self.handoff_context(at);
-                let (agent, feed) = (agent.clone(), feed.clone());
-                let (spec, place) = (step.spec.clone(), step.place.clone());
+                let (agent, feed, spec) = (agent.clone(), feed.clone(), step.spec.clone());
+                let (ask, cancelled) = oneshot::channel();
+                cancel = Some(ask);
                 let span = tracing::info_span!(
                     "invoke_agent",
                     "gen_ai.operation.name" = "invoke_agent",
@@ -486,7 +669,8 @@ impl Driver {
                     coral.attempt = attempt,
                 );
                 let work = async move {
-                    let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log);
+                    let mut context =
+                        AgentContext::new(shared.clone(), spec, place, attempt, log, Some(cancelled));
                     let work = async {
                         condition?;
                         let input = feed.apply(&outputs, &cx)?;
@@ -501,43 +685,41 @@ impl Driver {
                 tokio::spawn(work.instrument(span))
             }
         };
-        self.live.insert(at, (attempt, task.abort_handle()));
+        self.set_live(at, Live { attempt, task: task.abort_handle(), cancel });
     }
 
-    fn abort(&mut self, step: usize) {
-        let Some(found) = self.program.steps.get(step) else { return };
-        match found.body {
-            // An agent is told, so that it can clean up; it ends by itself.
-            Body::Agent { .. } => {
-                let reason: Arc<str> = "the run was cancelled".into();
-                self.shared.cancel.send_replace(Some(reason));
-            }
-            Body::Function { .. } => {
-                if let Some((attempt, task)) = self.live.remove(&step) {
-                    task.abort();
-                    let path = found.place.path.clone();
-                    let error =
-                        Error::new(ErrorKind::Cancelled { reason: "the run was cancelled".to_owned() });
-                    self.push(Event::StepFailed { path, attempt, error, retry_in_ms: None }, true);
-                }
-            }
+    fn abort(&mut self, step: usize, reason: Arc<str>) {
+        let Some(live) = self.live.get_mut(step).and_then(Option::as_mut) else { return };
+        if let Some(cancel) = live.cancel.take() {
+            // An agent is told, so that it can clean up; it ends by itself, if it has not yet.
+            let _ = cancel.send(reason);
+            return;
         }
+        let attempt = live.attempt;
+        live.task.abort();
+        self.end_live(step);
+        self.settle(step, attempt, Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })));
     }
 
     /// All that the steps before `at` have delivered so far.
     fn gather(&mut self, at: usize) -> Arc<[Deliverable]> {
-        let Some(data) = self.program.graph.steps().get(at) else { return Arc::default() };
         let mut all: Vec<Deliverable> = Vec::new();
-        for input in &data.inputs {
-            let Some(from) = self.machine.step(&input.step) else { continue };
+        let mut add = |from: Option<usize>| {
+            let Some(from) = from else { return };
             let theirs = self.available.get(&from).into_iter().flat_map(|known| known.iter());
-            let message = self.messages.get(&(input.step.clone(), data.name.clone()));
+            let paths = self.machine.path(from).cloned().zip(self.machine.path(at).cloned());
+            let message = paths.and_then(|paths| self.messages.get(&paths));
             let new = message.into_iter().flat_map(|message| &message.context.deliverables);
             for deliverable in theirs.chain(new) {
                 if !all.contains(deliverable) {
                     all.push(deliverable.clone());
                 }
             }
+        };
+        add(self.machine.owner(at));
+        add(self.machine.hops(at).and_then(|(before, _)| before));
+        for input in self.machine.data(at).into_iter().flat_map(|data| &data.inputs) {
+            add(self.machine.sibling(at, &input.step));
         }
         let all: Arc<[Deliverable]> = all.into();
         if !all.is_empty() {
@@ -547,27 +729,57 @@ impl Driver {
     }
 
     fn handoff_context(&mut self, at: usize) -> HandoffContext {
-        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
-        let sources = data
-            .inputs
-            .iter()
-            .map(|input| match self.machine.step(&input.step).and_then(|from| self.program.steps.get(from)) {
-                None => HandoffSource::default(),
-                Some(from) => HandoffSource {
-                    path: from.place.path.clone(),
-                    agent: matches!(from.body, Body::Agent { .. }).then(|| from.spec.clone()),
-                    message: self.messages.get(&(from.place.path.clone(), data.name.clone())).cloned(),
-                },
-            })
-            .collect();
         let available = self.gather(at);
-        let Some(data) = self.program.graph.steps().get(at) else { return HandoffContext::default() };
+        let Some(data) = self.machine.data(at) else { return HandoffContext::default() };
+        let before = match self.machine.hops(at) {
+            Some((Some(before), _)) => vec![Some(before)],
+            _ if data.inputs.is_empty() => vec![None],
+            _ => data.inputs.iter().map(|input| self.machine.sibling(at, &input.step)).collect(),
+        };
         HandoffContext {
             available,
-            input: Some(self.machine.input().clone()),
+            input: self.machine.input().cloned(),
             phase: data.phase.clone(),
             instructions: data.instructions.clone(),
-            sources,
+            sources: before.into_iter().map(|from| self.source(from, at)).collect(),
         }
+    }
+
+    fn source(&self, from: Option<usize>, to: usize) -> HandoffSource {
+        let Some((from, path)) = from.and_then(|from| Some((from, self.machine.path(from)?.clone()))) else {
+            return HandoffSource::default();
+        };
+        let step = self.body(from).and_then(|(program, local)| {
+            program.steps.get(local).map(|step| (matches!(step.body, Body::Agent { .. }), step.spec.clone()))
+        });
+        let to = self.machine.path(to).cloned().unwrap_or_default();
+        HandoffSource {
+            agent: step.and_then(|(is_agent, spec)| is_agent.then_some(spec)),
+            message: self.messages.get(&(path.clone(), to)).cloned(),
+            path,
+        }
+    }
+}
+
+/// Hands the turn from a function to the agents that take its output.
+async fn hand_off_function(shared: Arc<RunShared>, place: Arc<StepPlace>, attempt: u32, log: StepLog) {
+    let spec = Arc::new(AgentSpec::new(&*place.path, &*place.path));
+    let mut cx = AgentContext::new(shared, spec, place.clone(), attempt, log, None);
+    for successor in place.successors.iter() {
+        cx.hand_off(successor, HandoffDraft::empty()).await;
+    }
+}
+
+/// Waits for a person, a time or a signal.
+async fn wait_for(kind: Option<StepKind>, input: Payload, cx: &mut AgentContext) -> Result<Payload, Error> {
+    match kind {
+        Some(StepKind::Ask { answer, deadline_ms, default }) => {
+            let label = cx.path().to_string();
+            let default = deadline_ms.map(|ms| (ms, Payload::from_json(default)));
+            cx.ask_person(&label, input, answer, default).await
+        }
+        Some(StepKind::Timer(ms)) => cx.sleep_ms(ms).await.map(|()| input),
+        Some(StepKind::Signal(name)) => cx.wait_for_signal(&name).await,
+        _ => Ok(input),
     }
 }

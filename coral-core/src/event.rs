@@ -67,6 +67,13 @@ pub enum Event {
         /// Its attempt, from 1.
         attempt: u32,
     },
+    /// A step that holds other steps was given its input, and opens.
+    ScopeOpened {
+        /// The step.
+        path: Arc<str>,
+        /// What goes in: for a map, the list.
+        input: Payload,
+    },
     /// An agent step entered a stage of its lifecycle.
     StageEntered {
         /// The step.
@@ -164,6 +171,29 @@ pub enum Event {
         /// The message.
         message: Arc<HandoffMessage>,
     },
+    /// A person is asked; the step waits for the answer.
+    QuestionAsked {
+        /// The step.
+        path: Arc<str>,
+        /// The question.
+        question: Arc<Question>,
+    },
+    /// A question has its answer: the first that came.
+    QuestionAnswered {
+        /// The question's id.
+        id: Arc<str>,
+        /// The answer.
+        answer: Payload,
+        /// Who answered.
+        by: Arc<str>,
+    },
+    /// Something was signalled from outside.
+    SignalReceived {
+        /// The signal's name.
+        name: Arc<str>,
+        /// What came with it.
+        payload: Payload,
+    },
     /// An agent or an adapter noted something for people, metrics or audits.
     Noted {
         /// The step.
@@ -196,6 +226,7 @@ impl Event {
     pub fn path(&self) -> Option<&Arc<str>> {
         match self {
             Event::StepStarted { path, .. }
+            | Event::ScopeOpened { path, .. }
             | Event::StageEntered { path, .. }
             | Event::EffectIntended { path, .. }
             | Event::EffectDone { path, .. }
@@ -204,10 +235,13 @@ impl Event {
             | Event::StepFailed { path, .. }
             | Event::RetryDue { path, .. }
             | Event::StepSkipped { path, .. }
+            | Event::QuestionAsked { path, .. }
             | Event::Noted { path, .. } => Some(path),
             Event::HandedOff { from, .. } => Some(from),
             Event::RunStarted { .. }
             | Event::RunResumed { .. }
+            | Event::QuestionAnswered { .. }
+            | Event::SignalReceived { .. }
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }
@@ -262,6 +296,23 @@ impl Stage {
     ];
 }
 
+/// A question to a person.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// Its id: step, attempt and effect, and the digest of the question. An approval can't be used for
+    /// anything else.
+    pub id: Arc<str>,
+    /// What kind of question it is, such as `approve_deployment`.
+    pub label: Arc<str>,
+    /// What is asked.
+    pub question: Payload,
+    /// JSON Schema of the answer.
+    pub answer_schema: Value,
+    /// When the default is taken, in milliseconds since the Unix epoch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
 /// What an effect is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -279,6 +330,12 @@ pub enum EffectKind {
     Random,
     /// Something of the agent's own.
     Custom,
+    /// A question to a person.
+    Ask,
+    /// A wait.
+    Timer,
+    /// A wait for a signal.
+    Signal,
 }
 
 /// How an effect ended. A failure is data.
@@ -334,6 +391,11 @@ pub enum SkipReason {
         /// That step.
         step: Arc<str>,
     },
+    /// The step that would have taken its output went on without it.
+    NotNeeded {
+        /// That step.
+        step: Arc<str>,
+    },
     /// The run was cancelled.
     Cancelled,
 }
@@ -344,6 +406,7 @@ impl fmt::Display for SkipReason {
             SkipReason::Condition { when } => write!(f, "`{when}` does not hold"),
             SkipReason::InputSkipped { step } => write!(f, "`{step}` was skipped"),
             SkipReason::InputFailed { step } => write!(f, "`{step}` failed"),
+            SkipReason::NotNeeded { step } => write!(f, "`{step}` went on without it"),
             SkipReason::Cancelled => f.write_str("the run was cancelled"),
         }
     }

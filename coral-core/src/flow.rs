@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::agent::{Agent, ErasedAgent};
-use crate::error::{AgentError, Error, ErrorKind};
+use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
 use crate::handoff::Handoff;
 use crate::payload::{Data, Payload};
@@ -125,6 +125,95 @@ impl<I: Data> Flow<I> {
     {
         let body = Body::function(F::feed(), function);
         self.add(name.into(), StepKind::Function(name.into()), &feed, body)
+    }
+
+    /// Adds a step that asks a person what `feed` gives it, and gives the answer. The process may
+    /// exit meanwhile. See [`Run::answer`](crate::Run::answer).
+    pub fn ask<Q, A, F>(&mut self, name: &str, feed: F) -> Handle<A>
+    where
+        Q: Data,
+        A: Data,
+        F: Feeds<Q>,
+    {
+        let answer = schemars::schema_for!(A).to_value();
+        let kind = StepKind::Ask { answer, deadline_ms: None, default: serde_json::Value::Null };
+        self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
+    }
+
+    /// Adds a step that waits so many milliseconds, restarts included, and gives what `feed` gave it.
+    pub fn timer<T, F>(&mut self, name: &str, ms: u64, feed: F) -> Handle<T>
+    where
+        T: Data,
+        F: Feeds<T>,
+    {
+        self.add(name.into(), StepKind::Timer(ms), &feed, Body::Wait { feed: F::feed() })
+    }
+
+    /// Adds a step that waits for a signal, from when its graph begins, and gives what came with
+    /// it. See [`Run::signal`](crate::Run::signal).
+    pub fn signal<T: Data>(&mut self, name: &str) -> Handle<T> {
+        let feed = self.input();
+        let body = Body::Wait { feed: <Handle<I> as Feeds<I>>::feed() };
+        self.add::<I, T>(name.into(), StepKind::Signal(name.into()), &feed, body)
+    }
+
+    /// Adds a step in which another workflow runs, in the same journal. It is named after the
+    /// workflow.
+    pub fn workflow<W, F>(&mut self, workflow: &W, feed: F) -> Handle<W::Output>
+    where
+        W: Workflow,
+        F: Feeds<W::Input>,
+    {
+        let (graph, bodies) = sketch(workflow.name(), |flow| workflow.build(flow));
+        self.hold(workflow.name(), StepKind::Workflow(graph), bodies, &feed)
+    }
+
+    /// Adds a step in which a graph runs for each item of a list, at most `concurrency` at once;
+    /// gives the list of their outputs, in the order of the items.
+    pub fn map<T, U, F>(
+        &mut self,
+        name: &str,
+        concurrency: usize,
+        feed: F,
+        body: impl FnOnce(&mut Flow<T>) -> Handle<U>,
+    ) -> Handle<Vec<U>>
+    where
+        T: Data,
+        U: Data,
+        F: Feeds<Vec<T>>,
+    {
+        let (body, bodies) = sketch(name, body);
+        self.hold(name, StepKind::Map { body, concurrency }, bodies, &feed)
+    }
+
+    /// Adds a step in which a graph runs again and again, each turn on the output of the one
+    /// before, until `until` holds: an expression over `output` and `turn`. After `max_turns` turns in
+    /// which it did not, the step fails with [`Limit`](crate::ErrorKind::Limit).
+    pub fn repeat<T, F>(
+        &mut self,
+        name: &str,
+        until: &str,
+        max_turns: u32,
+        feed: F,
+        body: impl FnOnce(&mut Flow<T>) -> Handle<T>,
+    ) -> Handle<T>
+    where
+        T: Data,
+        F: Feeds<T>,
+    {
+        let (body, bodies) = sketch(name, body);
+        self.hold(name, StepKind::Loop { body, until: until.into(), max_turns }, bodies, &feed)
+    }
+
+    fn hold<N, U, F: Feeds<N>>(
+        &mut self,
+        name: &str,
+        kind: StepKind,
+        bodies: Vec<Body>,
+        feed: &F,
+    ) -> Handle<U> {
+        let body = Body::Composite { graphs: vec![bodies], feed: F::feed() };
+        self.add(name.into(), kind, feed, body)
     }
 
     fn add<N, U>(&mut self, name: Arc<str>, kind: StepKind, feed: &impl Feeds<N>, body: Body) -> Handle<U> {
@@ -393,25 +482,31 @@ feed_joins! {
         |outputs| outputs.iter().map(|output| output.as_ref().map(|o| S::value(Some(o))).transpose()).collect();
 }
 
-/// Asks `workflow` for its graph.
-pub(crate) fn build<W: Workflow + ?Sized>(workflow: &W) -> Result<Program<W::Input, W::Output>, Error> {
+/// Lets `build` draw a graph. A graph whose output is its own input, or a step of another graph,
+/// gets an output that no step can have, which building reports.
+fn sketch<I: Data, O>(
+    name: &str,
+    build: impl FnOnce(&mut Flow<I>) -> Handle<O>,
+) -> (Arc<GraphData>, Vec<Body>) {
     let draft = Rc::new(RefCell::new(Draft::default()));
-    let mut flow = Flow { draft: draft.clone(), input: PhantomData };
-    let handle = workflow.build(&mut flow);
+    let handle = build(&mut Flow { draft: draft.clone(), input: PhantomData });
+    let own = Rc::ptr_eq(&handle.draft, &draft);
     let draft = draft.take();
-    let output = handle.step.and_then(|step| draft.steps.get(step).map(|step| step.name.clone()));
-    let Some(output) = output else {
-        return Err(Error::new(ErrorKind::Invalid {
-            what: format!("workflow `{}`", workflow.name()),
-            problem: "its output is its own input".to_owned(),
-        })
-        .with_help("return the handle of the last step from `build`"));
+    let output = match handle.step.filter(|_| own).and_then(|step| draft.steps.get(step)) {
+        Some(step) => step.name.clone(),
+        None => "<not a step of this workflow>".into(),
     };
-    let data = GraphData {
-        name: workflow.name().to_owned(),
+    let graph = GraphData {
+        name: name.to_owned(),
         description: String::new(),
         steps: draft.steps,
         output: Some(output),
     };
-    Program::assemble(data, draft.bodies)
+    (Arc::new(graph), draft.bodies)
+}
+
+/// Asks `workflow` for its graph.
+pub(crate) fn build<W: Workflow + ?Sized>(workflow: &W) -> Result<Program<W::Input, W::Output>, Error> {
+    let (graph, bodies) = sketch(workflow.name(), |flow| workflow.build(flow));
+    Program::assemble(Arc::unwrap_or_clone(graph), bodies)
 }

@@ -1,6 +1,6 @@
 //! The graph of a workflow: as data, and checked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ impl StepData {
 }
 
 /// What a step runs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepKind {
@@ -92,15 +92,103 @@ pub enum StepKind {
     Agent(Arc<str>),
     /// The function of this name.
     Function(Arc<str>),
+    /// A question to a person; gives the answer. What is asked is the step's input.
+    Ask {
+        /// JSON Schema of the answer.
+        answer: serde_json::Value,
+        /// Milliseconds after which the default is taken.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        deadline_ms: Option<u64>,
+        /// The answer if none came in time.
+        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
+        default: serde_json::Value,
+    },
+    /// A wait, in milliseconds, that survives restarts; gives its input.
+    Timer(u64),
+    /// A wait for a signal of this name; gives what came with it.
+    Signal(Arc<str>),
+    /// Another graph, in the same journal. Its steps are `STEP/NAME`.
+    Workflow(Arc<GraphData>),
+    /// A graph for each item of a list; gives the list of their outputs, in order. The steps of
+    /// the item of index 3 are `STEP/item[3]/NAME`.
+    Map {
+        /// What runs for each item.
+        body: Arc<GraphData>,
+        /// Items that run at once.
+        concurrency: usize,
+    },
+    /// A graph again and again, each turn on the output of the one before, until a condition over
+    /// `output` and `turn` holds. The steps of turn 2 are `STEP/turn[2]/NAME`.
+    Loop {
+        /// What runs in each turn.
+        body: Arc<GraphData>,
+        /// When it is done.
+        until: Arc<str>,
+        /// Turns at the most; one more is an error that names the step.
+        max_turns: u32,
+    },
+    /// Agents that hand off to one another as their model decides (`next_agent` of their report),
+    /// beginning with the first. The second that works is `STEP/hop[2]/AGENT`.
+    Route {
+        /// The agents that may take part.
+        agents: Vec<Arc<str>>,
+        /// Agents at the most; one more is an error that names the step.
+        max_hops: u32,
+    },
 }
 
 impl StepKind {
-    /// The agent's id, if an agent runs.
+    /// The agent's id, if one agent runs.
     pub fn agent(&self) -> Option<&Arc<str>> {
         match self {
             StepKind::Agent(id) => Some(id),
-            StepKind::Function(_) => None,
+            _ => None,
         }
+    }
+
+    /// What runs, for people.
+    fn label(&self) -> String {
+        match self {
+            StepKind::Agent(name) | StepKind::Function(name) => name.to_string(),
+            StepKind::Ask { .. } => "ask".to_owned(),
+            StepKind::Timer(ms) => format!("wait {ms} ms"),
+            StepKind::Signal(name) => format!("signal: {name}"),
+            StepKind::Workflow(graph) => graph.name.clone(),
+            StepKind::Map { body, .. } => format!("each: {}", body.name),
+            StepKind::Loop { body, until, .. } => format!("{} until {until}", body.name),
+            StepKind::Route { agents, .. } => format!("route: {}", agents.join(", ")),
+        }
+    }
+
+    /// The graphs inside, as data.
+    fn bodies(&self) -> Vec<GraphData> {
+        match self {
+            StepKind::Agent(_)
+            | StepKind::Function(_)
+            | StepKind::Ask { .. }
+            | StepKind::Timer(_)
+            | StepKind::Signal(_) => Vec::new(),
+            StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
+                vec![(**body).clone()]
+            }
+            StepKind::Route { agents, .. } => agents
+                .iter()
+                .map(|agent| GraphData {
+                    name: agent.to_string(),
+                    steps: vec![StepData::new(agent.clone(), StepKind::Agent(agent.clone()))],
+                    output: Some(agent.clone()),
+                    ..GraphData::default()
+                })
+                .collect(),
+        }
+    }
+
+    /// Whether it holds other steps.
+    pub(crate) fn is_composite(&self) -> bool {
+        matches!(
+            self,
+            StepKind::Workflow(_) | StepKind::Map { .. } | StepKind::Loop { .. } | StepKind::Route { .. }
+        )
     }
 }
 
@@ -259,14 +347,9 @@ impl GraphData {
     pub fn mermaid<'a>(&'a self, class_of: impl Fn(&str) -> Option<&'a str>) -> String {
         let mut out = String::from("flowchart TD\n");
         for (i, step) in self.steps.iter().enumerate() {
-            let runs = match &step.kind {
-                StepKind::Agent(name) | StepKind::Function(name) => name,
-            };
-            let label = if **runs == *step.name {
-                step.name.to_string()
-            } else {
-                format!("{}<br/>{runs}", step.name)
-            };
+            let runs = step.kind.label().replace('"', "'");
+            let label =
+                if *runs == *step.name { step.name.to_string() } else { format!("{}<br/>{runs}", step.name) };
             out.push_str(&format!("    s{i}[\"{label}\"]"));
             if let Some(class) = class_of(&step.name) {
                 out.push_str(&format!(":::{class}"));
@@ -295,27 +378,37 @@ impl GraphData {
     }
 }
 
-/// What an edge carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Edge {
-    /// Whether the taker runs even if the giver was skipped.
-    pub(crate) optional: bool,
-}
-
 /// A graph that can run: names are unique, edges lead to steps, nothing goes in circles,
 /// conditions parse, and every step is used.
 #[derive(Debug)]
 pub struct Graph {
     data: Arc<GraphData>,
     digest: String,
-    nodes: StableDiGraph<usize, Edge>,
-    conditions: Vec<Option<Condition>>,
-    output: Option<usize>,
+    wiring: Vec<Wiring>,
+    names: HashMap<Arc<str>, usize>,
+    checked: Checked,
 }
 
+/// The edges of one step, by number.
+#[derive(Debug)]
+pub(crate) struct Wiring {
+    /// The steps that it waits for, and whether it runs even if they were skipped.
+    pub(crate) before: Vec<(usize, bool)>,
+    /// The steps that wait for it.
+    pub(crate) behind: Vec<usize>,
+    /// The steps whose outputs it takes, in order; `None` is the graph's own input.
+    pub(crate) inputs: Vec<Option<usize>>,
+}
+
+#[derive(Debug)]
 struct Checked {
-    nodes: StableDiGraph<usize, Edge>,
+    /// The steps by number; an edge says whether its taker runs even if its giver was skipped.
+    nodes: StableDiGraph<usize, bool>,
     conditions: Vec<Option<Condition>>,
+    /// When a loop is done, by step.
+    untils: Vec<Option<Condition>>,
+    /// The graphs inside of composite steps, by step.
+    bodies: Vec<Vec<Arc<Graph>>>,
     output: Option<usize>,
 }
 
@@ -331,6 +424,8 @@ impl Checked {
         let mut index: BTreeMap<&str, usize> = BTreeMap::new();
         let mut nodes = StableDiGraph::with_capacity(data.steps.len(), data.steps.len());
         let mut conditions = Vec::with_capacity(data.steps.len());
+        let mut untils = Vec::with_capacity(data.steps.len());
+        let mut bodies = Vec::with_capacity(data.steps.len());
         for (i, step) in data.steps.iter().enumerate() {
             nodes.add_node(i);
             if !crate::spec::is_id(&step.name) {
@@ -367,16 +462,52 @@ impl Checked {
                 }
                 _ => {}
             }
-            conditions.push(match &step.when {
-                None => None,
-                Some(when) => match Condition::parse(when) {
-                    Ok(condition) => Some(condition),
-                    Err(error) => {
-                        problem(Some(&step.name), format!("condition `{when}`: {error}"));
-                        None
-                    }
-                },
+            let mut parse = |source: &Arc<str>| match Condition::parse(source) {
+                Ok(condition) => Some(condition),
+                Err(error) => {
+                    problem(Some(&step.name), format!("condition `{source}`: {error}"));
+                    None
+                }
+            };
+            conditions.push(step.when.as_ref().and_then(&mut parse));
+            untils.push(match &step.kind {
+                StepKind::Loop { until, .. } => parse(until),
+                _ => None,
             });
+            let bound = match &step.kind {
+                StepKind::Map { concurrency, .. } => *concurrency,
+                StepKind::Loop { max_turns: max, .. } | StepKind::Route { max_hops: max, .. } => {
+                    *max as usize
+                }
+                _ => 1,
+            };
+            if bound == 0 {
+                problem(Some(&step.name), "its bound is 0, so it could never run".to_owned());
+            }
+            if matches!(&step.kind, StepKind::Ask { deadline_ms: Some(_), default, .. } if default.is_null())
+            {
+                problem(Some(&step.name), "a question with a deadline needs a default answer".to_owned());
+            }
+            if matches!(&step.kind, StepKind::Route { agents, .. } if agents.is_empty()) {
+                problem(Some(&step.name), "a route needs agents".to_owned());
+            }
+            if step.kind.is_composite() && step.retry.max_attempts > 1 {
+                let message =
+                    "a step that holds steps is not tried again as a whole; put `retry` on those inside";
+                problem(Some(&step.name), message.to_owned());
+            }
+            let mut inner = Vec::new();
+            for body in step.kind.bodies() {
+                match Graph::checked(body) {
+                    Ok(graph) => inner.push(Arc::new(graph)),
+                    Err(found) => {
+                        for inside in found {
+                            problem(Some(&step.name), format!("inside: {inside}"));
+                        }
+                    }
+                }
+            }
+            bodies.push(inner);
         }
         let find = |name: &str| index.get(name).copied();
         let unknown = |name: &str| {
@@ -395,7 +526,7 @@ impl Checked {
                         problem(Some(&step.name), format!("`{before}` is named twice"));
                     }
                     Some(from) => {
-                        nodes.add_edge(NodeIndex::new(from), NodeIndex::new(i), Edge { optional });
+                        nodes.add_edge(NodeIndex::new(from), NodeIndex::new(i), optional);
                     }
                     None => problem(Some(&step.name), unknown(before)),
                 }
@@ -454,7 +585,23 @@ impl Checked {
                 }
             }
         }
-        (Checked { nodes, conditions, output }, problems)
+        (Checked { nodes, conditions, untils, bodies, output }, problems)
+    }
+}
+
+impl Checked {
+    fn wires(&self, step: usize, inputs: Vec<Option<usize>>) -> Wiring {
+        let node = NodeIndex::new(step);
+        let mut before: Vec<_> = self
+            .nodes
+            .edges_directed(node, Direction::Incoming)
+            .map(|edge| (edge.source().index(), *edge.weight()))
+            .collect();
+        before.sort_unstable();
+        let mut behind: Vec<_> =
+            self.nodes.neighbors_directed(node, Direction::Outgoing).map(NodeIndex::index).collect();
+        behind.sort_unstable();
+        Wiring { before, behind, inputs }
     }
 }
 
@@ -464,21 +611,29 @@ impl Graph {
     /// # Errors
     /// [`Problems`](ErrorKind::Problems) with all that is wrong, each naming its step.
     pub fn new(data: GraphData) -> Result<Self, Error> {
+        let what = format!("workflow `{}`", data.name);
+        Graph::checked(data).map_err(|problems| {
+            let problems = problems.iter().map(ToString::to_string).collect();
+            Error::new(ErrorKind::Problems { what, problems })
+        })
+    }
+
+    fn checked(data: GraphData) -> Result<Self, Vec<GraphProblem>> {
         let (checked, problems) = Checked::of(&data);
         if !problems.is_empty() {
-            return Err(Error::new(ErrorKind::Problems {
-                what: format!("workflow `{}`", data.name),
-                problems: problems.iter().map(ToString::to_string).collect(),
-            }));
+            return Err(problems);
         }
-        let digest = data.digest()?;
-        Ok(Graph {
-            data: Arc::new(data),
-            digest,
-            nodes: checked.nodes,
-            conditions: checked.conditions,
-            output: checked.output,
-        })
+        let digest =
+            data.digest().map_err(|error| vec![GraphProblem { step: None, message: error.to_string() }])?;
+        let names: HashMap<Arc<str>, usize> =
+            data.steps.iter().enumerate().map(|(i, step)| (step.name.clone(), i)).collect();
+        let inputs_of = |step: &StepData| match step.inputs.as_slice() {
+            [] => vec![None],
+            inputs => inputs.iter().map(|input| names.get(&input.step).copied()).collect(),
+        };
+        let wiring =
+            data.steps.iter().enumerate().map(|(i, step)| checked.wires(i, inputs_of(step))).collect();
+        Ok(Graph { data: Arc::new(data), digest, wiring, names, checked })
     }
 
     /// The graph as data.
@@ -499,39 +654,34 @@ impl Graph {
     /// Its steps by number, such that each comes after those that it waits for.
     pub fn order(&self) -> Vec<usize> {
         // A `Graph` has no cycles, so the sort can't fail.
-        petgraph::algo::toposort(&self.nodes, None)
+        petgraph::algo::toposort(&self.checked.nodes, None)
             .map(|order| order.into_iter().map(NodeIndex::index).collect())
             .unwrap_or_default()
     }
 
+    /// The number of the step of this name.
+    pub fn step(&self, name: &str) -> Option<usize> {
+        self.names.get(name).copied()
+    }
+
     pub(crate) fn condition(&self, step: usize) -> Option<&Condition> {
-        self.conditions.get(step).and_then(Option::as_ref)
+        self.checked.conditions.get(step).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn until(&self, step: usize) -> Option<&Condition> {
+        self.checked.untils.get(step).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn bodies(&self, step: usize) -> &[Arc<Graph>] {
+        self.checked.bodies.get(step).map(Vec::as_slice).unwrap_or_default()
     }
 
     pub(crate) fn output(&self) -> Option<usize> {
-        self.output
+        self.checked.output
     }
 
-    /// The steps that `step` waits for, with their edges, by number of the step.
-    pub(crate) fn before(&self, step: usize) -> Vec<(usize, Edge)> {
-        let mut edges: Vec<_> = self
-            .nodes
-            .edges_directed(NodeIndex::new(step), Direction::Incoming)
-            .map(|edge| (edge.source().index(), *edge.weight()))
-            .collect();
-        edges.sort_unstable_by_key(|(from, _)| *from);
-        edges
-    }
-
-    /// The steps that wait for `step`, by number.
-    pub(crate) fn behind(&self, step: usize) -> Vec<usize> {
-        let mut steps: Vec<_> = self
-            .nodes
-            .neighbors_directed(NodeIndex::new(step), Direction::Outgoing)
-            .map(NodeIndex::index)
-            .collect();
-        steps.sort_unstable();
-        steps
+    pub(crate) fn wiring(&self, step: usize) -> Option<&Wiring> {
+        self.wiring.get(step)
     }
 
     /// What differs between this graph and `other`, one readable line a difference.

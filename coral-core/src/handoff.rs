@@ -223,11 +223,16 @@ pub(crate) fn task_of(outputs: &[Option<Payload>], cx: &HandoffContext) -> Task 
     let mut task = cx.task();
     for (output, source) in outputs.iter().zip(&cx.sources) {
         let Some(output) = output else { continue };
-        if source.path.is_empty() {
-            continue;
-        }
         match output.get::<Report>() {
             Ok(report) => task.inputs.extend(task_input(&report, source)),
+            // The input of the graph: the run's own is the brief; that of a graph inside of
+            // another, such as one item of a list, is what this agent is asked to do.
+            Err(_) if source.path.is_empty() => match output.json() {
+                _ if cx.input.as_ref() == Some(output) => {}
+                Ok(Value::String(text)) => task.instructions.push(text.clone()),
+                Ok(other) => task.instructions.push(other.to_string()),
+                Err(_) => {}
+            },
             // What a function gave is no report; it still reaches the agent.
             Err(_) => {
                 if let (Ok(value), Some(message)) = (output.json(), &source.message) {

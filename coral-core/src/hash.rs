@@ -22,6 +22,11 @@ pub fn digest<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
     Ok(sha256_hex(text.as_bytes()))
 }
 
+/// A number derived from `seed`, to spread waits by: a replay waits as long.
+pub(crate) fn jitter(seed: &str) -> u64 {
+    hmac_sha256::Hash::hash(seed.as_bytes()).iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes

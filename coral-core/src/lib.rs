@@ -18,6 +18,7 @@ mod journal;
 mod machine;
 mod model;
 mod money;
+mod outside;
 mod payload;
 mod program;
 mod prompt;
@@ -37,7 +38,8 @@ pub use crate::clock::{Clock, ManualClock, SystemClock, rfc3339};
 pub use crate::context::AgentContext;
 pub use crate::error::{AgentError, Error, ErrorClass, ErrorKind, ModelFault, ToolFault, nearest};
 pub use crate::event::{
-    EVENT_FORMAT, EffectKind, Event, Outcome, Pins, Record, RunStatus, Seq, SkipReason, Spent, Stage,
+    EVENT_FORMAT, EffectKind, Event, Outcome, Pins, Question, Record, RunStatus, Seq, SkipReason, Spent,
+    Stage,
 };
 pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};

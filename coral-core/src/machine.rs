@@ -1,5 +1,7 @@
 //! The engine's decisions, without I/O, clock, randomness or map-iteration order.
 
+mod scope;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -7,20 +9,32 @@ use serde_json::Value;
 
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, RunStatus, SkipReason};
-use crate::graph::{Graph, Join, StepKind};
+use crate::graph::{Graph, Join, StepData, StepKind};
+use crate::hash::jitter;
+use crate::machine::scope::Scope;
 use crate::payload::Payload;
 
-/// What the [`Machine`] asks of its host. Steps are named by their number in the graph.
+/// What the [`Machine`] asks of its host. Steps are named by their number in the run.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Command {
     /// Run a step: record [`Event::StepStarted`], and in the end [`Event::StepSucceeded`] or
-    /// [`Event::StepFailed`].
+    /// [`Event::StepFailed`]. For a step that holds steps: record [`Event::ScopeOpened`] with its
+    /// input.
     Run {
         /// The step.
         step: usize,
         /// Its attempt, from 1.
         attempt: u32,
+    },
+    /// A step that holds steps is over: record [`Event::StepSucceeded`] or [`Event::StepFailed`].
+    Settle {
+        /// The step.
+        step: usize,
+        /// Its attempt.
+        attempt: u32,
+        /// What came of it.
+        result: Result<Payload, Error>,
     },
     /// Record [`Event::StepSkipped`].
     Skip {
@@ -42,6 +56,8 @@ pub enum Command {
     Abort {
         /// The step.
         step: usize,
+        /// Why.
+        reason: Arc<str>,
     },
     /// Record [`Event::RunFinished`].
     Finish {
@@ -102,21 +118,27 @@ impl StepState {
     }
 }
 
+/// One step of a run.
 #[derive(Debug)]
 struct Slot {
+    /// The scope that it belongs to, and its number in the scope's graph.
+    scope: usize,
+    at: usize,
+    path: Arc<str>,
     state: StepState,
     /// Attempts begun.
     attempts: u32,
     /// Steps before it that are not over.
     unsettled: usize,
-    /// The steps whose outputs it takes, where its join did not wait for all.
+    /// The steps whose outputs it takes, by number in the graph, where its join did not wait for all.
     taken: Option<Vec<usize>>,
-}
-
-#[derive(Debug)]
-struct Wiring {
-    before: Vec<(usize, bool)>,
-    behind: Vec<usize>,
+    /// For a step that holds steps: what went in, the scopes that it opened, and what came of it.
+    opened: Option<Payload>,
+    children: Vec<usize>,
+    /// Of these, how many are not over, and whether one failed.
+    running: usize,
+    failed: bool,
+    verdict: Option<Result<Payload, Error>>,
 }
 
 /// One run's state and decisions: a fold over its events.
@@ -129,11 +151,10 @@ struct Wiring {
 #[derive(Debug)]
 pub struct Machine {
     graph: Arc<Graph>,
-    wiring: Arc<[Wiring]>,
-    by_name: HashMap<Arc<str>, usize>,
+    scopes: Vec<Scope>,
     slots: Vec<Slot>,
-    open: usize,
-    input: Payload,
+    /// The steps of graphs within graphs; those of the run's own are known by name.
+    by_path: HashMap<Arc<str>, usize>,
     facts: Arc<BTreeMap<String, Value>>,
     cancel: Option<Arc<str>>,
     status: RunStatus,
@@ -143,45 +164,23 @@ pub struct Machine {
 impl Machine {
     /// A run of `graph` before its first event.
     pub fn new(graph: Arc<Graph>) -> Self {
-        let count = graph.steps().len();
-        let wiring: Vec<Wiring> = (0..count)
-            .map(|step| Wiring {
-                before: graph.before(step).into_iter().map(|(from, edge)| (from, edge.optional)).collect(),
-                behind: graph.behind(step),
-            })
-            .collect();
-        let slots = wiring
-            .iter()
-            .map(|wires| Slot {
-                state: StepState::Waiting,
-                attempts: 0,
-                unsettled: wires.before.len(),
-                taken: None,
-            })
-            .collect();
-        let by_name = graph.steps().iter().enumerate().map(|(i, step)| (step.name.clone(), i)).collect();
-        Machine {
-            graph,
-            wiring: wiring.into(),
-            by_name,
-            slots,
-            open: count,
-            input: Payload::null(),
+        let mut machine = Machine {
+            graph: graph.clone(),
+            scopes: Vec::with_capacity(1),
+            slots: Vec::with_capacity(graph.steps().len()),
+            by_path: HashMap::new(),
             facts: Arc::default(),
             cancel: None,
             status: RunStatus::Running,
             finishing: false,
-        }
+        };
+        machine.add_scope(graph, "", Payload::null(), None);
+        machine
     }
 
     /// The graph that runs.
     pub fn graph(&self) -> &Arc<Graph> {
         &self.graph
-    }
-
-    /// The run's input.
-    pub fn input(&self) -> &Payload {
-        &self.input
     }
 
     /// The run's facts.
@@ -194,82 +193,123 @@ impl Machine {
         self.status
     }
 
+    /// Every step so far, in the order of their numbers: its path and how it stands.
+    pub fn steps(&self) -> impl Iterator<Item = (&Arc<str>, &StepState)> {
+        self.slots.iter().map(|slot| (&slot.path, &slot.state))
+    }
+
     /// How a step stands.
     pub fn state(&self, step: usize) -> Option<&StepState> {
         self.slots.get(step).map(|slot| &slot.state)
     }
 
+    /// The path of a step.
+    pub fn path(&self, step: usize) -> Option<&Arc<str>> {
+        self.slots.get(step).map(|slot| &slot.path)
+    }
+
     /// The number of the step at `path`.
     pub fn step(&self, path: &str) -> Option<usize> {
-        self.by_name.get(path).copied()
+        self.graph.step(path).or_else(|| self.by_path.get(path).copied())
+    }
+
+    /// The step as its graph has it.
+    pub fn data(&self, step: usize) -> Option<&StepData> {
+        let slot = self.slots.get(step)?;
+        self.scopes.get(slot.scope)?.graph.steps().get(slot.at)
     }
 
     /// The outputs that `step` takes, in the order of its inputs: `None` for a step that was
-    /// skipped, failed, or was not waited for. The workflow's input where it names none.
+    /// skipped, failed, or was not waited for. The input of its graph where it names none.
     pub fn inputs_of(&self, step: usize) -> Vec<Option<Payload>> {
-        let Some(data) = self.graph.steps().get(step) else { return Vec::new() };
-        if data.inputs.is_empty() {
-            return vec![Some(self.input.clone())];
-        }
+        let Some((scope, wires)) = self.surroundings(step) else { return Vec::new() };
         let taken = self.slots.get(step).and_then(|slot| slot.taken.as_ref());
-        data.inputs
+        wires
+            .inputs
             .iter()
-            .map(|input| {
-                if &*input.step == "input" {
-                    return Some(self.input.clone());
-                }
-                let from = *self.by_name.get(&input.step)?;
-                if taken.is_some_and(|taken| !taken.contains(&from)) {
-                    return None;
-                }
-                self.slots.get(from)?.state.output().cloned()
+            .map(|input| match input {
+                None => Some(scope.input.clone()),
+                Some(from) if taken.is_some_and(|taken| !taken.contains(from)) => None,
+                Some(from) => self.state(scope.first + from)?.output().cloned(),
             })
             .collect()
     }
 
     /// Folds one event in and appends what follows from it to `commands`.
     pub fn on_event(&mut self, event: &Event, commands: &mut Vec<Command>) {
+        let step = match event.path() {
+            Some(path) if self.concerns(event) => self.step(path),
+            _ => None,
+        };
+        self.on_event_of(event, step, commands);
+    }
+
+    /// Whether the machine looks at events of this kind.
+    fn concerns(&self, event: &Event) -> bool {
+        !matches!(
+            event,
+            Event::StageEntered { .. }
+                | Event::EffectIntended { .. }
+                | Event::EffectDone { .. }
+                | Event::CallRetried { .. }
+                | Event::HandedOff { .. }
+                | Event::QuestionAsked { .. }
+                | Event::Noted { .. }
+        )
+    }
+
+    /// [`on_event`](Self::on_event) for a host that knows which step the event is about.
+    pub(crate) fn on_event_of(&mut self, event: &Event, step: Option<usize>, commands: &mut Vec<Command>) {
         match event {
             Event::RunStarted { input, facts, .. } => {
-                self.input = input.clone();
                 self.facts = facts.clone();
+                if let Some(root) = self.scopes.first_mut() {
+                    root.input = input.clone();
+                }
                 for step in 0..self.slots.len() {
-                    self.consider(step, commands);
+                    self.consider(step, None, commands);
                 }
             }
             Event::RunResumed { .. } => {
                 if self.status == RunStatus::Failed {
-                    self.reopen(commands);
+                    self.status = RunStatus::Running;
+                    self.reopen(0, commands);
                 }
             }
-            Event::StepStarted { path, attempt } => {
-                if let Some(slot) = self.slot(path) {
+            Event::StepStarted { attempt, .. } => {
+                if let Some(slot) = self.slot(step) {
                     slot.attempts = *attempt;
                     slot.state = StepState::Running { attempt: *attempt };
                 }
             }
-            Event::StepSucceeded { path, output, .. } => {
-                self.settle(path, StepState::Succeeded(output.clone()), commands);
+            Event::ScopeOpened { input, .. } => {
+                if let Some(slot) = self.slot(step) {
+                    slot.opened = Some(input.clone());
+                }
+                if let Some(step) = step {
+                    self.advance(step, commands);
+                }
             }
-            Event::StepFailed { path, attempt, error, retry_in_ms } => match retry_in_ms {
-                Some(delay_ms) if self.cancel.is_none() => {
+            Event::StepSucceeded { output, .. } => {
+                self.settle(step, StepState::Succeeded(output.clone()), commands);
+            }
+            Event::StepFailed { attempt, error, retry_in_ms, .. } => match (retry_in_ms, step) {
+                (Some(delay_ms), Some(step)) if self.cancel.is_none() => {
                     let (attempt, delay_ms) = (attempt + 1, *delay_ms);
-                    if let Some(slot) = self.slot(path) {
+                    if let Some(slot) = self.slots.get_mut(step) {
                         slot.state = StepState::Backoff { attempt, delay_ms };
                     }
-                    if let Some(step) = self.step(path) {
-                        commands.push(Command::Timer { step, attempt, delay_ms });
-                    }
+                    commands.push(Command::Timer { step, attempt, delay_ms });
                 }
-                _ => self.settle(path, StepState::Failed(error.clone()), commands),
+                _ => self.settle(step, StepState::Failed(error.clone()), commands),
             },
-            Event::RetryDue { path, attempt } => {
-                if let Some(step) = self.step(path) {
+            Event::RetryDue { attempt, .. } => {
+                if let Some(step) = step {
                     self.ready(step, *attempt, commands);
                 }
             }
-            Event::StepSkipped { path, reason } => {
-                self.settle(path, StepState::Skipped(reason.clone()), commands);
+            Event::StepSkipped { reason, .. } => {
+                self.settle(step, StepState::Skipped(reason.clone()), commands);
             }
             Event::CancelRequested { reason } => self.cancel(reason, commands),
             Event::RunFinished { status, .. } => {
@@ -281,6 +321,9 @@ impl Machine {
             | Event::EffectDone { .. }
             | Event::CallRetried { .. }
             | Event::HandedOff { .. }
+            | Event::QuestionAsked { .. }
+            | Event::QuestionAnswered { .. }
+            | Event::SignalReceived { .. }
             | Event::Noted { .. } => {}
         }
     }
@@ -294,9 +337,18 @@ impl Machine {
         for (step, slot) in self.slots.iter().enumerate() {
             match &slot.state {
                 StepState::Ready { attempt } | StepState::Running { attempt } => {
-                    commands.push(Command::Run { step, attempt: *attempt });
-                    if self.cancel.is_some() {
-                        commands.push(Command::Abort { step });
+                    let attempt = *attempt;
+                    match (&slot.opened, &slot.verdict) {
+                        (Some(_), None) => {}
+                        (Some(_), Some(result)) => {
+                            commands.push(Command::Settle { step, attempt, result: result.clone() });
+                        }
+                        (None, _) => {
+                            commands.push(Command::Run { step, attempt });
+                            if let Some(reason) = &self.cancel {
+                                commands.push(Command::Abort { step, reason: reason.clone() });
+                            }
+                        }
                     }
                 }
                 StepState::Backoff { attempt, delay_ms } => {
@@ -313,37 +365,38 @@ impl Machine {
         self.finish(commands);
     }
 
-    fn slot(&mut self, path: &str) -> Option<&mut Slot> {
-        let step = self.step(path)?;
-        self.slots.get_mut(step)
+    fn slot(&mut self, step: Option<usize>) -> Option<&mut Slot> {
+        self.slots.get_mut(step?)
     }
 
-    fn settle(&mut self, path: &str, state: StepState, commands: &mut Vec<Command>) {
-        let Some(step) = self.step(path) else { return };
-        let Some(slot) = self.slots.get_mut(step) else { return };
+    fn settle(&mut self, step: Option<usize>, state: StepState, commands: &mut Vec<Command>) {
+        let Some(slot) = self.slot(step) else { return };
         if slot.state.is_settled() {
             return;
         }
         slot.state = state;
-        self.open -= 1;
-        let wiring = self.wiring.clone();
-        for &next in wiring.get(step).into_iter().flat_map(|wires| &wires.behind) {
-            if let Some(slot) = self.slots.get_mut(next) {
+        let (scope_id, at) = (slot.scope, slot.at);
+        let Some(scope) = self.scopes.get_mut(scope_id) else { return };
+        scope.open -= 1;
+        let (graph, first) = (scope.graph.clone(), scope.first);
+        for next in graph.wiring(at).into_iter().flat_map(|wires| &wires.behind) {
+            if let Some(slot) = self.slots.get_mut(first + next) {
                 slot.unsettled -= 1;
             }
-            self.consider(next, commands);
+            self.consider(first + next, Some(at), commands);
         }
-        self.finish(commands);
+        self.close(scope_id, commands);
     }
 
-    /// Decides about a waiting step whose surroundings have changed.
-    fn consider(&mut self, step: usize, commands: &mut Vec<Command>) {
-        let (Some(slot), Some(data)) = (self.slots.get(step), self.graph.steps().get(step)) else { return };
+    /// Decides about a waiting step, of whose surroundings only `settled` has changed, if that is
+    /// given.
+    fn consider(&mut self, step: usize, settled: Option<usize>, commands: &mut Vec<Command>) {
+        let (Some(slot), Some(data)) = (self.slots.get(step), self.data(step)) else { return };
         if slot.state != StepState::Waiting || self.cancel.is_some() {
             return;
         }
         let verdict = match data.join {
-            Join::All => self.all(step, slot.unsettled),
+            Join::All => self.all(step, slot.unsettled, settled),
             Join::Settle => (slot.unsettled == 0).then_some(Ok(None)),
             Join::FirstOk => self.quorum(step, 1),
             Join::Quorum(n) => self.quorum(step, n),
@@ -352,19 +405,21 @@ impl Machine {
             None => {}
             Some(Err(reason)) => self.skip(step, reason, commands),
             Some(Ok(taken)) => {
-                let attempt = slot.attempts + 1;
+                let (attempt, early) = (slot.attempts + 1, taken.is_some());
                 if let Some(slot) = self.slots.get_mut(step) {
                     slot.taken = taken;
                 }
                 match self.condition_holds(step) {
-                    Ok(true) => self.ready(step, attempt, commands),
                     Ok(false) => {
-                        let when = self.graph.steps().get(step).and_then(|data| data.when.clone());
-                        self.skip(step, SkipReason::Condition { when: when.unwrap_or_default() }, commands);
+                        let when = self.data(step).and_then(|data| data.when.clone()).unwrap_or_default();
+                        self.skip(step, SkipReason::Condition { when }, commands);
                     }
-                    // A condition that can't be evaluated is the step's failure: it runs into it
-                    // when it starts, and the host records that.
-                    Err(_) => self.ready(step, attempt, commands),
+                    // A condition that can't be evaluated is the step's failure: the host runs
+                    // into it when it starts the step, and records that.
+                    Ok(true) | Err(_) => self.ready(step, attempt, commands),
+                }
+                if early {
+                    self.release_losers(step, commands);
                 }
             }
         }
@@ -375,48 +430,56 @@ impl Machine {
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) if it can't be evaluated.
     pub fn condition_holds(&self, step: usize) -> Result<bool, Error> {
-        let Some(condition) = self.graph.condition(step) else { return Ok(true) };
-        let output = |name: &str| {
-            self.by_name
-                .get(name)
-                .and_then(|i| self.slots.get(*i))
-                .and_then(|slot| slot.state.output().cloned())
+        let Some((slot, scope)) =
+            self.slots.get(step).and_then(|slot| Some((slot, self.scopes.get(slot.scope)?)))
+        else {
+            return Ok(true);
         };
-        condition.holds(&self.facts, &self.input, output)
+        let Some(condition) = scope.graph.condition(slot.at) else { return Ok(true) };
+        let output = |name: &str| self.state(scope.first + scope.graph.step(name)?)?.output().cloned();
+        condition.holds(&self.facts, &scope.input, output, None)
     }
 
-    fn all(&self, step: usize, unsettled: usize) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
-        let before = self.wiring.get(step).map(|wires| wires.before.as_slice()).unwrap_or_default();
-        for &(from, optional) in before {
-            match self.state(from) {
-                Some(StepState::Failed(_)) => {
-                    return Some(Err(SkipReason::InputFailed { step: self.name(from) }));
-                }
-                Some(StepState::Skipped(SkipReason::InputFailed { .. })) => {
-                    return Some(Err(SkipReason::InputFailed { step: self.name(from) }));
-                }
-                Some(StepState::Skipped(_)) if !optional => {
-                    return Some(Err(SkipReason::InputSkipped { step: self.name(from) }));
-                }
-                _ => {}
+    fn all(
+        &self,
+        step: usize,
+        unsettled: usize,
+        settled: Option<usize>,
+    ) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
+        let (scope, wires) = self.surroundings(step)?;
+        let lost = |&(from, optional): &(usize, bool)| match self.state(scope.first + from) {
+            Some(StepState::Failed(_) | StepState::Skipped(SkipReason::InputFailed { .. })) => {
+                Some(SkipReason::InputFailed { step: scope.name(from) })
             }
+            Some(StepState::Skipped(_)) if !optional => {
+                Some(SkipReason::InputSkipped { step: scope.name(from) })
+            }
+            _ => None,
+        };
+        let lost = match settled {
+            // Whatever was lost earlier has been decided about already.
+            Some(from) => wires
+                .before
+                .binary_search_by_key(&from, |(from, _)| *from)
+                .ok()
+                .and_then(|at| wires.before.get(at))
+                .and_then(lost),
+            None => wires.before.iter().find_map(lost),
+        };
+        match lost {
+            Some(reason) => Some(Err(reason)),
+            None => (unsettled == 0).then_some(Ok(None)),
         }
-        (unsettled == 0).then_some(Ok(None))
     }
 
     fn quorum(&self, step: usize, needed: usize) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
-        let inputs: Vec<usize> = self
-            .graph
-            .steps()
-            .get(step)
-            .into_iter()
-            .flat_map(|data| &data.inputs)
-            .filter_map(|input| self.step(&input.step))
-            .collect();
+        let (scope, _) = self.surroundings(step)?;
+        let inputs: Vec<usize> =
+            self.data(step)?.inputs.iter().filter_map(|input| scope.graph.step(&input.step)).collect();
         let mut succeeded: Vec<usize> = Vec::new();
         let mut possible = 0;
         for &from in &inputs {
-            match self.state(from) {
+            match self.state(scope.first + from) {
                 Some(StepState::Succeeded(_)) => succeeded.push(from),
                 Some(state) if !state.is_settled() => possible += 1,
                 _ => {}
@@ -426,17 +489,42 @@ impl Machine {
             return Some(Ok(Some(succeeded)));
         }
         if succeeded.len() + possible < needed {
-            let lost =
-                inputs.iter().find(|from| !matches!(self.state(**from), Some(StepState::Succeeded(_))));
-            return Some(Err(SkipReason::InputFailed {
-                step: lost.map(|from| self.name(*from)).unwrap_or_default(),
-            }));
+            let lost = inputs.iter().find(|from| !succeeded.contains(from));
+            let step = lost.map(|from| scope.name(*from)).unwrap_or_default();
+            return Some(Err(SkipReason::InputFailed { step }));
         }
         None
     }
 
-    fn name(&self, step: usize) -> Arc<str> {
-        self.graph.steps().get(step).map(|data| data.name.clone()).unwrap_or_default()
+    /// Stops the steps that `step` went on without, where nothing else waits for them.
+    fn release_losers(&mut self, step: usize, commands: &mut Vec<Command>) {
+        let Some((scope, wires)) = self.surroundings(step) else { return };
+        let (first, name) = (scope.first, self.data(step).map(|data| data.name.clone()).unwrap_or_default());
+        let losers: Vec<usize> = wires
+            .before
+            .iter()
+            .map(|(from, _)| *from)
+            .filter(|from| {
+                let takers =
+                    scope.graph.wiring(*from).map(|wires| wires.behind.as_slice()).unwrap_or_default();
+                takers.iter().all(|taker| !matches!(self.state(first + taker), Some(StepState::Waiting)))
+            })
+            .collect();
+        for loser in losers {
+            let loser = first + loser;
+            match self.state(loser) {
+                Some(StepState::Waiting | StepState::Backoff { .. }) => {
+                    self.skip(loser, SkipReason::NotNeeded { step: name.clone() }, commands);
+                }
+                Some(StepState::Ready { .. } | StepState::Running { .. })
+                    if self.slots.get(loser).is_some_and(|slot| slot.opened.is_none()) =>
+                {
+                    let reason = format!("`{name}` went on without it").into();
+                    commands.push(Command::Abort { step: loser, reason });
+                }
+                _ => {}
+            }
+        }
     }
 
     fn ready(&mut self, step: usize, attempt: u32, commands: &mut Vec<Command>) {
@@ -459,12 +547,14 @@ impl Machine {
         }
         self.cancel = Some(reason.clone());
         for step in 0..self.slots.len() {
-            match self.slots.get(step).map(|slot| &slot.state) {
-                Some(StepState::Waiting | StepState::Backoff { .. }) => {
+            let Some(slot) = self.slots.get(step) else { continue };
+            match slot.state {
+                StepState::Waiting | StepState::Backoff { .. } => {
                     self.skip(step, SkipReason::Cancelled, commands);
                 }
-                Some(StepState::Ready { .. } | StepState::Running { .. }) => {
-                    commands.push(Command::Abort { step });
+                // A step that holds steps ends when they do.
+                StepState::Ready { .. } | StepState::Running { .. } if slot.opened.is_none() => {
+                    commands.push(Command::Abort { step, reason: reason.clone() });
                 }
                 _ => {}
             }
@@ -472,83 +562,35 @@ impl Machine {
         self.finish(commands);
     }
 
-    /// After a failed run is resumed: what failed, and what was skipped for it, is open again.
-    fn reopen(&mut self, commands: &mut Vec<Command>) {
-        self.status = RunStatus::Running;
-        for slot in &mut self.slots {
-            if matches!(slot.state, StepState::Failed(_) | StepState::Skipped(_)) {
-                slot.state = StepState::Waiting;
-                slot.taken = None;
-                self.open += 1;
-            }
-        }
-        for step in 0..self.slots.len() {
-            let unsettled = self
-                .wiring
-                .get(step)
-                .into_iter()
-                .flat_map(|wires| &wires.before)
-                .filter(|(from, _)| self.slots.get(*from).is_some_and(|slot| !slot.state.is_settled()))
-                .count();
-            if let Some(slot) = self.slots.get_mut(step) {
-                slot.unsettled = unsettled;
-            }
-        }
-        for step in 0..self.slots.len() {
-            self.consider(step, commands);
-        }
-    }
-
     fn finish(&mut self, commands: &mut Vec<Command>) {
-        if self.open > 0 || self.finishing || self.status != RunStatus::Running {
+        let Some(root) = self.scopes.first() else { return };
+        if root.open > 0 || self.finishing || self.status != RunStatus::Running {
             return;
         }
         self.finishing = true;
-        if let Some(reason) = &self.cancel {
-            let error = Error::new(ErrorKind::Cancelled { reason: reason.to_string() });
-            commands.push(Command::Finish { status: RunStatus::Cancelled, output: None, error: Some(error) });
-            return;
-        }
-        let ends: Vec<usize> = match self.graph.output() {
-            Some(output) => vec![output],
-            None => (0..self.slots.len())
-                .filter(|step| self.wiring.get(*step).is_some_and(|wires| wires.behind.is_empty()))
-                .collect(),
-        };
-        let lost = ends.iter().any(|end| {
-            matches!(
-                self.state(*end),
-                Some(StepState::Failed(_) | StepState::Skipped(SkipReason::InputFailed { .. }))
-            )
+        commands.push(match (&self.cancel, self.result_of(0)) {
+            (Some(reason), _) => Command::Finish {
+                status: RunStatus::Cancelled,
+                output: None,
+                error: Some(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
+            },
+            (None, Ok(output)) => {
+                Command::Finish { status: RunStatus::Succeeded, output: Some(output), error: None }
+            }
+            (None, Err(error)) => {
+                Command::Finish { status: RunStatus::Failed, output: None, error: Some(error) }
+            }
         });
-        if lost {
-            let error = self.slots.iter().find_map(|slot| match &slot.state {
-                StepState::Failed(error) => Some(error.clone()),
-                _ => None,
-            });
-            commands.push(Command::Finish { status: RunStatus::Failed, output: None, error });
-            return;
-        }
-        let output_of = |step: &usize| self.state(*step).and_then(StepState::output).cloned();
-        let output = match self.graph.output() {
-            Some(output) => output_of(&output).unwrap_or_else(Payload::null),
-            None => Payload::new(
-                ends.iter()
-                    .filter_map(|end| Some((self.name(*end), output_of(end)?)))
-                    .collect::<BTreeMap<Arc<str>, Payload>>(),
-            ),
-        };
-        commands.push(Command::Finish { status: RunStatus::Succeeded, output: Some(output), error: None });
     }
 
     /// Milliseconds after which a failed attempt of `step` is followed by another, if it is. The
     /// jitter is derived from the step and the attempt, so that a replay decides the same.
     pub fn retry_delay_ms(&self, step: usize, attempt: u32, error: &Error) -> Option<u64> {
-        let data = self.graph.steps().get(step)?;
-        let seed = format!("{}#{attempt}", data.name);
-        let hash = hmac_sha256::Hash::hash(seed.as_bytes());
-        let jitter = hash.iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte));
-        data.retry.delay_ms(attempt, error, jitter)
+        let (path, data) = (self.path(step)?, self.data(step)?);
+        if data.kind.is_composite() {
+            return None;
+        }
+        data.retry.delay_ms(attempt, error, jitter(&format!("{path}#{attempt}")))
     }
 
     /// The agents of the steps that take the output of `step`, with the steps' names.
@@ -560,7 +602,8 @@ impl Machine {
             .filter(|next| next.inputs.iter().any(|input| input.step == *name))
             .filter_map(|next| match &next.kind {
                 StepKind::Agent(agent) => Some((next.name.clone(), agent.clone())),
-                StepKind::Function(_) => None,
+                StepKind::Route { agents, .. } => Some((next.name.clone(), agents.first()?.clone())),
+                _ => None,
             })
             .collect()
     }

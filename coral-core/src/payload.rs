@@ -34,11 +34,12 @@ impl<T: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'stati
 /// # Ok::<(), coral_core::Error>(())
 /// ```
 #[derive(Clone)]
-pub struct Payload(Arc<Inner>);
+pub struct Payload(Arc<Inner<dyn Carried>>);
 
-struct Inner {
-    typed: Option<Box<dyn Carried>>,
+/// One allocation: the JSON form, made when it is asked for, and the value itself.
+struct Inner<T: ?Sized> {
     json: OnceLock<Result<Value, String>>,
+    value: T,
 }
 
 trait Carried: Send + Sync {
@@ -56,15 +57,19 @@ impl<T: Serialize + Send + Sync + 'static> Carried for T {
     }
 }
 
+/// Stands where a payload was made from JSON.
+#[derive(Serialize)]
+struct Untyped;
+
 impl Payload {
     /// Carries `value`.
     pub fn new<T: Serialize + Send + Sync + 'static>(value: T) -> Self {
-        Payload(Arc::new(Inner { typed: Some(Box::new(value)), json: OnceLock::new() }))
+        Payload(Arc::new(Inner { json: OnceLock::new(), value }))
     }
 
     /// Carries a JSON value.
     pub fn from_json(value: Value) -> Self {
-        Payload(Arc::new(Inner { typed: None, json: OnceLock::from(Ok(value)) }))
+        Payload(Arc::new(Inner { json: OnceLock::from(Ok(value)), value: Untyped }))
     }
 
     /// JSON `null`: what a skipped step gives.
@@ -85,7 +90,7 @@ impl Payload {
 
     /// The value where it is, if it was made from a `T` in this process.
     pub fn typed<T: 'static>(&self) -> Option<&T> {
-        self.0.typed.as_ref().and_then(|typed| (**typed).as_any().downcast_ref::<T>())
+        self.0.value.as_any().downcast_ref::<T>()
     }
 
     /// The value as JSON, made once.
@@ -96,7 +101,7 @@ impl Payload {
     pub fn json(&self) -> Result<&Value, Error> {
         self.0
             .json
-            .get_or_init(|| self.0.typed.as_ref().map_or(Ok(Value::Null), |typed| (**typed).to_json()))
+            .get_or_init(|| self.0.value.to_json())
             .as_ref()
             .map_err(|problem| Error::invalid("value", problem.clone()))
     }

@@ -15,7 +15,7 @@ use crate::context::{StepPlace, Successor};
 use crate::error::{AgentError, Error, ErrorKind, nearest};
 use crate::event::Pins;
 use crate::flow::{self, Workflow};
-use crate::graph::{Graph, GraphData, StepKind};
+use crate::graph::{Graph, GraphData, StepData, StepKind};
 use crate::handoff::{HandoffContext, task_of};
 use crate::hash::digest;
 use crate::machine::Machine;
@@ -64,8 +64,23 @@ type BoxFuture = Pin<Box<dyn Future<Output = Result<Payload, Error>> + Send>>;
 /// What a step runs.
 #[derive(Clone)]
 pub(crate) enum Body {
-    Agent { agent: Arc<dyn ErasedAgent>, feed: Feed },
-    Function { call: Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>, feed: Feed },
+    Agent {
+        agent: Arc<dyn ErasedAgent>,
+        feed: Feed,
+    },
+    Function {
+        call: Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>,
+        feed: Feed,
+    },
+    /// A wait for a person, a time or a signal, as the graph says.
+    Wait {
+        feed: Feed,
+    },
+    /// A step that holds steps: the bodies of each graph inside.
+    Composite {
+        graphs: Vec<Vec<Body>>,
+        feed: Feed,
+    },
 }
 
 impl Body {
@@ -96,8 +111,10 @@ impl Body {
 pub(crate) struct Step {
     pub(crate) body: Body,
     pub(crate) place: Arc<StepPlace>,
-    /// The agent's spec as it stands in the step's phase; empty for a function.
+    /// The agent's spec as it stands in the step's phase; empty if no agent runs.
     pub(crate) spec: Arc<AgentSpec>,
+    /// The graphs inside of a step that holds steps.
+    pub(crate) inside: Vec<Arc<Inner>>,
 }
 
 pub(crate) struct Inner {
@@ -150,12 +167,9 @@ impl<I, O> Program<I, O> {
     }
 
     /// The spec of the agent of each step, as it stands in the step's phase, in the order of the
-    /// graph; `None` for a function.
+    /// graph; `None` where no agent runs.
     pub fn agents(&self) -> impl Iterator<Item = Option<&AgentSpec>> {
-        self.inner.steps.iter().map(|step| match step.body {
-            Body::Agent { .. } => Some(&*step.spec),
-            Body::Function { .. } => None,
-        })
+        self.inner.steps.iter().map(|step| matches!(step.body, Body::Agent { .. }).then_some(&*step.spec))
     }
 
     /// The same program with its types erased.
@@ -165,33 +179,47 @@ impl<I, O> Program<I, O> {
 
     pub(crate) fn assemble(data: GraphData, bodies: Vec<Body>) -> Result<Self, Error> {
         let graph = Arc::new(Graph::new(data)?);
-        let mut agents = BTreeMap::new();
-        let mut steps = Vec::with_capacity(bodies.len());
-        for (i, (data, body)) in graph.steps().iter().zip(bodies).enumerate() {
-            let spec = match &body {
-                Body::Agent { agent, .. } => {
-                    agent.spec().validate()?;
-                    agents.insert(agent.spec().id.clone(), digest(agent.spec())?);
-                    Arc::new(agent.spec().in_phase(&data.phase))
-                }
-                Body::Function { .. } => Arc::default(),
-            };
-            let successors = Machine::successors(&graph, i)
-                .into_iter()
-                .map(|(path, agent)| Successor { path, agent })
-                .collect();
-            let place = Arc::new(StepPlace {
-                path: data.name.clone(),
-                phase: data.phase.clone(),
-                timeout_ms: data.timeout_ms,
-                successors,
-            });
-            steps.push(Step { body, place, spec });
-        }
-        check_dependencies(&graph, &steps)?;
-        let pins = Arc::new(Pins { graph: graph.digest().to_owned(), agents });
-        Ok(Program { inner: Arc::new(Inner { graph, steps, pins }), types: PhantomData })
+        let mut pins = Pins { graph: graph.digest().to_owned(), agents: BTreeMap::new() };
+        let steps = assemble_steps(&graph, bodies, &mut pins)?;
+        check_dependencies(&graph, &steps, &BTreeSet::new())?;
+        let inner = Inner { graph, steps, pins: Arc::new(pins) };
+        Ok(Program { inner: Arc::new(inner), types: PhantomData })
     }
+}
+
+fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Result<Vec<Step>, Error> {
+    let mut steps = Vec::with_capacity(bodies.len());
+    for (i, (data, mut body)) in graph.steps().iter().zip(bodies).enumerate() {
+        let mut spec = Arc::default();
+        let mut inside = Vec::new();
+        match &mut body {
+            Body::Agent { agent, .. } => {
+                agent.spec().validate()?;
+                pins.agents.insert(agent.spec().id.clone(), digest(agent.spec())?);
+                spec = Arc::new(agent.spec().in_phase(&data.phase));
+            }
+            Body::Function { .. } | Body::Wait { .. } => {}
+            Body::Composite { graphs, .. } => {
+                for (graph, bodies) in graph.bodies(i).iter().zip(std::mem::take(graphs)) {
+                    let steps = assemble_steps(graph, bodies, pins)?;
+                    inside.push(Arc::new(Inner { graph: graph.clone(), steps, pins: Arc::default() }));
+                }
+            }
+        }
+        let successors = Machine::successors(graph, i)
+            .into_iter()
+            .map(|(path, agent)| Successor { path, agent })
+            .collect();
+        let place = Arc::new(StepPlace {
+            path: data.name.clone(),
+            phase: data.phase.clone(),
+            timeout_ms: data.timeout_ms,
+            successors,
+            next_hop: None,
+        });
+        steps.push(Step { body, place, spec, inside });
+    }
+    Ok(steps)
 }
 
 impl Program<Brief, Value> {
@@ -205,24 +233,7 @@ impl Program<Brief, Value> {
     /// [`Problems`](ErrorKind::Problems) with all that is wrong, each naming its step.
     pub fn from_graph(data: GraphData, team: &Team) -> Result<Self, Error> {
         let mut problems: Vec<String> = data.problems().iter().map(ToString::to_string).collect();
-        let mut bodies = Vec::with_capacity(data.steps.len());
-        for step in &data.steps {
-            let inputs = step.inputs.iter().map(|input| input.step.clone()).collect();
-            match &step.kind {
-                StepKind::Agent(id) => match team.agent(id) {
-                    Ok(agent) => bodies.push(Body::agent(agent.clone(), feed_for(&**agent, inputs))),
-                    Err(error) => problems.push(format!("step `{}`: {error}", step.name)),
-                },
-                StepKind::Function(name) => match team.functions.get(&**name) {
-                    Some(call) => bodies.push(Body::Function { call: call.clone(), feed: by_name(inputs) }),
-                    None => {
-                        let known = team.functions.keys().map(|name| &**name);
-                        let error = Error::not_found("function", &**name, known);
-                        problems.push(format!("step `{}`: {error}", step.name));
-                    }
-                },
-            }
-        }
+        let bodies = bodies_of(&data.steps, team, &mut problems);
         if !problems.is_empty() {
             return Err(Error::new(ErrorKind::Problems {
                 what: format!("workflow `{}`", data.name),
@@ -231,6 +242,46 @@ impl Program<Brief, Value> {
         }
         Program::assemble(data, bodies)
     }
+}
+
+/// The bodies of steps that are data; what is not to be had is added to `problems`.
+fn bodies_of(steps: &[StepData], team: &Team, problems: &mut Vec<String>) -> Vec<Body> {
+    let mut bodies = Vec::with_capacity(steps.len());
+    for step in steps {
+        let inputs = step.inputs.iter().map(|input| input.step.clone()).collect();
+        let agent = |id: &Arc<str>, inputs, problems: &mut Vec<String>| match team.agent(id) {
+            Ok(agent) => Some(Body::agent(agent.clone(), feed_for(&**agent, inputs))),
+            Err(error) => {
+                problems.push(format!("step `{}`: {error}", step.name));
+                None
+            }
+        };
+        bodies.extend(match &step.kind {
+            StepKind::Agent(id) => agent(id, inputs, problems),
+            StepKind::Function(name) => match team.functions.get(&**name) {
+                Some(call) => Some(Body::Function { call: call.clone(), feed: by_name(inputs) }),
+                None => {
+                    let error =
+                        Error::not_found("function", &**name, team.functions.keys().map(|name| &**name));
+                    problems.push(format!("step `{}`: {error}", step.name));
+                    None
+                }
+            },
+            StepKind::Ask { .. } | StepKind::Timer(_) | StepKind::Signal(_) => {
+                Some(Body::Wait { feed: by_name(inputs) })
+            }
+            StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
+                let inside = bodies_of(&body.steps, team, problems);
+                Some(Body::Composite { graphs: vec![inside], feed: by_name(inputs) })
+            }
+            StepKind::Route { agents, .. } => {
+                let graphs =
+                    agents.iter().map(|id| agent(id, Vec::new(), problems).into_iter().collect()).collect();
+                Some(Body::Composite { graphs, feed: by_name(inputs) })
+            }
+        });
+    }
+    bodies
 }
 
 fn feed_for(agent: &dyn ErasedAgent, inputs: Vec<Arc<str>>) -> Feed {
@@ -252,17 +303,19 @@ fn by_name(inputs: Vec<Arc<str>>) -> Feed {
     })
 }
 
-/// Every deliverable that an agent depends on must come from some step before it.
-fn check_dependencies(graph: &Graph, steps: &[Step]) -> Result<(), Error> {
+/// Every deliverable that an agent depends on must come from some step before it, or be among
+/// `given`. Gives all that there is in the end.
+fn check_dependencies<'a>(
+    graph: &Graph,
+    steps: &'a [Step],
+    given: &BTreeSet<&'a str>,
+) -> Result<BTreeSet<&'a str>, Error> {
     let mut delivered: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); steps.len()];
     for at in graph.order() {
         let Some(step) = steps.get(at) else { continue };
-        let mut known: BTreeSet<&str> = graph
-            .before(at)
-            .into_iter()
-            .filter_map(|(from, _)| delivered.get(from))
-            .flat_map(|kinds| kinds.iter().copied())
-            .collect();
+        let before = graph.wiring(at).map(|wires| wires.before.as_slice()).unwrap_or_default();
+        let mut known = given.clone();
+        known.extend(before.iter().filter_map(|(from, _)| delivered.get(*from)).flatten());
         let missing: Vec<String> =
             step.spec.dependencies.iter().filter(|kind| !known.contains(kind.as_str())).cloned().collect();
         if !missing.is_empty() {
@@ -273,11 +326,15 @@ fn check_dependencies(graph: &Graph, steps: &[Step]) -> Result<(), Error> {
             .with_help("add a step before it that delivers this, or make the dependency optional"));
         }
         known.extend(step.spec.outputs.iter().map(|output| output.kind.as_str()));
+        for inside in &step.inside {
+            let more = check_dependencies(&inside.graph, &inside.steps, &known)?;
+            known.extend(more);
+        }
         if let Some(slot) = delivered.get_mut(at) {
             *slot = known;
         }
     }
-    Ok(())
+    Ok(delivered.into_iter().flatten().collect())
 }
 
 /// The agents and functions that data graphs may name.

@@ -56,8 +56,15 @@ impl PromptAgent {
         Ok(PromptAgent { spec, prompt, schema, format })
     }
 
-    /// The messages that the model is first given for `task` with `tools`, as `spec` stands in its phase.
-    fn messages(&self, spec: &AgentSpec, task: &Task, tools: &[ToolDef]) -> Result<Vec<Message>, Error> {
+    /// The messages that the model is first given for `task` with `tools`, as `spec` stands in its
+    /// phase. Where the model `routes`, it is told among whom.
+    fn messages(
+        &self,
+        spec: &AgentSpec,
+        task: &Task,
+        tools: &[ToolDef],
+        routes: bool,
+    ) -> Result<Vec<Message>, Error> {
         #[derive(Serialize)]
         struct Scope<'a> {
             agent: &'a AgentSpec,
@@ -96,6 +103,12 @@ impl PromptAgent {
         if !task.instructions.is_empty() && !self.prompt.places_instructions {
             user.push(format!("## Instructions for this step\n\n- {}", task.instructions.join("\n- ")));
         }
+        if routes {
+            user.push(format!(
+                "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
+                spec.handoff.next_agents.join(", ")
+            ));
+        }
         let join = |mut parts: Vec<String>| {
             parts.retain(|part| !part.is_empty());
             parts.join("\n\n")
@@ -103,6 +116,20 @@ impl PromptAgent {
         let mut system = Message::system(join(system));
         system.cache = true;
         Ok(vec![system, Message::user(join(user))])
+    }
+
+    /// The output format with room for the agent to hand on to.
+    fn routing_format(&self, spec: &AgentSpec) -> OutputFormat {
+        let mut schema = (*self.format.schema).clone();
+        let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
+        agents.push(Value::Null);
+        if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
+            properties.insert("next_agent".to_owned(), json!({"enum": agents}));
+        }
+        if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
+            required.push(json!("next_agent"));
+        }
+        OutputFormat { name: self.format.name.clone(), schema: Arc::new(schema) }
     }
 
     /// The report in `text`, or what is wrong with it.
@@ -205,9 +232,9 @@ impl Agent for PromptAgent {
         });
         let mut request = ChatRequest {
             model: spec.model.name.clone(),
-            messages: self.messages(&spec, &task, &tools)?,
+            messages: self.messages(&spec, &task, &tools, cx.routes())?,
             tools,
-            output: Some(self.format.clone()),
+            output: Some(if cx.routes() { self.routing_format(&spec) } else { self.format.clone() }),
             max_output_tokens: spec.model.max_output_tokens,
             temperature: spec.model.temperature,
             effort: spec.model.effort,
@@ -260,13 +287,15 @@ impl Agent for PromptAgent {
     }
 
     fn handoff(&self, report: &Report, to: &str, cx: &AgentContext) -> Result<HandoffDraft, AgentError> {
-        let mut next_tasks = report.next_tasks.clone();
-        if next_tasks.is_empty() {
+        // A template that loops over the report's tasks keeps them; without one they go as they are.
+        let next_tasks = if cx.spec().handoff.template.trim().is_empty() {
+            report.next_tasks.clone()
+        } else {
             let scope = json!({ "agent": cx.spec(), "report": report, "to": to });
             let lines = self.prompt.render("@handoff", scope)?;
             let lines = lines.lines().map(|line| line.trim().trim_start_matches("- "));
-            next_tasks = lines.filter(|line| !line.is_empty()).map(str::to_owned).collect();
-        }
+            lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        };
         Ok(HandoffDraft {
             message_type: MessageType::Handoff,
             deliverables: report.deliverables.clone(),

@@ -11,11 +11,12 @@ use futures_core::Stream;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use serde_json::Value;
+use tokio::sync::oneshot;
 
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EVENT_FORMAT, Event, Pins, Record, RunStatus, Seq};
+use crate::event::{EVENT_FORMAT, Event, Pins, Question, Record, RunStatus, Seq};
 use crate::graph::RetryPolicy;
 use crate::journal::{Journal, MemoryJournal, RunFilter};
 use crate::model::{ChatModel, Delta};
@@ -416,6 +417,53 @@ impl<O> Run<O> {
         if self.shared.end.borrow().is_none() {
             self.shared.send(ToDriver::Cancel(reason.into())).await;
         }
+    }
+
+    /// The questions that wait for an answer, by id.
+    pub async fn questions(&self) -> Vec<Arc<Question>> {
+        let (reply, questions) = oneshot::channel();
+        if self.shared.end.borrow().is_none() {
+            self.shared.send(ToDriver::Questions(reply)).await;
+        }
+        questions.await.unwrap_or_default()
+    }
+
+    /// Answers a question. Says whether this answer is the one that counts: the first does, and a
+    /// later one changes nothing, nor does one to a run that is over.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such question;
+    /// [`Invalid`](ErrorKind::Invalid) if the answer does not fit its schema;
+    /// [`Suspended`](ErrorKind::Suspended) if the run stands still; those of the journal.
+    pub async fn answer<A: Data>(&self, id: &str, answer: A, by: &str) -> Result<bool, Error> {
+        if self.shared.end.borrow().is_none()
+            && let Some(taken) = self.shared.answer(id.into(), Payload::new(answer), by.into()).await
+        {
+            return taken;
+        }
+        match self.shared.end.borrow().as_deref() {
+            Some(RunEnd::Finished { .. }) => Ok(false),
+            _ => Err(self.stands_still()),
+        }
+    }
+
+    /// Sends a signal to the run. It is durable when this returns, whether or not a step waits for it
+    /// yet.
+    ///
+    /// # Errors
+    /// [`Suspended`](ErrorKind::Suspended) if the run stands still; those of the journal.
+    pub async fn signal<T: Data>(&self, name: &str, payload: T) -> Result<(), Error> {
+        let (taken, wait) = oneshot::channel();
+        if self.shared.end.borrow().is_none() {
+            let payload = Payload::new(payload);
+            self.shared.send(ToDriver::Signal { name: name.into(), payload, taken }).await;
+        }
+        wait.await.unwrap_or_else(|_| Err(self.stands_still()))
+    }
+
+    fn stands_still(&self) -> Error {
+        Error::new(ErrorKind::Suspended { run: self.shared.id.to_string() })
+            .with_help("resume it, then try again")
     }
 
     /// Waits until the run is over, and says how it ended.

@@ -1,1 +1,57 @@
-//! Placeholder.
+//! Language models for [Coral](coral_core): providers, and models that need none.
+//!
+//! Everything here is a [`ChatModel`](coral_core::ChatModel). [`from_env`] chooses one by the environment's variables
+//! and falls back to the [`OfflineModel`], so that a program runs with no key and no network.
+//!
+//! ```
+//! use coral_core::{CallContext, ChatModel, ChatRequest};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), coral_core::Error> {
+//! let model = coral_llm::from_vars(|_| None)?; // `from_env()` in a program
+//! let cx = CallContext::default().on_delta(|delta| print!("{delta}"));
+//! let answer = model.chat(&ChatRequest::user("Name three corals."), &cx).await?;
+//! assert!(model.info().offline && answer.usage.output_tokens > 0);
+//! # Ok(()) }
+//! ```
+//!
+//! # Providers
+//! A [`Provider`] is one model of one vendor: a [`Protocol`] (a pure codec: it encodes a request and decodes bytes,
+//! and does no I/O) over a [`Transport`]. Vendors that speak another's protocol are data, see [`Vendor`], and how they
+//! depart from it is a [`Dialect`]. Streamed and whole answers go through one decoder; an answer that the provider did
+//! not end is an error, never a short answer.
+//!
+//! # Tests
+//! [`ScriptedModel`] says what a test tells it to, fails as it is told, and remembers what it was asked.
+//!
+//! # Crate features
+//! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
+#![forbid(unsafe_code)]
+
+mod catalogue;
+mod dialect;
+mod env;
+mod failure;
+mod offline;
+mod provider;
+mod relay;
+mod retry_after;
+mod router;
+mod scripted;
+mod tokens;
+mod transport;
+mod vendor;
+mod wire;
+
+pub use crate::catalogue::{Catalogue, CatalogueEntry};
+pub use crate::dialect::{Dialect, MaxTokensField, Structured};
+pub use crate::env::{from_env, from_vars};
+pub use crate::failure::Failure;
+pub use crate::offline::OfflineModel;
+pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::router::{Choice, Router, Savings, Strategy};
+pub use crate::scripted::{Reply, ScriptedModel};
+pub use crate::tokens::estimate_tokens;
+pub use crate::transport::net::HttpTransport;
+pub use crate::transport::{Body, Transport};
+pub use crate::vendor::Vendor;
+pub use crate::wire::{Decoder, Framing, Protocol, WireRequest};

@@ -35,8 +35,13 @@ mod checks;
 mod crash;
 mod events;
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use coral_core::{Error, Journal};
+use coral_core::{Error, Journal, Seq};
+
+use crate::follow::{Follower, Polled};
 
 /// How the exam gets at a journal.
 #[async_trait]
@@ -58,6 +63,11 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// The place that [`place`](Backend::place) named in another process.
     fn at(_place: &str) -> Option<Self> {
         None
+    }
+
+    /// Follows a run in the way that is this backend's own.
+    fn follow(journal: Arc<Self::Journal>, run: &str, from: Seq) -> Follower {
+        Follower::new(Polled::new(journal, Duration::from_millis(5)), run, from)
     }
 
     /// The bytes that the journal takes, where that can be told.
@@ -121,6 +131,8 @@ checks! { $
     serves_many_runs_at_once "Writers of many runs do not disturb one another.",
     lets_one_racer_win "Of several writers at one seq exactly one succeeds.",
     shows_writes_to_other_handles "Two journals at one place see and fence each other.",
+    follows_in_order "Who follows a run from a seq gets every record from there on, once and in order.",
+    follows_what_others_append "Who follows a run hears what another journal appends.",
     reopens "What was appended is there when the journal is opened again.",
     keeps_dropped_appends_whole "A dropped append happened in whole or not at all.",
     grows_linearly "Bytes grow with the records and stay near their size.",

@@ -21,15 +21,35 @@
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "sqlite")]
+mod bell;
 mod blob_name;
 mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+#[cfg(feature = "sqlite")]
+mod crypto;
 mod directory;
+mod follow;
+mod ledger;
+mod projects;
+mod sessions;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod status;
+mod views;
 
-pub use crate::directory::DirectoryBlobs;
 #[cfg(feature = "sqlite")]
-pub use crate::sqlite::{Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore};
+pub use crate::crypto::{KeyRing, MasterKey};
+pub use crate::directory::DirectoryBlobs;
+pub use crate::follow::{Follow, Follower, Polled};
+pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
+pub use crate::sessions::Sessions;
+#[cfg(feature = "sqlite")]
+pub use crate::sqlite::{
+    Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore, Tombstone,
+};
+pub use crate::views::{
+    AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,
+    StepStatus, StepView, WorkflowState,
+};

@@ -4,6 +4,8 @@ mod blobs;
 mod cache;
 mod fault;
 mod journal;
+mod keys;
+mod queue;
 mod readers;
 mod schema;
 mod writer;
@@ -15,14 +17,19 @@ use std::time::Duration;
 
 use coral_core::{Error, ErrorKind};
 use rusqlite::Connection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
 pub use self::blobs::SqliteBlobs;
 pub use self::cache::SqliteCache;
 pub use self::journal::SqliteJournal;
+pub use self::keys::Tombstone;
 
+use self::keys::Keys;
+use self::queue::Queue;
 use self::readers::Readers;
 use self::writer::{Job, Request};
+use crate::bell::Bell;
+use crate::crypto::{KeyRing, Sealed};
 
 /// What a power cut may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -52,8 +59,14 @@ pub struct SqliteOptions {
     pub durability: Durability,
     /// How long a write waits for another process on the same file.
     pub busy_timeout: Duration,
+    /// The keys that protect what is kept; `None` keeps it readable. The ids of runs and cache
+    /// entries, and each run's workflow, project, status and times stay readable either way.
+    pub keys: Option<KeyRing>,
     /// The size that the file may grow to; a write beyond it fails as on a full disk.
     pub max_bytes: Option<u64>,
+    /// How often who follows a run looks for what other processes appended; what this one appends
+    /// is told at once.
+    pub poll: Duration,
     /// Requests that may wait for the writer before those who ask wait too.
     pub queue: usize,
 }
@@ -65,7 +78,9 @@ impl SqliteOptions {
             path: path.into(),
             durability: Durability::default(),
             busy_timeout: Duration::from_secs(10),
+            keys: None,
             max_bytes: None,
+            poll: Duration::from_millis(100),
             queue: 4_096,
         }
     }
@@ -96,8 +111,11 @@ pub struct SqliteStore(Arc<Inner>);
 
 struct Inner {
     path: PathBuf,
+    poll: Duration,
+    bell: Arc<Bell>,
+    keys: Option<Arc<Keys>>,
     readers: Arc<Readers>,
-    requests: Option<mpsc::Sender<Request>>,
+    requests: Arc<Queue<Request>>,
     writer: Option<JoinHandle<()>>,
 }
 
@@ -117,15 +135,21 @@ impl SqliteStore {
     /// As [`open`](SqliteStore::open).
     pub fn open_with(options: SqliteOptions) -> Result<Self, Error> {
         let conn = schema::open_writer(&options)?;
-        let (requests, queue) = mpsc::channel(options.queue.max(1));
+        let requests = Arc::new(Queue::new(options.queue));
+        let served = Served(Arc::clone(&requests));
+        let bell = Arc::new(Bell::default());
+        let rung = Arc::clone(&bell);
         let writer = std::thread::Builder::new()
             .name("coral-sqlite".into())
-            .spawn(move || writer::serve(&conn, queue))
+            .spawn(move || writer::serve(&conn, &served.0, &rung))
             .map_err(|e| Error::storage("start the writer's thread", e))?;
         Ok(SqliteStore(Arc::new(Inner {
             path: options.path.clone(),
+            poll: options.poll,
+            bell,
+            keys: options.keys.clone().map(|ring| Arc::new(Keys::new(ring))),
             readers: Arc::new(Readers::new(options)),
-            requests: Some(requests),
+            requests,
             writer: Some(writer),
         })))
     }
@@ -135,9 +159,14 @@ impl SqliteStore {
         SqliteJournal::new(self.clone())
     }
 
-    /// The blob store in this file.
+    /// The blob store in this file, for what belongs to no project.
     pub fn blobs(&self) -> SqliteBlobs {
-        SqliteBlobs::new(self.clone())
+        self.blobs_of("")
+    }
+
+    /// The blob store of one project: in an encrypted store its blobs are erased with it.
+    pub fn blobs_of(&self, project: &str) -> SqliteBlobs {
+        SqliteBlobs::new(self.clone(), project)
     }
 
     /// The cache in this file, of at most `max_entries`.
@@ -151,10 +180,7 @@ impl SqliteStore {
     }
 
     async fn send(&self, request: Request) -> Result<(), Error> {
-        match &self.0.requests {
-            Some(requests) => requests.send(request).await.map_err(|_| gone()),
-            None => Err(gone()),
-        }
+        self.0.requests.push(request).await.map_err(|_| gone())
     }
 
     /// Reads on a thread that may block.
@@ -182,6 +208,42 @@ impl SqliteStore {
     }
 }
 
+/// What is not in a journal and belongs to a project, as it lies in the file.
+impl SqliteStore {
+    async fn sealed(&self, scope: &str, about: &[u8], plain: Arc<[u8]>) -> Result<Arc<[u8]>, Error> {
+        match &self.0.keys {
+            Some(keys) => Ok(keys.of_scope(self, scope).await?.seal(0, about, &plain)?.into()),
+            None => Ok(plain),
+        }
+    }
+}
+
+/// What was made by [`SqliteStore::sealed`] as it was before. Without keys nothing is sealed,
+/// whatever its first byte.
+fn unsealed(keys: Option<&Keys>, conn: &Connection, bytes: &[u8], about: &[u8]) -> Result<Arc<[u8]>, Error> {
+    match keys.and_then(|keys| Some((keys, Sealed::parse(bytes)?))) {
+        Some((keys, sealed)) => Ok(keys.open(conn, &sealed, about)?.into()),
+        None => Ok(bytes.into()),
+    }
+}
+
+impl SqliteStore {
+    /// Runs what can't be within a transaction, on the writer's connection.
+    async fn aside<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        act: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let act = Box::new(move |conn: &Connection| {
+            // Who asked may have gone.
+            let _ = answer.send(act(conn).map_err(|e| fault::storage(operation, &e)));
+        });
+        self.send(Request::Aside(act)).await?;
+        answered.await.map_err(|_| gone())?
+    }
+}
+
 impl std::fmt::Debug for SqliteStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SqliteStore").field("path", &self.0.path).finish_non_exhaustive()
@@ -190,11 +252,20 @@ impl std::fmt::Debug for SqliteStore {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        drop(self.requests.take());
+        self.requests.close();
         if let Some(writer) = self.writer.take() {
             // What a panic of the writer broke was already told to all who waited.
             let _ = writer.join();
         }
+    }
+}
+
+/// Tells all who wait, should the writer's thread end by a panic.
+struct Served(Arc<Queue<Request>>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 

@@ -1,8 +1,11 @@
 //! The engine through its public API.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails panics")]
 
+mod crash;
 mod engine;
+mod nesting;
 mod prompt_agent;
 mod resilience;
 mod resources;
 mod support;
+mod waiting;

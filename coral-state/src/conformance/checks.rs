@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use coral_core::{ErrorKind, Event, Journal, Record, RunFilter, RunHead, RunStatus, Seq};
 use tokio::task::JoinSet;
@@ -350,6 +351,47 @@ pub(super) async fn shows_writes_to_other_handles<B: Backend>(_: &str) {
     two.append("run", second_epoch, 5, records(6, 6)).await.unwrap();
     assert_eq!(one.head("run").await.unwrap().unwrap().last_seq, 6);
     assert_eq!(one.acquire("run").await.unwrap(), second_epoch + 1);
+}
+
+pub(super) async fn follows_in_order<B: Backend>(_: &str) {
+    let (_place, journal) = open::<B>().await;
+    let mut followers = JoinSet::new();
+    for from in [0, 1, 2, 90, 300] {
+        let mut follower = B::follow(journal.clone(), "run", from);
+        followers.spawn(async move {
+            let mut seen = Vec::new();
+            while seen.last().is_none_or(|record: &Record| record.seq < 600) {
+                seen.push(follower.next().await.unwrap());
+            }
+            assert_eq!(seen, records(from.max(1), 600));
+        });
+    }
+    let epoch = run_of(&journal, "run", 3).await;
+    let other = run_of(&journal, "other", 1).await;
+    let mut at = 3;
+    while at < 600 {
+        let to = 600.min(at + 1 + at % 9);
+        journal.append("run", epoch, at, records(at + 1, to)).await.unwrap();
+        at = to;
+        if at % 10 == 0 {
+            // One who gives up waiting and comes back misses nothing either.
+            let mut hasty = B::follow(journal.clone(), "run", at + 1);
+            let _ = tokio::time::timeout(Duration::from_millis(1), hasty.next()).await;
+        }
+    }
+    journal.append("other", other, 1, records(2, 2)).await.unwrap();
+    followers.join_all().await;
+}
+
+pub(super) async fn follows_what_others_append<B: Backend>(_: &str) {
+    let (place, journal) = open::<B>().await;
+    let elsewhere = place.open().await.unwrap();
+    let mut follower = B::follow(journal, "run", 2);
+    let epoch = run_of(&elsewhere, "run", 1).await;
+    let (seen, ()) = tokio::join!(follower.next(), async {
+        elsewhere.append("run", epoch, 1, records(2, 2)).await.unwrap();
+    });
+    assert_eq!(seen.unwrap(), noted(2));
 }
 
 pub(super) async fn reopens<B: Backend>(_: &str) {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use coral_core::{Cache, Clock, Error, SystemClock};
 use rusqlite::{OptionalExtension, params};
 
-use super::SqliteStore;
+use super::{SqliteStore, unsealed};
 
 /// Puts between two looks at what is too much.
 const TRIM_EVERY: usize = 64;
@@ -41,6 +41,10 @@ impl std::fmt::Debug for SqliteCache {
     }
 }
 
+fn about(key: &str) -> Vec<u8> {
+    [b"cache\0", key.as_bytes()].concat()
+}
+
 fn column(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
@@ -50,16 +54,21 @@ impl Cache for SqliteCache {
     async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Error> {
         let key: Box<str> = key.into();
         let now = column(self.clock.now_ms());
+        let keys = self.store.0.keys.clone();
         self.store
             .read("read the cache", move |conn| {
                 conn.prepare_cached("SELECT value FROM cache WHERE key = ?1 AND until_ms > ?2")?
-                    .query_row(params![key, now], |row| Ok(Arc::<[u8]>::from(row.get_ref(0)?.as_blob()?)))
+                    .query_row(params![key, now], |row| {
+                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about(&key)))
+                    })
                     .optional()
             })
-            .await
+            .await?
+            .transpose()
     }
 
     async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        let value = self.store.sealed("", &about(key), value).await?;
         let key: Box<str> = key.into();
         let now = self.clock.now_ms();
         let until = ttl_ms.map_or(i64::MAX, |ttl| column(now.saturating_add(ttl)));

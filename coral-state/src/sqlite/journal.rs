@@ -1,5 +1,6 @@
 //! The journal in a SQLite file.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -7,9 +8,12 @@ use coral_core::{Error, Journal, Record, RunFilter, RunHead, Seq};
 use rusqlite::{OptionalExtension, params, params_from_iter};
 use tokio::sync::oneshot;
 
+use super::keys::about_chunk;
 use super::writer::{Append, Request, head_of};
 use super::{SqliteOptions, SqliteStore, gone};
 use crate::codec;
+use crate::crypto::Sealed;
+use crate::follow::Follow;
 use crate::status::status_name;
 
 const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run FROM runs";
@@ -41,6 +45,49 @@ impl SqliteJournal {
         Ok(SqliteStore::open_with(options)?.journal())
     }
 
+    /// Checks, without any key, that the journal of a run is whole: every record from the first to
+    /// the head is accounted for, none twice. Says how many records there are.
+    ///
+    /// What lies within sealed records is checked when they are read.
+    ///
+    /// # Errors
+    /// [`Storage`](coral_core::ErrorKind::Storage) if a record is missing or the head says otherwise.
+    pub async fn verify(&self, run: &str) -> Result<u64, Error> {
+        let run: Box<str> = run.into();
+        self.0
+            .read("verify the journal", move |conn| {
+                let head: Option<i64> = conn
+                    .prepare_cached("SELECT last_seq FROM runs WHERE run = ?1")?
+                    .query_row([&run], |row| row.get(0))
+                    .optional()?;
+                let mut select = conn.prepare_cached(
+                    "SELECT last_seq, data FROM chunks
+                     WHERE run_id = (SELECT id FROM runs WHERE run = ?1) ORDER BY last_seq",
+                )?;
+                let mut rows = select.query([&run])?;
+                let mut verified = 0;
+                while let Some(row) = rows.next()? {
+                    let last = row.get::<_, i64>(0)?.cast_unsigned();
+                    let chunk = row.get_ref(1)?.as_blob()?;
+                    let whole = match Sealed::parse(chunk) {
+                        Some(sealed) if verified + u64::from(sealed.count) == last => Ok(()),
+                        Some(_) => Err(codec::corrupt(format_args!("records are missing before seq {last}"))),
+                        None => codec::decode(chunk, last, verified + 1, usize::MAX, &mut Vec::new()),
+                    };
+                    if let Err(damage) = whole {
+                        return Ok(Err(damage.at(format!("run `{run}`"))));
+                    }
+                    verified = last;
+                }
+                if head.unwrap_or(0).cast_unsigned() == verified {
+                    return Ok(Ok(verified));
+                }
+                let damage = codec::corrupt(format_args!("the head is not at the last record, {verified}"));
+                Ok(Err(damage.at(format!("run `{run}`"))))
+            })
+            .await?
+    }
+
     /// The store that this journal is in.
     pub fn store(&self) -> &SqliteStore {
         &self.0
@@ -57,7 +104,12 @@ impl Journal for SqliteJournal {
 
     async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
         // Made here, so that many runs serialise at once and the writer only writes.
-        let chunk = codec::encode(&records)?;
+        let mut chunk = codec::encode(&records)?;
+        if let (Some(keys), Some(last)) = (&self.0.0.keys, records.last()) {
+            let key = keys.of_run(&self.0, run, &records).await?;
+            let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+            chunk = key.seal(count, &about_chunk(run, last.seq), &chunk)?;
+        }
         let (answer, answered) = oneshot::channel();
         let append = Append { run: run.into(), epoch, expected, records, chunk, answer };
         self.0.send(Request::Append(append)).await?;
@@ -71,6 +123,7 @@ impl Journal for SqliteJournal {
         if limit == 0 || i64::try_from(from).is_err() {
             return Ok(Vec::new());
         }
+        let keys = self.0.0.keys.clone();
         self.0
             .read("read the journal", move |conn| {
                 let mut select = conn.prepare_cached(
@@ -84,7 +137,15 @@ impl Journal for SqliteJournal {
                     let Some(row) = rows.next()? else { break };
                     let last = row.get::<_, i64>(0)?.cast_unsigned();
                     let chunk = row.get_ref(1)?.as_blob()?;
-                    if let Err(damage) = codec::decode(chunk, last, from, limit, &mut records) {
+                    let opened = match (Sealed::parse(chunk), &keys) {
+                        (Some(sealed), Some(keys)) => {
+                            keys.open(conn, &sealed, &about_chunk(&run, last)).map(Cow::Owned)
+                        }
+                        _ => Ok(Cow::Borrowed(chunk)),
+                    };
+                    let decoded =
+                        opened.and_then(|chunk| codec::decode(&chunk, last, from, limit, &mut records));
+                    if let Err(damage) = decoded {
                         return Ok(Err(damage.at(format!("run `{run}`"))));
                     }
                 }
@@ -122,5 +183,20 @@ impl Journal for SqliteJournal {
                 conn.prepare_cached(&sql)?.query_map(params_from_iter(values), head_of)?.collect()
             })
             .await
+    }
+}
+
+#[async_trait]
+impl Follow for SqliteJournal {
+    async fn grown(&self, run: &str, from: Seq) -> Result<(), Error> {
+        // First listen, then look: what is appended in between is heard.
+        let mut bell = self.0.0.bell.listen(run);
+        while self.head(run).await?.is_none_or(|head| head.last_seq < from) {
+            let heard = tokio::time::timeout(self.0.0.poll, bell.wait_for(|last| *last >= from)).await;
+            if matches!(heard, Ok(Ok(_))) {
+                return Ok(());
+            }
+        }
+        Ok(())
     }
 }

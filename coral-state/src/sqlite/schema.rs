@@ -39,8 +39,10 @@ const MIGRATIONS: &[&str] = &["
     CREATE UNIQUE INDEX chunks_by_run ON chunks (run_id, last_seq);
     CREATE TABLE blobs (
         id INTEGER PRIMARY KEY,
-        sha256 BLOB NOT NULL UNIQUE,
-        data BLOB NOT NULL
+        scope TEXT NOT NULL,
+        sha256 BLOB NOT NULL,
+        data BLOB NOT NULL,
+        UNIQUE (scope, sha256)
     ) STRICT;
     CREATE TABLE cache (
         id INTEGER PRIMARY KEY,
@@ -49,6 +51,20 @@ const MIGRATIONS: &[&str] = &["
         until_ms INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX cache_by_until ON cache (until_ms);
+    CREATE TABLE data_keys (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        scope TEXT NOT NULL,
+        master TEXT NOT NULL,
+        wrapped BLOB
+    ) STRICT;
+    CREATE INDEX data_keys_by_scope ON data_keys (scope);
+    CREATE TABLE tombstones (
+        scope TEXT PRIMARY KEY,
+        erased_at_ms INTEGER NOT NULL,
+        keys INTEGER NOT NULL,
+        master TEXT NOT NULL,
+        signature BLOB NOT NULL
+    ) STRICT;
 "];
 
 /// The connection of the writer, on a file brought up to this release.
@@ -67,6 +83,10 @@ pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> 
         conn.pragma_update(None, "checkpoint_fullfsync", true)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
+        if options.keys.is_some() {
+            // A destroyed key must not lie on in a free page.
+            conn.pragma_update(None, "secure_delete", true)?;
+        }
         if let Some(bytes) = options.max_bytes {
             let page: i64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
             let pages = i64::try_from(bytes).unwrap_or(i64::MAX) / page.max(1);
@@ -76,6 +96,16 @@ pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> 
     };
     setup().map_err(|e| storage("set up the store", &e))?;
     migrate(&mut conn, options)?;
+    if options.keys.is_none() {
+        let sealed: bool = conn
+            .query_row("SELECT EXISTS (SELECT 1 FROM data_keys)", [], |row| row.get(0))
+            .map_err(|e| storage("open the store", &e))?;
+        if sealed {
+            return Err(Error::invalid("store", "it is encrypted and no key was given")
+                .with_help("open it with `SqliteOptions::keys`")
+                .at(options.path.display().to_string()));
+        }
+    }
     Ok(conn)
 }
 

@@ -4,31 +4,34 @@
 //! price of a sync is shared by all of them, with one run it is paid at once. Each request is
 //! checked and answered by itself; only a failure of the commit fails them all.
 
-use std::collections::HashMap;
-use std::thread;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use coral_core::{Error, Record, RunHead, Seq, check_append};
 use rusqlite::{Connection, OptionalExtension, params};
-use tokio::sync::mpsc::Receiver;
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::oneshot;
 
 use super::fault::{leaves_doubt, storage};
+use super::queue::Queue;
+use crate::bell::Bell;
 use crate::status::{status_name, status_of};
 
 /// What one commit takes in at the most, so that nobody waits long for a stranger's megabytes.
-const GROUP_REQUESTS: usize = 4_096;
 const GROUP_BYTES: usize = 16 << 20;
 /// Heads kept in memory between commits.
 const HEADS: usize = 16_384;
-/// How long a commit may be held for writers that the last one has just answered.
-const GATHER: Duration = Duration::from_micros(400);
+/// How long a commit may be held for those whom the last one answered.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 pub(super) enum Request {
     Append(Append),
-    Acquire { run: Box<str>, answer: oneshot::Sender<Result<u64, Error>> },
+    Acquire {
+        run: Box<str>,
+        answer: oneshot::Sender<Result<u64, Error>>,
+    },
     Job(Box<dyn Job>),
+    /// What can't be within a transaction: done after the commit of what came before.
+    Aside(Box<dyn FnOnce(&Connection) + Send>),
 }
 
 /// A batch on its way. The records come back with the answer, so that freeing them costs the
@@ -52,47 +55,41 @@ pub(super) trait Job: Send {
     }
 }
 
-/// Serves `requests` until all senders are gone and nothing waits.
-pub(super) fn serve(conn: &Connection, mut requests: Receiver<Request>) {
+/// Serves `requests` until the queue is closed and empty.
+pub(super) fn serve(conn: &Connection, requests: &Queue<Request>, bell: &Bell) {
     let mut writer = Writer::new(conn);
+    let mut waiting = VecDeque::new();
     let mut group = Vec::new();
-    let mut last = 0;
-    loop {
-        let Some(first) = requests.blocking_recv() else { return };
-        gather(&mut requests, first, last, &mut group);
-        last = group.len();
-        writer.commit(&mut group);
-    }
-}
-
-/// Takes what waits. Writers that were answered a moment ago are on their way back: waiting for
-/// most of them costs less than a sync of their own. A lone writer never waits.
-fn gather(requests: &mut Receiver<Request>, first: Request, last: usize, group: &mut Vec<Request>) {
-    let mut bytes = size(&first);
-    group.push(first);
-    let wanted = last - last / 8;
-    let mut began = None;
-    while group.len() < GROUP_REQUESTS && bytes < GROUP_BYTES {
-        match requests.try_recv() {
-            Ok(request) => {
-                bytes += size(&request);
-                group.push(request);
+    // Writers that were answered a moment ago are on their way back. Waiting for them as long as
+    // half a commit takes costs less than a commit of their own; a lone writer never waits.
+    let (mut usual, mut patience) = (1, Duration::ZERO);
+    while !waiting.is_empty() || requests.take(usual, patience, &mut waiting) {
+        let mut bytes = 0;
+        let mut aside = None;
+        while let Some(request) = waiting.pop_front_if(|_| bytes < GROUP_BYTES) {
+            if let Request::Aside(act) = request {
+                aside = Some(act);
+                break;
             }
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => {
-                if group.len() >= wanted || began.get_or_insert_with(Instant::now).elapsed() >= GATHER {
-                    return;
-                }
-                thread::yield_now();
-            }
+            bytes += size(&request);
+            group.push(request);
         }
+        usual = group.len();
+        let begun = Instant::now();
+        if !group.is_empty() {
+            writer.commit(&mut group, bell);
+        }
+        if let Some(act) = aside {
+            act(conn);
+        }
+        patience = (begun.elapsed() / 2).min(PATIENCE);
     }
 }
 
 fn size(request: &Request) -> usize {
     match request {
         Request::Append(append) => append.chunk.len(),
-        Request::Acquire { .. } | Request::Job(_) => 0,
+        Request::Acquire { .. } | Request::Job(_) | Request::Aside(_) => 0,
     }
 }
 
@@ -152,9 +149,18 @@ enum Answer {
     Append(Append, Result<(), Error>),
     Acquire(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
     Job(Box<dyn Job>, Result<(), Error>),
+    Nobody,
 }
 
 impl Answer {
+    /// The run that has grown, and to where.
+    fn grown(&self) -> Option<(&str, Seq)> {
+        match self {
+            Answer::Append(append, Ok(())) => append.records.last().map(|last| (&*append.run, last.seq)),
+            _ => None,
+        }
+    }
+
     fn send(self, commit: Result<(), &Error>) {
         // Whoever asked may have gone: the change stays.
         match self {
@@ -167,6 +173,7 @@ impl Answer {
                 let _ = answer.send(result.and_then(|epoch| commit.map(|()| epoch).map_err(Clone::clone)));
             }
             Answer::Job(job, result) => job.answer(result.and(commit.map_err(Clone::clone))),
+            Answer::Nobody => {}
         }
     }
 }
@@ -176,7 +183,7 @@ impl<'c> Writer<'c> {
         Writer { conn, heads: Heads::default(), data_version: None, lost: None, dead: None }
     }
 
-    fn commit(&mut self, group: &mut Vec<Request>) {
+    fn commit(&mut self, group: &mut Vec<Request>, bell: &Bell) {
         let begun = match &self.dead {
             Some(error) => Err(error.clone()),
             None => self.begin(),
@@ -189,6 +196,9 @@ impl<'c> Writer<'c> {
         }
         let answers: Vec<Answer> = group.drain(..).map(|request| self.serve(request)).collect();
         let committed = self.end();
+        if committed.is_ok() {
+            bell.ring(answers.iter().filter_map(Answer::grown));
+        }
         for answer in answers {
             answer.send(committed.as_ref().copied());
         }
@@ -259,6 +269,7 @@ impl<'c> Writer<'c> {
                 let result = self.attempt(|writer| writer.job(&mut *job));
                 Answer::Job(job, result)
             }
+            Request::Aside(_) => Answer::Nobody,
         }
     }
 
@@ -391,6 +402,7 @@ fn unserved(request: Request) -> Answer {
         Request::Append(append) => Answer::Append(append, Ok(())),
         Request::Acquire { answer, .. } => Answer::Acquire(answer, Ok(0)),
         Request::Job(job) => Answer::Job(job, Ok(())),
+        Request::Aside(_) => Answer::Nobody,
     }
 }
 

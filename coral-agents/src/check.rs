@@ -1,0 +1,421 @@
+//! Whether a whole registry fits together.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use coral_core::{AgentSpec, ErrorKind, Graph, GraphData, Partials, PromptAgent, nearest};
+use minijinja::Environment;
+
+use crate::problem::hint;
+use crate::registry::Registry;
+
+/// The operations that agents may ask for, whatever tool offers them.
+pub const OPERATIONS: [&str; 23] = [
+    "backup_restore",
+    "build_image",
+    "commit_changes",
+    "compose_up_down",
+    "container_logs",
+    "create_pull_request",
+    "create_repository",
+    "create_tables",
+    "edit_file",
+    "execute_query",
+    "fetch_url",
+    "list_directory",
+    "manage_issues",
+    "performance_monitoring",
+    "push_pull_images",
+    "read_file",
+    "run_code",
+    "run_container",
+    "run_migrations",
+    "search_files",
+    "search_web",
+    "trigger_workflows",
+    "write_file",
+];
+
+/// What of a report an agent may preserve besides deliverables.
+const REPORT_FIELDS: [&str; 5] = ["summary", "decisions", "next_tasks", "deliverables", "data"];
+
+/// How bad a [`Finding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// It will fail when it is used.
+    Error,
+    /// It works, and is probably not what was meant.
+    Warning,
+}
+
+/// Something in a registry that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Finding {
+    /// How bad it is.
+    pub severity: Severity,
+    /// What it is about, such as ``agent `x` `` or ``workflow `w`, step `s` ``.
+    pub subject: String,
+    /// What does not fit.
+    pub message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        write!(f, "{severity}: {}: {}", self.subject, self.message)
+    }
+}
+
+impl Registry {
+    /// Checks that everything fits together: each agent, deliverable, operation, partial and
+    /// workflow that something names is there, templates parse and use what they get, and every step of every workflow
+    /// gets the deliverables that it depends on from steps before it. Errors come first.
+    ///
+    /// ```
+    /// assert_eq!(coral_agents::Registry::builtin().check(), []);
+    /// ```
+    pub fn check(&self) -> Vec<Finding> {
+        self.check_with(OPERATIONS)
+    }
+
+    /// The same with a list of known operations of your own.
+    pub fn check_with<'a>(&self, operations: impl IntoIterator<Item = &'a str>) -> Vec<Finding> {
+        let mut check = Check {
+            registry: self,
+            operations: operations.into_iter().collect(),
+            givers: BTreeMap::new(),
+            findings: Vec::new(),
+        };
+        for spec in self.agents() {
+            for output in outputs_of_all_phases(spec) {
+                check.givers.entry(&output.kind).or_default().insert(&spec.id);
+            }
+        }
+        for spec in self.agents() {
+            check.agent(spec);
+        }
+        check.shared_names();
+        check.templates();
+        check.engine();
+        for workflow in self.workflows() {
+            check.workflow(workflow);
+        }
+        check.findings.sort();
+        check.findings.dedup();
+        check.findings
+    }
+}
+
+struct Check<'a> {
+    registry: &'a Registry,
+    operations: BTreeSet<&'a str>,
+    /// Who gives each deliverable type.
+    givers: BTreeMap<&'a str, BTreeSet<&'a str>>,
+    findings: Vec<Finding>,
+}
+
+impl<'a> Check<'a> {
+    fn add(&mut self, severity: Severity, subject: &str, message: impl Into<String>) {
+        self.findings.push(Finding { severity, subject: subject.to_owned(), message: message.into() });
+    }
+
+    fn agent(&mut self, spec: &'a AgentSpec) {
+        use Severity::{Error, Warning};
+        let subject = format!("agent `{}`", spec.id);
+        if let Err(error) = spec.validate() {
+            self.add(Error, &subject, error.kind().to_string());
+        }
+        for (field, empty) in [
+            ("summary", spec.summary.is_empty()),
+            ("capabilities", spec.capabilities.is_empty()),
+            ("## Role", spec.role_description.is_empty() && spec.prompt.system_instructions.is_empty()),
+            ("## Task", spec.prompt.task_template.is_empty()),
+        ] {
+            if empty {
+                self.add(Warning, &subject, format!("`{field}` is empty"));
+            }
+        }
+        let next = spec.handoff.next_agents.iter();
+        for name in next.chain(spec.phases.values().filter_map(|phase| phase.next_agents.as_ref()).flatten())
+        {
+            match self.registry.find(name) {
+                None => {
+                    let near = hint(name, self.registry.names());
+                    self.add(
+                        Error,
+                        &subject,
+                        format!("hands off to `{name}`, and no agent is called that{near}"),
+                    );
+                }
+                Some(other) if other.id == spec.id => self.add(Warning, &subject, "hands off to itself"),
+                Some(_) => {}
+            }
+        }
+        let required = spec.dependencies.iter();
+        let required =
+            required.chain(spec.phases.values().filter_map(|phase| phase.dependencies.as_ref()).flatten());
+        for (severity, kind) in required
+            .map(|kind| (Error, kind))
+            .chain(spec.optional_dependencies.iter().map(|kind| (Warning, kind)))
+        {
+            if !self.givers.contains_key(kind.as_str()) {
+                let near = hint(kind, self.givers.keys().copied());
+                self.add(severity, &subject, format!("depends on `{kind}`, and no agent delivers it{near}"));
+            }
+        }
+        for operation in &spec.operations {
+            if !self.operations.contains(operation.as_str()) {
+                let near = hint(operation, self.operations.iter().copied());
+                self.add(Error, &subject, format!("needs operation `{operation}`, which is not known{near}"));
+            }
+        }
+        let schema = spec.output_schema.as_ref();
+        let properties =
+            schema.and_then(|schema| schema.get("properties")).and_then(|value| value.as_object());
+        for kept in &spec.handoff.preserve {
+            let known = REPORT_FIELDS.contains(&kept.as_str())
+                || outputs_of_all_phases(spec).any(|output| output.kind == *kept)
+                || properties.is_some_and(|properties| properties.contains_key(kept));
+            if !known {
+                let message = format!(
+                    "preserves `{kept}`, which is no output, no property of its data and no report field"
+                );
+                self.add(Error, &subject, message);
+            }
+        }
+        if let Some(schema) = schema {
+            let object = schema.get("type").and_then(|kind| kind.as_str()) == Some("object");
+            if !object {
+                self.add(Error, &subject, "`output_schema` must have `type: object`");
+            }
+            let required = schema.get("required").and_then(|required| required.as_array());
+            for name in required.into_iter().flatten().filter_map(|name| name.as_str()) {
+                if !properties.is_some_and(|properties| properties.contains_key(name)) {
+                    self.add(
+                        Error,
+                        &subject,
+                        format!("`output_schema` requires `{name}` and does not describe it"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// Aliases and paths that more than one agent claims.
+    fn shared_names(&mut self) {
+        let mut aliases: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut paths: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for spec in self.registry.agents() {
+            for alias in &spec.aliases {
+                aliases.entry(alias).or_default().push(&spec.id);
+            }
+            for output in outputs_of_all_phases(spec) {
+                paths.entry(&output.path).or_default().insert(&spec.id);
+            }
+        }
+        for (alias, ids) in aliases {
+            let id = self.registry.agents().any(|spec| spec.id == alias);
+            for owner in ids.iter().skip(usize::from(!id)) {
+                let other = if id { "is the id of an agent" } else { "is an alias of another agent" };
+                self.add(Severity::Error, &format!("agent `{owner}`"), format!("alias `{alias}` {other}"));
+            }
+        }
+        for (path, ids) in paths {
+            if let (Some(first), Some(second)) = (ids.iter().next(), ids.iter().nth(1)) {
+                let message = format!("writes `{path}`, and so does `{first}`");
+                self.add(Severity::Warning, &format!("agent `{second}`"), message);
+            }
+        }
+    }
+
+    fn templates(&mut self) {
+        let partials: BTreeMap<&str, &str> = self.registry.partials().collect();
+        let mut environment = Environment::new();
+        for (name, text) in &partials {
+            let subject = format!("partial `{name}`");
+            if let Err(error) = environment.add_template(name, text) {
+                self.add(Severity::Error, &subject, template_problem(&error));
+            }
+            self.includes(&subject, text, &partials);
+            if reaches(name, text, &partials, &mut BTreeSet::new()) {
+                self.add(Severity::Error, &subject, "includes itself, directly or through others");
+            }
+        }
+        for spec in self.registry.agents() {
+            // The role and the instructions of phases are texts as they stand.
+            for (title, text) in [
+                ("System", &spec.prompt.system_instructions),
+                ("Task", &spec.prompt.task_template),
+                ("Context", &spec.prompt.context_integration),
+                ("Output", &spec.prompt.output_format),
+                ("Handoff", &spec.handoff.template),
+            ] {
+                let subject = format!("agent `{}`, section `{title}`", spec.id);
+                if let Err(error) = environment.template_from_str(text) {
+                    self.add(Severity::Error, &subject, template_problem(&error));
+                }
+                self.includes(&subject, text, &partials);
+            }
+        }
+    }
+
+    /// What only the engine can tell: variables that a template does not get, and schemas that
+    /// an answer can't be held against.
+    fn engine(&mut self) {
+        let partials: Partials = self.registry.partials().collect();
+        for spec in self.registry.agents() {
+            // What is reported already, in more words, need not be reported again.
+            let about = format!("agent `{}`", spec.id);
+            let known = |finding: &Finding| {
+                finding.severity == Severity::Error
+                    && (finding.subject.starts_with(&about) || finding.subject.starts_with("partial "))
+            };
+            if self.findings.iter().any(known) {
+                continue;
+            }
+            if let Err(error) = PromptAgent::with_partials(AgentSpec::clone(spec), &partials) {
+                let (subject, message) = match error.kind() {
+                    ErrorKind::Invalid { what, problem } if what.starts_with(&about) => (what.clone(), problem.clone()),
+                    ErrorKind::Invalid { what, problem } => (format!("{about}, {what}"), problem.clone()),
+                    other => (about.clone(), other.to_string()),
+                };
+                self.add(Severity::Error, &subject, message);
+            }
+        }
+    }
+
+    fn includes(&mut self, subject: &str, text: &str, partials: &BTreeMap<&str, &str>) {
+        for name in included(text) {
+            if !partials.contains_key(name) {
+                let near = hint(name, partials.keys().copied());
+                self.add(
+                    Severity::Error,
+                    subject,
+                    format!("includes `{name}`, and no partial is called that{near}"),
+                );
+            }
+        }
+    }
+
+    /// Each step's agent is there, and its dependencies come from steps before it.
+    fn workflow(&mut self, data: &'a GraphData) {
+        let subject = format!("workflow `{}`", data.name);
+        let problems = data.problems();
+        for problem in &problems {
+            self.add(Severity::Error, &subject, problem.to_string());
+        }
+        let Ok(graph) = Graph::new(data.clone()) else { return };
+        let index: BTreeMap<&str, usize> =
+            data.steps.iter().enumerate().map(|(at, s)| (&*s.name, at)).collect();
+        // For each step, who before it (or itself) gives what: the type, and the giver's condition.
+        let mut given: Vec<BTreeSet<(String, Option<&str>)>> = vec![BTreeSet::new(); data.steps.len()];
+        for at in graph.order() {
+            let Some(step) = data.steps.get(at) else { continue };
+            let before = step.inputs.iter().map(|input| &input.step).chain(&step.after);
+            let mut known: BTreeSet<(String, Option<&str>)> =
+                before.filter_map(|name| given.get(*index.get(&**name)?)).flatten().cloned().collect();
+            if let Some(id) = step.kind.agent() {
+                let subject = format!("{subject}, step `{}`", step.name);
+                match self.registry.find(id) {
+                    None => {
+                        let near = nearest(id, self.registry.names());
+                        let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+                        self.add(Severity::Error, &subject, format!("no agent is called `{id}`{near}"));
+                    }
+                    Some(spec) => {
+                        let spec = spec.in_phase(&step.phase);
+                        for kind in &spec.dependencies {
+                            self.dependency(&subject, kind, step.when.as_deref(), &known);
+                        }
+                        let when = step.when.as_deref();
+                        known.extend(spec.outputs.into_iter().map(|output| (output.kind, when)));
+                    }
+                }
+            }
+            if let Some(slot) = given.get_mut(at) {
+                *slot = known;
+            }
+        }
+    }
+
+    fn dependency(
+        &mut self,
+        subject: &str,
+        kind: &str,
+        when: Option<&str>,
+        known: &BTreeSet<(String, Option<&str>)>,
+    ) {
+        let givers: Vec<Option<&str>> =
+            known.iter().filter(|(given, _)| given == kind).map(|(_, condition)| *condition).collect();
+        if givers.is_empty() {
+            let who = match self.givers.get(kind) {
+                Some(ids) => format!("; {} would", Names(ids)),
+                None => String::new(),
+            };
+            self.add(
+                Severity::Error,
+                subject,
+                format!("needs `{kind}`, and no step before it delivers that{who}"),
+            );
+        } else if !givers.iter().any(|giver| giver.is_none() || *giver == when) {
+            let condition = givers.into_iter().flatten().next().unwrap_or_default();
+            let message = format!("needs `{kind}`, which is delivered only if `{condition}` holds");
+            self.add(Severity::Warning, subject, message);
+        }
+    }
+}
+
+struct Names<'a>(&'a BTreeSet<&'a str>);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, name) in self.0.iter().enumerate() {
+            write!(f, "{}`{name}`", if i == 0 { "" } else { " or " })?;
+        }
+        Ok(())
+    }
+}
+
+fn outputs_of_all_phases(spec: &AgentSpec) -> impl Iterator<Item = &coral_core::OutputSpec> {
+    spec.outputs.iter().chain(spec.phases.values().filter_map(|phase| phase.outputs.as_ref()).flatten())
+}
+
+fn template_problem(error: &minijinja::Error) -> String {
+    let line = error.line().map(|line| format!("line {line} of the text: ")).unwrap_or_default();
+    match error.detail() {
+        Some(detail) => format!("{line}{}: {detail}", error.kind()),
+        None => format!("{line}{}", error.kind()),
+    }
+}
+
+/// The names that a template includes as literals.
+fn included(template: &str) -> impl Iterator<Item = &str> {
+    template.split("{%").skip(1).filter_map(|rest| {
+        let tag = rest.split("%}").next()?.trim_start_matches(['-', '+']).trim_start();
+        let name = ["include", "import", "extends", "from"]
+            .iter()
+            .find_map(|word| tag.strip_prefix(word))?
+            .trim_start();
+        let quote = name.chars().next().filter(|c| matches!(c, '"' | '\''))?;
+        name.get(1..)?.split(quote).next()
+    })
+}
+
+/// Whether `text` leads back to the partial `to`.
+fn reaches<'a>(
+    to: &str,
+    text: &'a str,
+    partials: &BTreeMap<&str, &'a str>,
+    seen: &mut BTreeSet<&'a str>,
+) -> bool {
+    included(text).any(|name| {
+        name == to
+            || (seen.insert(name) && partials.get(name).is_some_and(|text| reaches(to, text, partials, seen)))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,474 @@
+//! The agents, partials and workflows that are known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
+
+use coral_core::{AgentSpec, Error, ErrorKind, GraphData, Partials, PromptAgent, Team};
+
+use crate::builtin;
+use crate::definition::Definition;
+use crate::workflow::parse_workflow;
+use crate::yaml::MAX_BYTES;
+
+/// Where something in a [`Registry`] comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Source {
+    /// It comes with this crate.
+    Builtin,
+    /// It was read from this file.
+    File(PathBuf),
+    /// A program added it.
+    Code,
+}
+
+/// A file that was left out, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Skipped {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub error: Error,
+}
+
+/// What one load brought.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Loaded {
+    /// Ids of agents, new and replaced.
+    pub agents: Vec<String>,
+    /// Names of partials.
+    pub partials: Vec<String>,
+    /// Names of workflows.
+    pub workflows: Vec<String>,
+    /// Files that were left out.
+    pub skipped: Vec<Skipped>,
+}
+
+/// What a file defines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Agent,
+    Partial,
+    Workflow,
+}
+
+/// A file to load.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SourceFile<'a> {
+    pub(crate) kind: Kind,
+    pub(crate) file: &'a str,
+    pub(crate) text: &'a str,
+}
+
+/// Agents, template partials and workflows by name.
+///
+/// ```
+/// use coral_agents::Registry;
+///
+/// let registry = Registry::builtin();
+/// assert_eq!(registry.agent("database_admin")?.id, "database_specialist");
+///
+/// let error = registry.agent("backend_develper").unwrap_err();
+/// assert_eq!(error.to_string(), "no agent is called `backend_develper`; did you mean `backend_developer`?");
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+///
+/// A registry of one's own begins with the built-in agents, or empty, and takes in directories:
+/// what they define comes on top, and an agent of the same id replaces the one before. A file
+/// that is no good is skipped with its reason; the rest loads.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    agents: BTreeMap<String, (Arc<AgentSpec>, Source)>,
+    aliases: BTreeMap<String, String>,
+    partials: BTreeMap<String, Arc<str>>,
+    workflows: BTreeMap<String, (Arc<GraphData>, Source)>,
+}
+
+static BUILTIN: LazyLock<(Registry, Loaded)> = LazyLock::new(|| {
+    let mut registry = Registry::default();
+    let loaded = registry.take_in(builtin::files(), |_| Source::Builtin);
+    (registry, loaded)
+});
+
+impl Registry {
+    /// A registry of nothing.
+    pub fn new() -> Self {
+        Registry::default()
+    }
+
+    /// The agents, partials and workflows that come with this crate. They are read once.
+    pub fn builtin() -> Self {
+        BUILTIN.0.clone()
+    }
+
+    /// The built-in files that did not load: none, as the tests of this crate show.
+    #[cfg(test)]
+    pub(crate) fn builtin_skipped() -> &'static [Skipped] {
+        &BUILTIN.1.skipped
+    }
+
+    /// The built-in registry with the files of a directory on top; see [`load_dir`](Self::load_dir).
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage) if the directory can't be read.
+    pub fn with_dir(dir: impl AsRef<Path>) -> Result<(Self, Loaded), Error> {
+        let mut registry = Registry::builtin();
+        let loaded = registry.load_dir(dir)?;
+        Ok((registry, loaded))
+    }
+
+    /// Takes in the files of a directory: agents from `*.md` and `agents/*.md`, partials from
+    /// `partials/*.md`, workflows from `*.yaml` (or `*.yml`) and `workflows/*.yaml`.
+    ///
+    /// A partial is known by its file's name without the ending. A file that is no good is
+    /// skipped with its reason.
+    ///
+    /// # Errors
+    /// [`Storage`](ErrorKind::Storage) if the directory can't be read.
+    pub fn load_dir(&mut self, dir: impl AsRef<Path>) -> Result<Loaded, Error> {
+        let dir = dir.as_ref();
+        let (files, mut skipped) = read_dir(dir)?;
+        let mut loaded = self
+            .take_in(files.iter().map(|(kind, file, text)| SourceFile { kind: *kind, file, text }), |file| {
+                Source::File(PathBuf::from(file))
+            });
+        skipped.append(&mut loaded.skipped);
+        skipped.sort_by(|a, b| a.file.cmp(&b.file));
+        Ok(Loaded { skipped, ..loaded })
+    }
+
+    /// Adds an agent; one of the same id is replaced.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the spec is not valid.
+    pub fn insert(&mut self, spec: AgentSpec) -> Result<(), Error> {
+        spec.validate()?;
+        self.agents.insert(spec.id.clone(), (Arc::new(spec), Source::Code));
+        self.index_aliases();
+        Ok(())
+    }
+
+    /// Adds a partial; one of the same name is replaced.
+    pub fn insert_partial(&mut self, name: impl Into<String>, text: impl Into<Arc<str>>) {
+        self.partials.insert(name.into(), text.into());
+    }
+
+    /// Adds a workflow; one of the same name is replaced.
+    pub fn insert_workflow(&mut self, workflow: GraphData) {
+        self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), Source::Code));
+    }
+
+    /// The agent of an id or alias.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), with the nearest name.
+    pub fn agent(&self, name: &str) -> Result<&Arc<AgentSpec>, Error> {
+        self.find(name).ok_or_else(|| Error::not_found("agent", name, self.names()))
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Option<&Arc<AgentSpec>> {
+        let id = self.aliases.get(name).map_or(name, String::as_str);
+        self.agents.get(id).map(|(spec, _)| spec)
+    }
+
+    /// All ids and aliases.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.agents.keys().chain(self.aliases.keys()).map(String::as_str)
+    }
+
+    /// Where the agent of this id comes from.
+    pub fn source(&self, id: &str) -> Option<&Source> {
+        self.agents.get(id).map(|(_, source)| source)
+    }
+
+    /// All agents, by id.
+    pub fn agents(&self) -> impl Iterator<Item = &Arc<AgentSpec>> {
+        self.agents.values().map(|(spec, _)| spec)
+    }
+
+    /// The agents that can do something, those first that name it exactly.
+    ///
+    /// A capability matches if it has all words of `capability`, so that `testing` finds
+    /// `load_testing`. Case, blanks and hyphens do not matter.
+    ///
+    /// ```
+    /// let registry = coral_agents::Registry::builtin();
+    /// let ids: Vec<_> = registry.with_capability("API implementation").iter().map(|a| a.id.clone()).collect();
+    /// assert!(ids.contains(&"backend_developer".to_owned()));
+    /// ```
+    pub fn with_capability(&self, capability: &str) -> Vec<&Arc<AgentSpec>> {
+        let wanted = words(capability);
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let mut found: Vec<(usize, &Arc<AgentSpec>)> = self
+            .agents()
+            .filter_map(|spec| {
+                let extra = spec
+                    .capabilities
+                    .iter()
+                    .map(|capability| words(capability))
+                    .filter(|has| wanted.is_subset(has))
+                    .map(|has| has.len() - wanted.len())
+                    .min()?;
+                Some((extra, spec))
+            })
+            .collect();
+        found.sort_by_key(|(extra, _)| *extra);
+        found.into_iter().map(|(_, spec)| spec).collect()
+    }
+
+    /// All capabilities with the ids of the agents that have them.
+    pub fn capabilities(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut capabilities: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for spec in self.agents() {
+            for capability in &spec.capabilities {
+                capabilities.entry(capability).or_default().push(&spec.id);
+            }
+        }
+        capabilities
+    }
+
+    /// The template partials, as names and texts: what `{% include "name" %}` finds.
+    pub fn partials(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.partials.iter().map(|(name, text)| (name.as_str(), &**text))
+    }
+
+    /// All agents as a team that workflows can be built with, each run by a [`PromptAgent`] with
+    /// the partials of this registry.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) for the first agent whose templates or schema can't be used.
+    ///
+    /// ```
+    /// use coral_agents::Registry;
+    /// use coral_core::Program;
+    ///
+    /// let registry = Registry::builtin();
+    /// let workflow = registry.workflow("documentation_first")?;
+    /// let program = Program::from_graph((**workflow).clone(), &registry.team()?)?;
+    /// # Ok::<(), coral_core::Error>(())
+    /// ```
+    pub fn team(&self) -> Result<Team, Error> {
+        let partials: Partials = self.partials().collect();
+        self.agents().try_fold(Team::new(), |team, spec| {
+            Ok(team.with_agent(PromptAgent::with_partials(AgentSpec::clone(spec), &partials)?))
+        })
+    }
+
+    /// The workflow of a name.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound), with the nearest name.
+    pub fn workflow(&self, name: &str) -> Result<&Arc<GraphData>, Error> {
+        match self.workflows.get(name) {
+            Some((workflow, _)) => Ok(workflow),
+            None => Err(Error::not_found("workflow", name, self.workflows.keys().map(String::as_str))),
+        }
+    }
+
+    /// All workflows, by name.
+    pub fn workflows(&self) -> impl Iterator<Item = &Arc<GraphData>> {
+        self.workflows.values().map(|(workflow, _)| workflow)
+    }
+
+    /// Takes in files. Agents come before workflows, which name them, and an agent after the one
+    /// that it extends, in whatever order the files come.
+    pub(crate) fn take_in<'a>(
+        &mut self,
+        files: impl IntoIterator<Item = SourceFile<'a>>,
+        source: impl Fn(&str) -> Source,
+    ) -> Loaded {
+        let mut loaded = Loaded::default();
+        let mut definitions = Vec::new();
+        let mut workflows = Vec::new();
+        for file in files {
+            match file.kind {
+                Kind::Agent => match Definition::parse(file.file, file.text) {
+                    Ok(definition) => definitions.push(definition),
+                    Err(error) => loaded.skip(file.file, error),
+                },
+                Kind::Partial => {
+                    let name =
+                        Path::new(file.file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                    self.partials.insert(name.clone(), file.text.into());
+                    loaded.partials.push(name);
+                }
+                Kind::Workflow => workflows.push(file),
+            }
+        }
+        self.take_in_agents(definitions, &source, &mut loaded);
+        for file in workflows {
+            match parse_workflow(file.file, file.text, self) {
+                Ok(workflow) if loaded.workflows.contains(&workflow.name) => {
+                    let problem =
+                        format!("another file of the same load defines workflow `{}` too", workflow.name);
+                    loaded.skip(file.file, Error::invalid("workflow", problem));
+                }
+                Ok(workflow) => {
+                    loaded.workflows.push(workflow.name.clone());
+                    self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), source(file.file)));
+                }
+                Err(error) => loaded.skip(file.file, error),
+            }
+        }
+        loaded
+    }
+
+    fn take_in_agents(
+        &mut self,
+        definitions: Vec<Definition<'_>>,
+        source: &impl Fn(&str) -> Source,
+        loaded: &mut Loaded,
+    ) {
+        let mut defined: BTreeMap<String, String> = BTreeMap::new();
+        let mut waiting = definitions;
+        while !waiting.is_empty() {
+            let ids: BTreeMap<String, usize> =
+                waiting.iter().enumerate().rev().filter_map(|(i, d)| Some((d.id()?.to_owned(), i))).collect();
+            let (ready, rest): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut waiting).into_iter().enumerate().partition(|(i, definition)| {
+                    definition.extends().is_none_or(|base| ids.get(base).is_none_or(|other| other == i))
+                });
+            if ready.is_empty() {
+                let names: Vec<&str> = rest.iter().filter_map(|(_, definition)| definition.id()).collect();
+                let problem = format!("these agents extend each other in a circle: {}", names.join(", "));
+                for (_, definition) in &rest {
+                    loaded.skip(definition.file(), Error::invalid("agent definition", problem.clone()));
+                }
+                break;
+            }
+            for (_, definition) in ready {
+                let file = definition.file();
+                match definition.resolve(|base| self.find(base).map(|spec| &**spec)) {
+                    Ok(spec) => {
+                        if let Some(first) = defined.get(&spec.id) {
+                            let problem = format!("`{first}` defines agent `{}` too", spec.id);
+                            loaded.skip(file, Error::invalid("agent definition", problem));
+                            continue;
+                        }
+                        defined.insert(spec.id.clone(), file.to_owned());
+                        loaded.agents.push(spec.id.clone());
+                        self.agents.insert(spec.id.clone(), (Arc::new(spec), source(file)));
+                    }
+                    Err(error) => loaded.skip(file, error),
+                }
+            }
+            self.index_aliases();
+            waiting = rest.into_iter().map(|(_, definition)| definition).collect();
+        }
+        loaded.agents.sort_unstable();
+    }
+
+    /// An id comes before an alias, and of two agents with one alias the first by id has it; the
+    /// validator reports both cases.
+    fn index_aliases(&mut self) {
+        self.aliases.clear();
+        for (id, (spec, _)) in &self.agents {
+            for alias in spec.aliases.iter().filter(|alias| !self.agents.contains_key(*alias)) {
+                self.aliases.entry(alias.clone()).or_insert_with(|| id.clone());
+            }
+        }
+    }
+}
+
+impl Loaded {
+    fn skip(&mut self, file: &str, error: Error) {
+        // A list of problems names the file in each of them.
+        let error = if matches!(error.kind(), ErrorKind::Problems { .. }) { error } else { error.at(file) };
+        self.skipped.push(Skipped { file: PathBuf::from(file), error });
+    }
+}
+
+/// Whether `text` can be an alias: no blanks, nothing that needs quotes.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'))
+}
+
+fn words(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !c.is_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_lowercase)
+        .collect()
+}
+
+pub(crate) type Files = Vec<(Kind, String, String)>;
+
+/// The files of a registry directory in the order of their names.
+pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
+    let mut files = Files::new();
+    let mut skipped = Vec::new();
+    for path in list(dir)? {
+        if path.is_dir() {
+            let kind = match path.file_name().and_then(|name| name.to_str()) {
+                Some("agents") => Kind::Agent,
+                Some("partials") => Kind::Partial,
+                Some("workflows") => Kind::Workflow,
+                _ => continue,
+            };
+            let of_kind = |path: &Path| match (kind_of(path), kind) {
+                (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
+                (found, _) => found.filter(|found| *found == kind),
+            };
+            for path in list(&path)? {
+                if let Some(kind) = of_kind(&path) {
+                    read_file(kind, &path, &mut files, &mut skipped);
+                }
+            }
+        } else if let Some(kind) = kind_of(&path) {
+            read_file(kind, &path, &mut files, &mut skipped);
+        }
+    }
+    Ok((files, skipped))
+}
+
+fn kind_of(path: &Path) -> Option<Kind> {
+    match path.extension()?.to_str()? {
+        "md" => Some(Kind::Agent),
+        "yaml" | "yml" => Some(Kind::Workflow),
+        _ => None,
+    }
+}
+
+pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let failed =
+        |problem: std::io::Error| Error::storage(format!("reading directory `{}`", dir.display()), problem);
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn read_file(kind: Kind, path: &Path, files: &mut Files, skipped: &mut Vec<Skipped>) {
+    match read_text(path) {
+        Ok(text) => files.push((kind, path.to_string_lossy().into_owned(), text)),
+        Err(error) => skipped.push(Skipped { file: path.to_owned(), error }),
+    }
+}
+
+/// The text of a file that is not larger than anything that is parsed.
+pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
+    let failed = |problem: std::io::Error| {
+        Error::new(ErrorKind::Storage {
+            operation: format!("reading `{}`", path.display()),
+            problem: problem.to_string(),
+            transient: false,
+        })
+    };
+    let size = fs::metadata(path).map_err(failed)?.len();
+    if size > MAX_BYTES as u64 {
+        return Err(Error::invalid(
+            "file",
+            format!("it has {size} bytes, and {MAX_BYTES} is the most that is read"),
+        )
+        .at(path.to_string_lossy()));
+    }
+    fs::read_to_string(path).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests;

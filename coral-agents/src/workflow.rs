@@ -1,0 +1,87 @@
+//! Workflows as data: YAML files, in our own form and in three plain shapes.
+
+mod plain;
+mod python;
+mod resolve;
+mod surface;
+
+use std::path::Path;
+
+use coral_core::{Error, GraphData};
+
+use crate::problem::Problems;
+use crate::registry::Registry;
+use crate::yaml;
+
+const WHAT: &str = "workflow";
+
+/// Reads a workflow. `file` is the name for errors; `registry` knows the agents.
+///
+/// ```yaml
+/// name: small_team
+/// description: Design, build and check.
+/// output: docs
+/// steps:
+///   - name: design
+///     agent: project_architect
+///   - name: requirements
+///     agent: technical_writer
+///     phase: requirements
+///     inputs: [design]
+///   - group: development            # steps named after their agents, side by side
+///     phase: development
+///     agents: [backend_developer, frontend_developer, mobile_developer]
+///     shared_context: requirements  # what each of them takes
+///   - name: qa
+///     agent: qa_testing
+///     inputs: [development]         # a group's name stands for its members
+///     retry: {max_attempts: 3}
+///   - name: docs
+///     agent: technical_writer
+///     phase: documentation
+///     inputs: [qa, "mobile_developer?"]
+/// conditions:                       # these agents take part only if the fact holds
+///   needs_mobile: [mobile_developer]
+/// ```
+///
+/// A step has a `name` (its agent's, if left out), an `agent` or a `function`, and may have:
+/// `phase`; `inputs`, the steps whose outputs it takes (the workflow's own input if left out),
+/// where a `?` behind a name marks one that may be skipped; `after`, steps to wait for without
+/// taking their outputs; `when`, a condition over facts, the input and earlier outputs; `join`
+/// (`all`, `settle`, `first_ok` or `{quorum: 2}`); `instructions`; `retry`; `timeout_ms`.
+///
+/// A group has the same, and `group`, `agents` (names, or whole steps), `shared_context` (steps,
+/// groups, or the type of a deliverable that earlier steps give) and `dependencies` (groups,
+/// phases or steps). A member that has a condition is an input that may be skipped, where an
+/// `inputs` names its group.
+///
+/// `conditions` maps a condition to agents: steps that run them get it. An agent that no step
+/// runs gets a step of its own, on the workflow's input.
+///
+/// # Plain shapes
+/// A list of `[agent, {input: …}]` pairs under `workflow`, a list of groups under
+/// `parallel_groups`, and a map under `conditional_workflow` load too, written as YAML, JSON or
+/// Python literals. A pair runs after the one before it; its `input` is resolved as a step, as
+/// a deliverable type (which settles the phase of the agent that gives it) or as `NAME_output`.
+/// What is none of these is told to the agent, and the step takes the output of the one before.
+///
+/// # Errors
+/// [`Problems`](coral_core::ErrorKind::Problems) with all that is wrong, each as `file:line: …`.
+pub fn parse_workflow(file: &str, text: &str, registry: &Registry) -> Result<GraphData, Error> {
+    let mut problems = Problems::default();
+    let literal = python::to_yaml(text);
+    let node = match yaml::parse(literal.as_deref().unwrap_or(text), 1) {
+        Ok(node) => node,
+        Err(problem) => {
+            problems.push(problem);
+            return Err(problems.error(WHAT, file));
+        }
+    };
+    let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
+    let draft = surface::read(&node, &stem, &mut problems);
+    let graph = resolve::resolve(draft, registry, &mut problems);
+    problems.finish(WHAT, file, graph)
+}
+
+#[cfg(test)]
+mod tests;

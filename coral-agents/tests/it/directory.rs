@@ -1,0 +1,95 @@
+//! Directories of definitions.
+
+use std::fs;
+use std::path::PathBuf;
+
+use coral_agents::{LiveRegistry, Registry, Source};
+use coral_core::ErrorKind;
+
+/// A directory of this test alone, below the target directory.
+fn fresh(name: &str) -> PathBuf {
+    let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
+#[test]
+fn a_directory_adds_to_the_built_in_agents() {
+    let dir = fresh("house");
+    for sub in ["agents", "partials", "workflows", "other"] {
+        fs::create_dir(dir.join(sub)).unwrap();
+    }
+    fs::write(dir.join("agents/reviewer.md"), "---\nid: reviewer\nname: Reviewer\n---\n## Task\nReview.\n")
+        .unwrap();
+    fs::write(dir.join("qa.md"), "---\nextends: qa_testing\nsummary: Ours\n---\n## + System\nHouse rules.\n")
+        .unwrap();
+    fs::write(dir.join("agents/broken.md"), "---\nid: [\n---\n").unwrap();
+    fs::write(dir.join("agents/latin1.md"), b"---\nid: caf\xe9\n---\n").unwrap();
+    fs::write(dir.join("agents/notes.txt"), "not a definition").unwrap();
+    fs::write(dir.join("partials/house.md"), "Be kind.").unwrap();
+    fs::write(
+        dir.join("workflows/review.yml"),
+        "steps:\n  - agent: reviewer\n  - {agent: qa_testing, inputs: reviewer}\n",
+    )
+    .unwrap();
+    fs::write(dir.join("other/ignored.md"), "ignored").unwrap();
+
+    let (registry, loaded) = Registry::with_dir(&dir).unwrap();
+    assert_eq!(loaded.agents, ["qa_testing", "reviewer"]);
+    assert_eq!((loaded.partials, loaded.workflows), (vec!["house".to_owned()], vec!["review".to_owned()]));
+    let skipped: Vec<_> =
+        loaded.skipped.iter().map(|s| s.file.file_name().unwrap().to_str().unwrap()).collect();
+    assert_eq!(skipped, ["broken.md", "latin1.md"]);
+    assert!(loaded.skipped[0].error.to_string().contains("broken.md:2: "), "{}", loaded.skipped[0].error);
+
+    let qa = registry.agent("qa_testing").unwrap();
+    assert_eq!(qa.summary, "Ours");
+    assert!(qa.prompt.system_instructions.ends_with("\n\nHouse rules."));
+    assert_eq!(registry.source("qa_testing"), Some(&Source::File(dir.join("qa.md"))));
+    assert_eq!(registry.source("project_architect"), Some(&Source::Builtin));
+    assert_eq!(registry.workflow("review").unwrap().steps.len(), 2);
+}
+
+#[test]
+fn a_directory_that_is_not_there_is_an_error() {
+    let error = Registry::with_dir("/does/not/exist").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Storage { .. }), "{error}");
+}
+
+#[test]
+fn a_live_registry_follows_its_directory() {
+    let dir = fresh("live");
+    let agent = |id: &str, summary: &str| format!("---\nid: {id}\nname: N\nsummary: {summary}\n---\n## Task\nWork.\n");
+    fs::write(dir.join("a.md"), agent("a", "one")).unwrap();
+    fs::write(dir.join("b.md"), agent("b", "one")).unwrap();
+    let (live, loaded) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+    assert_eq!(loaded.agents, ["a", "b"]);
+    assert_eq!(live.refresh().unwrap(), None);
+
+    let before = live.current();
+    fs::write(dir.join("a.md"), agent("a", "two")).unwrap();
+    fs::write(dir.join("c.md"), agent("c", "one")).unwrap();
+    fs::write(dir.join("w.yaml"), "steps: [{agent: a}]").unwrap();
+    fs::remove_file(dir.join("b.md")).unwrap();
+    let changes = live.refresh().unwrap().unwrap();
+    assert_eq!((changes.agents, changes.removed_agents), (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
+    assert_eq!(changes.workflows, ["w"]);
+    assert_eq!(live.current().agent("a").unwrap().summary, "two");
+    assert_eq!(before.agent("a").unwrap().summary, "one", "a snapshot stays as it was");
+
+    // Broken in the middle of an edit: the last good version stays in force.
+    for broken in ["---\nid: a\nname: ", "---\nid: a\nname: N\nsummary: [\n---\n"] {
+        fs::write(dir.join("a.md"), broken).unwrap();
+        let changes = live.refresh().unwrap().unwrap();
+        assert_eq!(changes.agents, [""; 0]);
+        assert_eq!(changes.skipped.len(), 1, "{changes:?}");
+        assert_eq!(live.current().agent("a").unwrap().summary, "two");
+        assert_eq!(live.current().workflow("w").unwrap().steps.len(), 1);
+    }
+    fs::write(dir.join("a.md"), agent("a", "three")).unwrap();
+    assert_eq!(live.refresh().unwrap().unwrap().agents, ["a"]);
+    assert_eq!(live.current().agent("a").unwrap().summary, "three");
+}

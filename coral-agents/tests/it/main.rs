@@ -1,0 +1,7 @@
+//! Tests that use only the public interface.
+
+#![expect(clippy::unwrap_used, reason = "a helper of a test that can't go on has failed")]
+
+mod corpus;
+mod directory;
+mod workflows;

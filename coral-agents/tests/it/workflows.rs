@@ -1,0 +1,99 @@
+//! The built-in workflows.
+
+use std::collections::BTreeMap;
+
+use coral_agents::{Explanation, Registry};
+use serde_json::Value;
+
+fn facts(names: &[&str]) -> BTreeMap<String, Value> {
+    names.iter().map(|name| ((*name).to_owned(), true.into())).collect()
+}
+
+#[track_caller]
+fn check(workflow: &str, names: &[&str], expected: &[&[&str]]) {
+    let registry = Registry::builtin();
+    let graph = registry.workflow(workflow).unwrap();
+    let explanation = Explanation::new(graph, &facts(names)).unwrap();
+    let running: Vec<Vec<&str>> = explanation
+        .waves()
+        .into_iter()
+        .map(|wave| wave.into_iter().filter(|step| explanation.runs(step)).collect::<Vec<_>>())
+        .filter(|wave| !wave.is_empty())
+        .collect();
+    assert_eq!(running, expected);
+}
+
+#[test]
+fn documentation_first_is_the_team_of_the_main_job() {
+    check(
+        "documentation_first",
+        &[],
+        &[
+            &["architecture"],
+            &["requirements"],
+            &["backend_developer", "frontend_developer", "database_specialist"],
+            &["qa_testing", "security_specialist"],
+            &["deployment"],
+            &["user_documentation"],
+        ],
+    );
+    check(
+        "documentation_first",
+        &["has_ai_features", "needs_mobile", "enterprise_deployment"],
+        &[
+            &["architecture"],
+            &["requirements"],
+            &[
+                "backend_developer",
+                "frontend_developer",
+                "database_specialist",
+                "ai_ml_specialist",
+                "mobile_developer",
+            ],
+            &["qa_testing", "security_specialist", "cloud_architect", "monitoring_specialist"],
+            &["deployment"],
+            &["user_documentation"],
+        ],
+    );
+}
+
+#[test]
+fn an_incident_calls_only_those_whom_it_concerns() {
+    check(
+        "incident_response",
+        &["data_affected"],
+        &[
+            &["response"],
+            &["database_specialist"],
+            &["fix"],
+            &["verification"],
+            &["release"],
+            &["postmortem"],
+        ],
+    );
+    check(
+        "incident_response",
+        &["rolled_back", "security_incident", "handles_personal_data"],
+        &[&["response"], &["security_specialist", "compliance_specialist"], &["postmortem"]],
+    );
+}
+
+/// Whatever the facts are, a workflow comes to its output: with none, each alone, and all.
+#[test]
+fn every_workflow_reaches_its_output() {
+    let registry = Registry::builtin();
+    let workflows: Vec<_> = registry.workflows().collect();
+    assert_eq!(workflows.len(), 9);
+    for graph in workflows {
+        let words =
+            graph.steps.iter().filter_map(|step| step.when.as_deref()).flat_map(|when| when.split(' '));
+        let names: Vec<&str> = words.filter(|word| !matches!(*word, "and" | "or" | "not")).collect();
+        assert!(!names.is_empty(), "{} has conditions", graph.name);
+        let sets = [vec![], names.clone()].into_iter().chain(names.iter().map(|name| vec![*name]));
+        for set in sets {
+            let explanation = Explanation::new(graph, &facts(&set)).unwrap();
+            let output = graph.output.as_deref().unwrap();
+            assert!(explanation.runs(output), "{} with {set:?}:\n{explanation}", graph.name);
+        }
+    }
+}

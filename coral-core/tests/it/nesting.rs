@@ -1,0 +1,257 @@
+//! Graphs within graphs: sub-workflows, maps, loops, routes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coral_core::{
+    Agent, AgentContext, AgentError, AgentSpec, ErrorKind, Event, Flow, GraphData, Handle, MemoryJournal,
+    Program, RunStatus, Runner, StepData, StepKind, Team, Workflow,
+};
+use serde_json::{Value, json};
+
+use crate::support::{records, story};
+
+fn runner() -> Runner {
+    Runner::builder().build()
+}
+
+struct Double;
+
+impl Workflow for Double {
+    type Input = u32;
+    type Output = u32;
+
+    fn name(&self) -> &str {
+        "double"
+    }
+
+    fn build(&self, flow: &mut Flow<u32>) -> Handle<u32> {
+        let once = flow.function("once", flow.input(), |n: u32| async move { Ok(n) });
+        flow.function("sum", (&once, flow.input()), |(a, b): (u32, u32)| async move { Ok(a + b) })
+    }
+}
+
+struct Nested;
+
+impl Workflow for Nested {
+    type Input = Vec<u32>;
+    type Output = u32;
+
+    fn name(&self) -> &str {
+        "nested"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<u32> {
+        let doubled = flow.map("each", 2, flow.input(), |flow: &mut Flow<u32>| {
+            let doubled = flow.workflow(&Double, flow.input());
+            flow.function("inc", &doubled, |n: u32| async move { Ok(n + 1) })
+        });
+        let sum = flow.function("sum", &doubled, |all: Vec<u32>| async move { Ok(all.iter().sum::<u32>()) });
+        flow.repeat("grow", "output >= 100", 9, &sum, |flow: &mut Flow<u32>| {
+            flow.function("times", flow.input(), |n: u32| async move { Ok(n * 3) })
+        })
+    }
+}
+
+#[tokio::test]
+async fn workflows_maps_and_loops_nest() {
+    let runner = runner();
+    let run = runner.start(&Nested, vec![1, 2, 3]).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), 135);
+    let story = story(&run).await;
+    for line in [
+        "scope_opened each",
+        "step_succeeded each/item[0]/double/sum",
+        "step_succeeded each/item[2]/inc",
+        "step_succeeded grow/turn[2]/times",
+        "step_succeeded grow",
+    ] {
+        assert!(story.contains(&line.to_owned()), "{line} is not in {story:#?}");
+    }
+    // Two at once: the third item opens when one of the first two is over.
+    let at = |line: &str| story.iter().position(|l| l == line).unwrap();
+    assert!(at("step_started each/item[2]/double") > at("step_succeeded each/item[0]/inc"));
+}
+
+struct Endless;
+
+impl Workflow for Endless {
+    type Input = u32;
+    type Output = u32;
+
+    fn name(&self) -> &str {
+        "endless"
+    }
+
+    fn build(&self, flow: &mut Flow<u32>) -> Handle<u32> {
+        flow.repeat("review", "output.done", 3, flow.input(), |flow: &mut Flow<u32>| {
+            flow.function("same", flow.input(), |n: u32| async move { Ok(n) })
+        })
+    }
+}
+
+/// langgraph 148: the error of a loop names the loop.
+#[tokio::test]
+async fn the_error_of_an_endless_loop_names_the_loop() {
+    let run = runner().start(&Endless, 1).await.unwrap();
+    let error = run.output().await.unwrap_err();
+    assert!(
+        matches!(error.kind(), ErrorKind::Limit { limit, max: 3 } if limit == "max_turns of `review`"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("`output.done` did not hold"), "{error}");
+}
+
+struct Fragile(Arc<AtomicUsize>, Arc<AtomicUsize>);
+
+impl Workflow for Fragile {
+    type Input = Vec<u32>;
+    type Output = Vec<u32>;
+
+    fn name(&self) -> &str {
+        "fragile"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<Vec<u32>> {
+        let (good, bad) = (self.0.clone(), self.1.clone());
+        flow.map("each", 8, flow.input(), move |flow: &mut Flow<u32>| {
+            let first = flow.function("first", flow.input(), move |n: u32| {
+                good.fetch_add(1, Ordering::SeqCst);
+                async move { Ok(n) }
+            });
+            flow.function("second", &first, move |n: u32| {
+                let fails = n == 2 && bad.fetch_add(1, Ordering::SeqCst) == 0;
+                async move { if fails { Err(AgentError::user("not yet")) } else { Ok(n * 10) } }
+            })
+        })
+    }
+}
+
+/// langgraph 6792: finished tasks in a sub-graph must not run again.
+#[tokio::test]
+async fn resuming_a_failed_map_runs_only_what_failed() {
+    let runner = runner();
+    let flow = Fragile(Arc::default(), Arc::default());
+    let run = runner.start(&flow, vec![1, 2, 3]).await.unwrap();
+    assert_eq!(run.output().await.unwrap_err().to_string(), "not yet");
+    let run = runner.resume(&flow, run.id()).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), [10, 20, 30]);
+    assert_eq!(flow.0.load(Ordering::SeqCst), 3, "no finished step ran again");
+    let again = records(&**runner.journal(), run.id())
+        .await
+        .iter()
+        .filter(
+            |record| matches!(&record.event, Event::StepStarted { path, .. } if path.ends_with("/second")),
+        )
+        .count();
+    assert_eq!(again, 4);
+}
+
+#[tokio::test]
+async fn a_map_over_nothing_gives_nothing() {
+    let run = runner().start(&Fragile(Arc::default(), Arc::default()), vec![]).await.unwrap();
+    assert!(run.output().await.unwrap().is_empty());
+}
+
+struct Waits;
+
+impl Workflow for Waits {
+    type Input = Vec<u32>;
+    type Output = Vec<u32>;
+
+    fn name(&self) -> &str {
+        "waits"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<Vec<u32>> {
+        flow.map("each", 1, flow.input(), |flow: &mut Flow<u32>| {
+            flow.function("wait", flow.input(), |n: u32| async move {
+                std::future::pending::<()>().await;
+                Ok(n)
+            })
+        })
+    }
+}
+
+#[tokio::test]
+async fn cancelling_reaches_into_graphs_within_graphs() {
+    let runner = runner();
+    let run = runner.start(&Waits, vec![1, 2]).await.unwrap();
+    let mut events = run.events(1);
+    while let Some(record) = events.next().await {
+        if matches!(&record.unwrap().event, Event::StepStarted { path, .. } if path.contains('/')) {
+            break;
+        }
+    }
+    run.cancel("enough").await;
+    assert_eq!(run.wait().await.unwrap(), RunStatus::Cancelled);
+    assert!(!story(&run).await.iter().any(|line| line.contains("item[1]")), "no item opens after that");
+}
+
+/// An agent that hands on to the next of a list of names.
+struct Hop(AgentSpec);
+
+#[async_trait::async_trait]
+impl Agent for Hop {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
+        let mut plan = input["plan"].as_array().cloned().unwrap_or_default();
+        let next = if plan.is_empty() { Value::Null } else { plan.remove(0) };
+        Ok(json!({"by": cx.path(), "next_agent": next, "plan": plan}))
+    }
+}
+
+fn route(max_hops: u32) -> Program<coral_core::Brief, Value> {
+    let agents = vec!["triage".into(), "billing".into(), "refunds".into()];
+    let graph = GraphData {
+        name: "support".into(),
+        steps: vec![
+            StepData::new("plan", StepKind::Function("plan".into())),
+            StepData {
+                inputs: vec!["plan".into()],
+                ..StepData::new("desk", StepKind::Route { agents, max_hops })
+            },
+        ],
+        output: Some("desk".into()),
+        ..GraphData::default()
+    };
+    let mut team = Team::new().with_function("plan", |brief: coral_core::Brief| async move {
+        Ok(serde_json::from_str::<Value>(&brief.text).map(|plan| json!({"plan": plan}))?)
+    });
+    for id in ["triage", "billing", "refunds"] {
+        team = team.with_agent(Hop(AgentSpec::new(id, id)));
+    }
+    Program::from_graph(graph, &team).unwrap()
+}
+
+async fn routed(plan: &str, max_hops: u32) -> (Result<Value, coral_core::Error>, Vec<String>) {
+    let runner = Runner::builder().journal(MemoryJournal::new()).build();
+    let brief = coral_core::Brief { text: plan.into(), ..Default::default() };
+    let run = runner.start(&route(max_hops), brief).await.unwrap();
+    (run.output().await, story(&run).await)
+}
+
+#[tokio::test]
+async fn agents_route_among_those_that_the_graph_allows() {
+    let (output, story) = routed(r#"["billing", "refunds", "billing"]"#, 5).await;
+    assert_eq!(output.unwrap()["by"], "desk/hop[4]/billing");
+    for line in [
+        "handed_off desk/hop[1]/triage to desk/hop[2]/billing",
+        "handed_off desk/hop[2]/billing to desk/hop[3]/refunds",
+        "handed_off desk/hop[3]/refunds to desk/hop[4]/billing",
+    ] {
+        assert!(story.contains(&line.to_owned()), "{line} is not in {story:#?}");
+    }
+    let (output, _) = routed(r#"["billing", "boss"]"#, 5).await;
+    assert!(matches!(output.unwrap_err().kind(), ErrorKind::NotFound { name, .. } if name == "boss"));
+    let (output, _) = routed(r#"["billing", "refunds", "billing"]"#, 3).await;
+    assert!(
+        matches!(output.unwrap_err().kind(), ErrorKind::Limit { limit, .. } if limit == "max_hops of `desk`")
+    );
+}

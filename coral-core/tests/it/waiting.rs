@@ -1,0 +1,181 @@
+//! Questions to people, timers and signals, across restarts.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coral_core::{
+    Agent, AgentContext, AgentError, AgentSpec, Clock, ErrorKind, Event, Flow, Handle, ManualClock,
+    MemoryJournal, Run, Runner, Workflow,
+};
+
+use crate::support::records;
+
+/// Asks five people the same, through a sub-workflow in a map.
+struct Poll;
+
+impl Workflow for Poll {
+    type Input = Vec<String>;
+    type Output = Vec<bool>;
+
+    fn name(&self) -> &str {
+        "poll"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<String>>) -> Handle<Vec<bool>> {
+        flow.map("each", 8, flow.input(), |flow: &mut Flow<String>| {
+            let question =
+                flow.function("word", flow.input(), |who: String| async move { Ok(format!("{who}?")) });
+            flow.ask::<String, bool, _>("ask", &question)
+        })
+    }
+}
+
+fn names() -> Vec<String> {
+    (0..5).map(|n| format!("p{n}")).collect()
+}
+
+async fn open(run: &Run<Vec<bool>>, count: usize) -> Vec<Arc<str>> {
+    let mut events = run.events(1);
+    let mut ids = Vec::new();
+    while ids.len() < count {
+        if let Event::QuestionAsked { question, .. } = events.next().await.unwrap().unwrap().event {
+            ids.push(question.id.clone());
+        }
+    }
+    assert_eq!(run.questions().await.len(), count);
+    ids.sort();
+    ids
+}
+
+/// All orders of answering five open questions give the same; the process exits in between.
+#[tokio::test(start_paused = true)]
+async fn questions_may_be_answered_in_any_order() {
+    let mut orders = vec![vec![]];
+    for n in 0..5usize {
+        orders = orders
+            .into_iter()
+            .flat_map(|order: Vec<usize>| {
+                (0..=order.len()).map(move |at| {
+                    let mut order = order.clone();
+                    order.insert(at, n);
+                    order
+                })
+            })
+            .collect();
+    }
+    assert_eq!(orders.len(), 120);
+    for (k, order) in orders.into_iter().enumerate() {
+        let journal = Arc::new(MemoryJournal::new());
+        let mut runner = Runner::builder().journal(journal.clone()).build();
+        let mut run = runner.start(&Poll, names()).await.unwrap();
+        let ids = open(&run, 5).await;
+        for (n, who) in order.into_iter().enumerate() {
+            if n == k % 5 {
+                runner.shutdown().await;
+                runner = Runner::builder().journal(journal.clone()).build();
+                run = runner.resume(&Poll, run.id()).await.unwrap();
+            }
+            assert!(run.answer(&ids[who], who % 2 == 0, "tester").await.unwrap());
+            assert!(
+                !run.answer(&ids[who], who % 2 == 1, "late").await.unwrap(),
+                "a second answer changes nothing"
+            );
+        }
+        assert_eq!(run.output().await.unwrap(), [true, false, true, false, true]);
+        let asked = records(&*journal, run.id()).await;
+        assert_eq!(asked.iter().filter(|r| matches!(r.event, Event::QuestionAsked { .. })).count(), 5);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_must_fit_and_find_its_question() {
+    let runner = Runner::builder().build();
+    let run = runner.start(&Poll, names()).await.unwrap();
+    let ids = open(&run, 5).await;
+    let error = run.answer(&ids[0], "yes".to_owned(), "tester").await.unwrap_err();
+    assert!(error.to_string().contains("\"yes\" is not of type boolean"), "{error}");
+    let error = run.answer("each/item[0]/ask#1:0@ffff", true, "tester").await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NotFound { .. }), "{error}");
+    run.cancel("enough").await;
+    run.wait().await.unwrap();
+    assert!(!run.answer(&ids[0], true, "late").await.unwrap(), "the run is over");
+}
+
+/// A clock that goes with tokio's paused one.
+struct TokioClock(tokio::time::Instant, ManualClock);
+
+impl Clock for TokioClock {
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+
+    fn random(&self) -> u64 {
+        self.1.random()
+    }
+}
+
+struct Waiter(AgentSpec);
+
+#[async_trait]
+impl Agent for Waiter {
+    type Input = u32;
+    type Output = (u64, bool, String);
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, _: u32, cx: &mut AgentContext) -> Result<(u64, bool, String), AgentError> {
+        cx.sleep_ms(60_000).await?;
+        let at = cx.now_ms().await?;
+        let approved = cx.ask_within("approve", &"deploy?".to_owned(), 10_000, false).await?;
+        let signal: String = cx.signal("go").await?;
+        Ok((at, approved, signal))
+    }
+}
+
+struct WaitFlow;
+
+impl Workflow for WaitFlow {
+    type Input = u32;
+    type Output = (u64, bool, String);
+
+    fn name(&self) -> &str {
+        "wait"
+    }
+
+    fn build(&self, flow: &mut Flow<u32>) -> Handle<(u64, bool, String)> {
+        let later = flow.timer("later", 1_000, flow.input());
+        let go = flow.signal::<u32>("start");
+        let start = flow.function("start_at", (&later, &go), |(a, b): (u32, u32)| async move { Ok(a + b) });
+        flow.step(Waiter(AgentSpec::new("waiter", "Waiter")), &start)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn timers_deadlines_and_signals_survive_a_restart() {
+    let began = tokio::time::Instant::now();
+    let journal = Arc::new(MemoryJournal::new());
+    let runner = || {
+        Runner::builder().journal(journal.clone()).clock(TokioClock(began, ManualClock::default())).build()
+    };
+    let first = runner();
+    let run = first.start(&WaitFlow, 1).await.unwrap();
+    run.signal("go", "early".to_owned()).await.unwrap();
+    run.signal("start", 1u32).await.unwrap();
+    let mut events = run.events(1);
+    while let Some(record) = events.next().await {
+        if matches!(&record.unwrap().event, Event::EffectIntended { path, .. } if &**path == "waiter") {
+            break;
+        }
+    }
+    // 30 of the 60 seconds pass here, the rest in the next process.
+    tokio::time::sleep(std::time::Duration::from_secs(30)).await;
+    first.shutdown().await;
+    let run = runner().resume(&WaitFlow, run.id()).await.unwrap();
+    let (at, approved, signal) = run.output().await.unwrap();
+    assert!((61_000..61_100).contains(&at), "{at}");
+    assert!(!approved, "the default after the deadline");
+    assert_eq!(signal, "early");
+    assert!((71_000..71_200).contains(&(began.elapsed().as_millis())));
+}

@@ -1,0 +1,176 @@
+//! What is known of models: context, price, capabilities, tier.
+
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+use coral_core::{Error, ModelInfo, Price, Tier};
+use serde::{Deserialize, Serialize};
+
+/// A dated list of models.
+///
+/// The built-in one is a file of facts with the date of its making; prices are those of a usual call, without the
+/// surcharges that some providers ask for very long input. A user's own file [extends](Catalogue::extended) it.
+///
+/// ```
+/// use coral_llm::Catalogue;
+///
+/// let own = Catalogue::from_json(r#"{"format": 1, "date": "2026-11-22", "models": [
+///     {"provider": "vllm", "id": "our-model", "tier": "standard", "speed": 2, "context_tokens": 32768,
+///      "price": {"input": 0.0, "output": 0.0, "cache_read": 0.0, "cache_write": 0.0}, "capabilities": ["tools"]}
+/// ]}"#)?;
+/// let all = Catalogue::builtin().clone().extended(own);
+/// assert!(all.find("vllm/our-model").is_some() && all.find("anthropic/claude-opus-5-5").is_some());
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalogue {
+    /// The version of the file's form.
+    pub format: u32,
+    /// The day on which the facts were gathered, `YYYY-MM-DD`.
+    pub date: String,
+    /// The models.
+    pub models: Vec<CatalogueEntry>,
+}
+
+/// One model of a [`Catalogue`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogueEntry {
+    /// The provider, as in [`Vendor`](crate::Vendor).
+    pub provider: String,
+    /// The provider's name for the model.
+    pub id: String,
+    /// What it is good enough for.
+    pub tier: Tier,
+    /// From 1 (slow) to 3 (fast).
+    pub speed: u8,
+    /// Tokens of input that fit.
+    pub context_tokens: u64,
+    /// Output tokens at the most, where known.
+    #[serde(default)]
+    pub max_output_tokens: Option<u64>,
+    /// What it costs in USD per million tokens, where known.
+    #[serde(default)]
+    pub price: Option<Price>,
+    /// What it can do: `tools`, `vision`, `structured`, `reasoning`, `prompt_caching`, `long_context`, or a word of
+    /// the user's own.
+    #[serde(default)]
+    pub capabilities: BTreeSet<String>,
+}
+
+/// The form of the file that this release reads.
+const FORMAT: u32 = 1;
+
+static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
+    // INVARIANT: a test parses the file, so that an empty list can't be released.
+    Catalogue::from_json(include_str!("catalogue.json")).unwrap_or_default()
+});
+
+impl Catalogue {
+    /// The catalogue that came with this release.
+    pub fn builtin() -> &'static Catalogue {
+        &BUILTIN
+    }
+
+    /// Reads a catalogue.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if it has not this form.
+    pub fn from_json(text: &str) -> Result<Catalogue, Error> {
+        let invalid = |problem: String| {
+            Error::invalid("model catalogue", problem).with_help("see `Catalogue` for an example of the file")
+        };
+        let catalogue: Catalogue = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+        if catalogue.format != FORMAT {
+            return Err(invalid(format!("`format` is {}, expected {FORMAT}", catalogue.format)));
+        }
+        Ok(catalogue)
+    }
+
+    /// This catalogue with the models of another; where both know a model, the other's facts count.
+    #[must_use]
+    pub fn extended(mut self, other: Catalogue) -> Catalogue {
+        self.models.retain(|known| {
+            !other.models.iter().any(|new| new.provider == known.provider && new.id == known.id)
+        });
+        self.models.extend(other.models);
+        self.date = self.date.max(other.date);
+        self
+    }
+
+    /// The model called `provider/id`.
+    pub fn find(&self, name: &str) -> Option<&CatalogueEntry> {
+        let (provider, id) = name.split_once('/')?;
+        self.models.iter().find(|model| model.provider == provider && model.id == id)
+    }
+}
+
+impl CatalogueEntry {
+    /// The name: `provider/id`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.provider, self.id)
+    }
+
+    /// The same facts in the terms of the port.
+    pub fn info(&self) -> ModelInfo {
+        let mut info = ModelInfo::default();
+        info.context_tokens = Some(self.context_tokens);
+        info.max_output_tokens = self.max_output_tokens;
+        info.price = self.price;
+        info
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vendor::Vendor;
+
+    #[test]
+    fn the_builtin_file_is_whole() {
+        let catalogue = Catalogue::from_json(include_str!("catalogue.json")).unwrap();
+        assert!(catalogue.models.len() > 20);
+        for model in &catalogue.models {
+            let name = model.name();
+            assert!(Vendor::named(&model.provider).is_ok(), "{name}");
+            let price = model.price.unwrap();
+            assert!(
+                price.input > 0.0 && price.output >= price.input && price.cache_read <= price.input,
+                "{name}"
+            );
+            assert!((1..=3).contains(&model.speed) && model.context_tokens > 8_000, "{name}");
+            assert_eq!(catalogue.find(&name), Some(model), "{name} stands twice");
+        }
+        for vendor in Vendor::all() {
+            let Some(model) = &vendor.default_model else { continue };
+            let id = if vendor.id == "openai_responses" { "openai" } else { &vendor.id };
+            let known = vendor.id == "llamacpp" || catalogue.find(&format!("{id}/{model}")).is_some();
+            assert!(known, "the default model of `{}` is not in the catalogue", vendor.id);
+        }
+    }
+
+    #[test]
+    fn other_forms_are_refused() {
+        for text in [
+            "{}",
+            r#"{"format": 2, "date": "", "models": []}"#,
+            r#"{"format": 1, "date": "", "models": [], "x": 1}"#,
+        ] {
+            assert!(Catalogue::from_json(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_extension_replaces_what_it_knows_better() {
+        let builtin = Catalogue::builtin().clone();
+        let mut better = builtin.models[0].clone();
+        better.price = None;
+        let name = better.name();
+        let count = builtin.models.len();
+        let own = Catalogue { format: 1, date: "2027-01-01".into(), models: vec![better] };
+        let all = builtin.extended(own);
+        assert_eq!((all.models.len(), all.date.as_str()), (count, "2027-01-01"));
+        assert_eq!(all.find(&name).unwrap().price, None);
+    }
+}

@@ -1,0 +1,75 @@
+//! How an endpoint departs from its protocol: data, not code.
+
+use serde::{Deserialize, Serialize};
+
+/// The quirks of an endpoint. The defaults are those of the protocol's own vendor.
+///
+/// ```
+/// let dialect = coral_llm::Dialect { sampling: false, ..Default::default() };
+/// assert!(dialect.done_marker);
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dialect {
+    /// The `anthropic-version` to speak. From `2026-10-21` on, sampling parameters are refused there, so none
+    /// is sent.
+    pub anthropic_version: String,
+    /// Whether the endpoint takes a sampling temperature.
+    pub sampling: bool,
+    /// Whether the endpoint takes a reasoning effort.
+    pub effort: bool,
+    /// The name of the limit of output tokens in chat completions.
+    pub max_tokens_field: MaxTokensField,
+    /// How an answer is made to fit a JSON schema.
+    pub structured: Structured,
+    /// Whether to ask for usage at the end of a stream.
+    pub stream_usage: bool,
+    /// Whether a stream of chat completions ends with `[DONE]`. Without it, a finish reason makes it
+    /// whole.
+    pub done_marker: bool,
+    /// Whether reasoning text is sent back in later turns.
+    pub send_reasoning: bool,
+    /// Output tokens at the most where the protocol demands a limit and the request has none.
+    pub default_max_tokens: u32,
+    /// Bytes of one event of a stream, or of a whole answer, at the most.
+    pub max_event_bytes: usize,
+}
+
+impl Default for Dialect {
+    fn default() -> Self {
+        Dialect {
+            anthropic_version: "2026-10-21".to_owned(),
+            sampling: true,
+            effort: true,
+            max_tokens_field: MaxTokensField::MaxCompletionTokens,
+            structured: Structured::Schema,
+            stream_usage: true,
+            done_marker: true,
+            send_reasoning: false,
+            default_max_tokens: 16_000,
+            max_event_bytes: 16 * 1024 * 1024,
+        }
+    }
+}
+
+/// The name of the limit of output tokens in chat completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MaxTokensField {
+    /// OpenAI's present name.
+    MaxCompletionTokens,
+    /// The name that most others know.
+    MaxTokens,
+}
+
+/// How an answer is made to fit a JSON schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Structured {
+    /// The provider holds the model to the schema.
+    Schema,
+    /// The provider holds the model to JSON; the schema stands in the instructions.
+    Json,
+    /// The schema stands in the instructions.
+    Instructions,
+}

@@ -1,0 +1,100 @@
+//! The transport over sockets, by reqwest.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use coral_core::{Error, ModelFault};
+
+use super::{Body, Transport};
+use crate::failure::Failure;
+
+/// HTTP over sockets, with a pool of kept-alive connections. Cheap to clone; clones share the pool.
+#[derive(Clone, Debug)]
+pub struct HttpTransport {
+    client: reqwest::Client,
+}
+
+/// The official client libraries give a connection this long.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl HttpTransport {
+    /// A transport that can reach `base_url`.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if the URL needs HTTPS and this build has none, or if the
+    /// system's certificates can't be loaded.
+    pub fn for_url(base_url: &str) -> Result<Self, Error> {
+        let builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .user_agent(concat!("coral-llm/", env!("CARGO_PKG_VERSION")))
+            // A provider that redirects a POST with a key in it is not to be followed.
+            .redirect(reqwest::redirect::Policy::none())
+            .tcp_nodelay(true);
+        let builder = tls(builder, base_url)?;
+        let client = builder.build().map_err(|error| {
+            Error::invalid("HTTP client", causes(&error)).with_help("install the system's CA certificates")
+        })?;
+        Ok(HttpTransport { client })
+    }
+}
+
+#[cfg(feature = "tls")]
+fn tls(builder: reqwest::ClientBuilder, base_url: &str) -> Result<reqwest::ClientBuilder, Error> {
+    // The embedder's choice stays: an error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    if is_plain(base_url) {
+        // No certificate will be looked at, so none is loaded from disk.
+        return Ok(builder.tls_certs_only(std::iter::empty()));
+    }
+    Ok(builder)
+}
+
+#[cfg(not(feature = "tls"))]
+fn tls(builder: reqwest::ClientBuilder, base_url: &str) -> Result<reqwest::ClientBuilder, Error> {
+    if is_plain(base_url) {
+        return Ok(builder);
+    }
+    Err(Error::invalid("base URL", format!("`{base_url}` needs HTTPS, and this build has none"))
+        .with_help("build coral-llm with its feature `tls`"))
+}
+
+fn is_plain(base_url: &str) -> bool {
+    base_url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+}
+
+#[async_trait]
+impl Transport for HttpTransport {
+    async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
+        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
+        let request = reqwest::Request::try_from(request)
+            .map_err(|error| Failure::new(ModelFault::InvalidRequest, causes(&error)))?;
+        let response = self.client.execute(request).await.map_err(|error| of_send(&error, &host))?;
+        let response: http::Response<reqwest::Body> = response.into();
+        Ok(response.map(Body::net))
+    }
+}
+
+fn of_send(error: &reqwest::Error, host: &str) -> Failure {
+    let causes = causes(error);
+    if error.is_connect() {
+        Failure::new(ModelFault::Connect, format!("no connection to `{host}`: {causes}"))
+            .with_help("check that the address is right and the server runs")
+    } else if error.is_timeout() {
+        Failure::new(ModelFault::Timeout, format!("`{host}` did not answer in time"))
+    } else {
+        Failure::new(ModelFault::Truncated, format!("`{host}` went away before it answered: {causes}"))
+    }
+}
+
+/// The innermost causes of a reqwest error in one line; its own text names only the URL, which may hold secrets.
+pub(crate) fn causes(error: &reqwest::Error) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        texts.push(cause.to_string());
+        source = cause.source();
+    }
+    if texts.is_empty() { "unknown cause".to_owned() } else { texts.join(": ") }
+}

@@ -1,0 +1,179 @@
+//! The wire formats: each a pure codec that encodes a request and decodes bytes, and does no I/O.
+
+use bytes::Bytes;
+use coral_core::{ChatRequest, ChatResponse, Delta, Error};
+use serde::{Deserialize, Serialize};
+
+use crate::dialect::Dialect;
+use crate::failure::Failure;
+
+mod anthropic;
+mod assembly;
+mod framing;
+mod gemini;
+mod ollama;
+mod openai_chat;
+mod openai_responses;
+pub(crate) mod schema;
+
+use assembly::Assembly;
+use framing::Framer;
+pub use framing::Framing;
+
+/// A wire format.
+///
+/// ```
+/// use coral_core::{ChatRequest, Delta};
+/// use coral_llm::{Dialect, Framing, Protocol};
+///
+/// let protocol = Protocol::OpenAiChat;
+/// let request = protocol.encode(&ChatRequest::user("hello"), "gpt-x", true, &Dialect::default())?;
+/// assert_eq!(request.path, "/chat/completions");
+///
+/// let mut decoder = protocol.decoder(Framing::Sse, &Dialect::default());
+/// let mut seen = String::new();
+/// for bytes in ["data: {\"choices\":[{\"delta\":{\"content\":\"hi\"},\"finish", "_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n"] {
+///     decoder.feed(bytes.into(), &mut |delta: &Delta| seen.push_str(&delta.to_string())).unwrap();
+/// }
+/// assert_eq!(seen, "hi");
+/// assert_eq!(decoder.finish().unwrap().message.text(), "hi");
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Anthropic's Messages.
+    Anthropic,
+    /// OpenAI's chat completions, spoken by many.
+    #[serde(rename = "openai_chat")]
+    OpenAiChat,
+    /// OpenAI's Responses.
+    #[serde(rename = "openai_responses")]
+    OpenAiResponses,
+    /// Google's Gemini.
+    Gemini,
+    /// Ollama's own chat.
+    Ollama,
+}
+
+/// A request as it travels, without host and key.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WireRequest {
+    /// What follows the base URL.
+    pub path: String,
+    /// Headers beyond `content-type` and the key.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body, JSON.
+    pub body: Bytes,
+}
+
+impl Protocol {
+    /// Writes `request` for `model`.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if the protocol can't carry the request.
+    pub fn encode(
+        self,
+        request: &ChatRequest,
+        model: &str,
+        stream: bool,
+        dialect: &Dialect,
+    ) -> Result<WireRequest, Error> {
+        match self {
+            Protocol::Anthropic => anthropic::encode(request, model, stream, dialect),
+            Protocol::OpenAiChat => openai_chat::encode(request, model, stream, dialect),
+            Protocol::OpenAiResponses => openai_responses::encode(request, model, stream, dialect),
+            Protocol::Gemini => gemini::encode(request, model, stream, dialect),
+            Protocol::Ollama => ollama::encode(request, model, stream, dialect),
+        }
+    }
+
+    /// A decoder of one answer.
+    pub fn decoder(self, framing: Framing, dialect: &Dialect) -> Decoder {
+        let reader: Box<dyn Reader> = match self {
+            Protocol::Anthropic => Box::new(anthropic::Messages::default()),
+            Protocol::OpenAiChat => Box::new(openai_chat::Completions::new(dialect)),
+            Protocol::OpenAiResponses => Box::new(openai_responses::Responses::default()),
+            Protocol::Gemini => Box::new(gemini::Contents::default()),
+            Protocol::Ollama => Box::new(ollama::Lines::default()),
+        };
+        let out = Assembly::new(framing == Framing::Whole);
+        Decoder { framer: Framer::new(framing, dialect.max_event_bytes), reader, out }
+    }
+}
+
+/// What a codec makes of the events of an answer.
+trait Reader: Send {
+    /// One event of a stream: its name, where the framing has names, and its data.
+    fn event(&mut self, name: Option<&str>, data: &str, out: &mut Assembly) -> Result<(), Failure>;
+
+    /// An answer that came whole.
+    fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure>;
+}
+
+/// Decodes one answer from bytes in pieces of any size: the same bytes give the same answer.
+pub struct Decoder {
+    framer: Framer,
+    reader: Box<dyn Reader>,
+    out: Assembly,
+}
+
+impl Decoder {
+    /// Takes the next bytes, and reports what they say.
+    ///
+    /// # Errors
+    /// A [`Failure`] ends the answer: the provider reported an error, or the bytes can't be understood.
+    pub fn feed(&mut self, bytes: Bytes, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
+        self.framer.push(bytes)?;
+        self.read(listener)
+    }
+
+    fn read(&mut self, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        while outcome.is_ok() && !self.out.ended {
+            match self.framer.next() {
+                Ok(Some(event)) => {
+                    outcome = self.reader.event(event.name.as_deref(), &event.data, &mut self.out);
+                }
+                Ok(None) => break,
+                Err(failure) => outcome = Err(failure),
+            }
+        }
+        for delta in self.out.deltas.drain(..) {
+            listener(&delta);
+        }
+        outcome
+    }
+
+    /// Whether the provider has marked the end of its answer: what follows would not be read.
+    pub fn is_done(&self) -> bool {
+        self.out.ended
+    }
+
+    /// The answer, after the last bytes.
+    ///
+    /// # Errors
+    /// [`Truncated`](coral_core::ModelFault::Truncated) if the provider did not end its answer.
+    pub fn finish(mut self) -> Result<ChatResponse, Failure> {
+        if let Some(body) = self.framer.take_whole() {
+            self.reader.whole(&body, &mut self.out)?;
+        } else if !self.out.ended {
+            // Some servers leave out the blank line after their last event. An event that was cut
+            // fails to parse here, and is no more than a broken end.
+            self.framer.close();
+            if let Err(failure) = self.read(&mut |_| {})
+                && failure.fault != coral_core::ModelFault::Malformed
+            {
+                return Err(failure);
+            }
+        }
+        self.out.finish()
+    }
+}
+
+fn to_bytes(body: &serde_json::Map<String, serde_json::Value>) -> Result<Bytes, Error> {
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|error| Error::invalid("chat request", error.to_string()))
+}

@@ -1,0 +1,14 @@
+//! Providers over sockets, against servers on the loopback interface.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+mod anthropic;
+mod codecs;
+mod more_protocols;
+mod openai_chat;
+mod server;
+mod wire_faults;

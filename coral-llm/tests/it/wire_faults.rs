@@ -1,0 +1,210 @@
+//! What goes wrong on the wire, for every protocol alike.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coral_core::{CallContext, ChatModel, ChatRequest, Delta, Error, ErrorClass, ErrorKind, ModelFault};
+use coral_llm::{Provider, Timeouts};
+use serde_json::json;
+
+use crate::server::{Answer, Server};
+
+/// What a listener heard.
+#[derive(Clone, Default)]
+pub(crate) struct Heard(Arc<Mutex<Vec<Delta>>>);
+
+impl Heard {
+    pub(crate) fn text(&self) -> String {
+        self.0.lock().unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    pub(crate) fn arguments(&self, wanted: usize) -> String {
+        let deltas = self.0.lock().unwrap();
+        let fragments = deltas.iter().filter_map(|delta| match delta {
+            Delta::ToolArguments { index, fragment } if *index == wanted => Some(fragment.as_str()),
+            _ => None,
+        });
+        fragments.collect()
+    }
+}
+
+/// A context that listens, and what it hears.
+pub(crate) fn listening() -> (CallContext, Heard) {
+    let heard = Heard::default();
+    let sink = heard.clone();
+    (CallContext::default().on_delta(move |delta| sink.0.lock().unwrap().push(delta.clone())), heard)
+}
+
+const VENDORS: [&str; 2] = ["anthropic", "openai"];
+
+/// The beginning of a stream, and an error in the middle of it.
+fn stream(vendor: &str) -> (&'static str, &'static str) {
+    match vendor {
+        "anthropic" => (
+            "data: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"usage\":{\"input_tokens\":1}}}\n\n\
+             data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"half\"}}\n\n",
+            "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\",\"message\":\"Overloaded\"}}\n\n",
+        ),
+        _ => (
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"half\"}}]}\n\n",
+            "data: {\"error\":{\"code\":503,\"type\":\"overloaded\",\"message\":\"Overloaded\"}}\n\n",
+        ),
+    }
+}
+
+fn provider(vendor: &str, url: &str) -> Provider {
+    Provider::vendor(vendor)
+        .unwrap()
+        .base_url(url)
+        .key("sk-secret")
+        .model("m")
+        .timeouts(Timeouts { first_byte: Duration::from_secs(20), idle: Duration::from_millis(200) })
+        .build()
+        .unwrap()
+}
+
+#[track_caller]
+fn check(error: &Error, expected: ModelFault) {
+    assert!(matches!(error.kind(), ErrorKind::Model { fault, .. } if *fault == expected), "{error:?}");
+}
+
+async fn fails(vendor: &str, answer: Answer) -> Error {
+    let server = Server::start([answer]).await;
+    let error =
+        provider(vendor, &server.url).chat(&ChatRequest::user("?"), &listening().0).await.unwrap_err();
+    assert_eq!(server.seen().len(), 1, "nothing is repeated here");
+    error
+}
+
+#[tokio::test]
+async fn a_stream_without_its_end_mark_is_truncated() {
+    for vendor in VENDORS {
+        let error = fails(vendor, Answer::sse(stream(vendor).0)).await;
+        check(&error, ModelFault::Truncated);
+        assert_eq!(error.class(), ErrorClass::System, "what was paid for is not repeated blindly");
+        check(&fails(vendor, Answer::sse("")).await, ModelFault::Truncated);
+        check(
+            &fails(vendor, Answer::sse(&format!("{}data: {{\"typ", stream(vendor).0))).await,
+            ModelFault::Truncated,
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_cut_is_truncated() {
+    for vendor in VENDORS {
+        check(&fails(vendor, Answer::sse(stream(vendor).0).cut()).await, ModelFault::Truncated);
+    }
+}
+
+#[tokio::test]
+async fn an_error_inside_a_stream_is_the_error_of_its_status() {
+    for vendor in VENDORS {
+        let (begin, error) = stream(vendor);
+        let error = fails(vendor, Answer::sse(&format!("{begin}{error}"))).await;
+        check(&error, ModelFault::Overloaded);
+        assert!(error.to_string().contains("Overloaded"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_the_protocol_is_malformed() {
+    for vendor in VENDORS {
+        check(
+            &fails(vendor, Answer::sse("data: {\"choices\":3,\"type\":7}\n\n")).await,
+            ModelFault::Malformed,
+        );
+        check(&fails(vendor, Answer::sse("data: \u{fffd}not json\n\n")).await, ModelFault::Malformed);
+        check(&fails(vendor, Answer::json(&json!([1]))).await, ModelFault::Malformed);
+        check(&fails(vendor, Answer::json(&json!({}))).await, ModelFault::Malformed);
+    }
+}
+
+#[tokio::test]
+async fn a_silent_stream_times_out_and_its_connection_is_let_go() {
+    for vendor in VENDORS {
+        let server = Server::start([Answer::sse(stream(vendor).0).silent()]).await;
+        let error =
+            provider(vendor, &server.url).chat(&ChatRequest::user("?"), &listening().0).await.unwrap_err();
+        check(&error, ModelFault::Timeout);
+        server.client_gone().await;
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_call_stops_it() {
+    for vendor in VENDORS {
+        let server = Server::start([Answer::sse(stream(vendor).0).silent()]).await;
+        let provider = Provider::vendor(vendor).unwrap().base_url(&server.url).model("m").build().unwrap();
+        let heard = Arc::new(tokio::sync::Notify::new());
+        let sink = heard.clone();
+        let cx = CallContext::default().on_delta(move |_| sink.notify_one());
+        let request = ChatRequest::user("?");
+        let mut call = provider.chat(&request, &cx);
+        tokio::select! {
+            outcome = &mut call => panic!("{outcome:?}"),
+            () = heard.notified() => drop(call),
+        }
+        server.client_gone().await;
+    }
+}
+
+#[tokio::test]
+async fn the_whole_call_keeps_to_its_time() {
+    let server = Server::start([Answer::sse(stream("openai").0).silent()]).await;
+    let provider = Provider::vendor("openai").unwrap().base_url(&server.url).model("m").build().unwrap();
+    let cx = CallContext::default().with_timeout_ms(100);
+    let error = provider.chat(&ChatRequest::user("?"), &cx).await.unwrap_err();
+    check(&error, ModelFault::Timeout);
+}
+
+#[tokio::test]
+async fn statuses_become_faults_with_their_hints() {
+    for vendor in VENDORS {
+        let body = json!({"type": "error", "error": {"type": "rate_limit_error", "message": "slow down, sk-secret"}});
+        let error =
+            fails(vendor, Answer::error("429 Too Many Requests", &body).header("retry-after", "7")).await;
+        check(&error, ModelFault::RateLimited);
+        assert_eq!((error.class(), error.retry_after_ms()), (ErrorClass::Transient, Some(7_000)));
+        assert!(!format!("{error:?}").contains("sk-secret"), "{error:?}");
+        check(&fails(vendor, Answer::error("529 Overloaded", &json!({}))).await, ModelFault::Overloaded);
+        check(
+            &fails(vendor, Answer::error("401 Unauthorized", &json!({}))).await,
+            ModelFault::Authentication,
+        );
+        let redirect =
+            Answer::error("307 Temporary Redirect", &json!({})).header("location", "http://127.0.0.1:9/");
+        check(&fails(vendor, redirect).await, ModelFault::InvalidRequest);
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_is_one_clear_error() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    drop(listener);
+    for vendor in VENDORS {
+        let error = provider(vendor, &url).chat(&ChatRequest::user("?"), &listening().0).await.unwrap_err();
+        check(&error, ModelFault::Connect);
+        assert_eq!(error.class(), ErrorClass::Transient);
+        let text = error.to_string();
+        assert!(text.contains(url.trim_start_matches("http://")) && text.contains("refused"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_whole_is_still_heard() {
+    let body = json!({"choices": [{"finish_reason": "stop", "message": {"content": "hello"}}]});
+    let server = Server::start([Answer::json(&body)]).await;
+    let (cx, heard) = listening();
+    provider("openai", &server.url).chat(&ChatRequest::user("?"), &cx).await.unwrap();
+    assert_eq!(heard.text(), "hello");
+}
+
+#[tokio::test]
+async fn no_debug_shows_a_key() {
+    let builder = Provider::vendor("openai").unwrap().key("sk-secret").header("x-extra", "sk-other");
+    assert!(!format!("{builder:?}").contains("sk-"), "{builder:?}");
+    let provider = builder.base_url("http://127.0.0.1:9").model("m").build().unwrap();
+    assert!(!format!("{provider:?}").contains("sk-"), "{provider:?}");
+}

@@ -1,0 +1,121 @@
+//! What is asked of a policy, and what it answers.
+
+use std::fmt;
+
+use coral_core::Caller;
+use serde::{Deserialize, Serialize};
+
+use crate::path::ProjectPath;
+
+/// What a call does to the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Operation {
+    /// It looks.
+    Read,
+    /// It changes data.
+    Write,
+    /// It runs something, or starts something that runs.
+    Execute,
+}
+
+impl Operation {
+    /// Every operation.
+    pub const ALL: [Operation; 3] = [Operation::Read, Operation::Write, Operation::Execute];
+
+    /// `read`, `write` or `execute`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Read => "read",
+            Operation::Write => "write",
+            Operation::Execute => "execute",
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One call as a policy sees it, its arguments already understood.
+#[derive(Clone, Copy, Debug)]
+pub struct Access<'a> {
+    /// Who calls.
+    pub caller: &'a Caller,
+    /// The server's name.
+    pub server: &'a str,
+    /// The tool's name at its server.
+    pub tool: &'a str,
+    /// What the call does.
+    pub operation: Operation,
+    /// Every place that the arguments name.
+    pub paths: &'a [ProjectPath],
+    /// Whether the call reaches everything under its paths.
+    pub recursive: bool,
+    /// Milliseconds since the Unix epoch.
+    pub now_ms: u64,
+}
+
+/// How a policy decides; the stricter is the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The call may be made.
+    Allow,
+    /// A person must agree first.
+    Ask,
+    /// The call may not be made.
+    Deny,
+}
+
+/// A verdict and the rule behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The rule that decided, readable, with its place where it has one.
+    pub rule: String,
+}
+
+impl Decision {
+    /// The call may be made.
+    pub fn allow(rule: impl Into<String>) -> Self {
+        Decision { verdict: Verdict::Allow, rule: rule.into() }
+    }
+
+    /// A person must agree first.
+    pub fn ask(rule: impl Into<String>) -> Self {
+        Decision { verdict: Verdict::Ask, rule: rule.into() }
+    }
+
+    /// The call may not be made.
+    pub fn deny(rule: impl Into<String>) -> Self {
+        Decision { verdict: Verdict::Deny, rule: rule.into() }
+    }
+
+    /// Whether the call may be made at once.
+    pub fn is_allowed(&self) -> bool {
+        self.verdict == Verdict::Allow
+    }
+}
+
+/// Decides which calls may be made.
+///
+/// # Duties of an implementation
+/// - An explicit refusal beats a question, a question beats an allowance, and what no rule
+///   speaks of is refused.
+/// - Every path of the call must be allowed, not one of them.
+/// - The same question gets the same answer until the policy itself changes.
+pub trait Policy: Send + Sync {
+    /// Decides one call.
+    fn decide(&self, access: &Access<'_>) -> Decision;
+
+    /// Whether some call of some tool of the server could be allowed to `caller`: a server is not
+    /// even started for one who may not use it.
+    fn may_reach(&self, caller: &Caller, server: &str, now_ms: u64) -> bool;
+
+    /// Whether some call of this tool could be allowed to `caller`: which tools an agent is shown.
+    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool;
+}

@@ -1,0 +1,231 @@
+//! Which agent may do what, where: the permission document.
+
+mod document;
+mod rule;
+mod window;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coral_core::{Caller, Category, Error};
+
+use crate::access::{Access, Decision, Operation, Policy};
+
+pub use self::rule::Grant;
+use self::rule::Subject;
+
+/// A promise that the sandbox keeps whatever the grants say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SecurityPolicy {
+    /// Nothing outside of the project: server processes must run in the OS sandbox.
+    NoSystemAccess,
+    /// A call that can't be recorded is not made.
+    AuditAllOperations,
+    /// What looks like a secret is not written in the clear.
+    EncryptSensitiveData,
+    /// Rights end: the sandbox's grants run out and must be renewed.
+    TimeBoundTokens,
+}
+
+impl SecurityPolicy {
+    /// Every policy.
+    pub const ALL: [SecurityPolicy; 4] = [
+        SecurityPolicy::NoSystemAccess,
+        SecurityPolicy::AuditAllOperations,
+        SecurityPolicy::EncryptSensitiveData,
+        SecurityPolicy::TimeBoundTokens,
+    ];
+
+    /// The name in permission files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SecurityPolicy::NoSystemAccess => "no_system_access",
+            SecurityPolicy::AuditAllOperations => "audit_all_operations",
+            SecurityPolicy::EncryptSensitiveData => "encrypt_sensitive_data",
+            SecurityPolicy::TimeBoundTokens => "time_bound_tokens",
+        }
+    }
+}
+
+/// Which agent may use which server, for which operation, on which paths.
+///
+/// A refusal beats a question, a question beats a grant, and what nothing speaks of is refused.
+/// An agent that the document does not name may do nothing.
+///
+/// Beside the four keys of a grant (`mcp_servers`, `operations`, `paths`, `tools`) an agent may
+/// have `valid_from`, `valid_until` (RFC 3339) and `hours` (`08:00-18:00`, UTC), `projects` and
+/// `phases`, and the lists `deny` and `ask` of rules with the same keys. `categories` grants to
+/// `core` and `specialist` agents; `deny` and `ask` beside `agents` bind everyone.
+///
+/// ```
+/// use coral_core::Caller;
+/// use coral_mcp::{Access, Operation, Permissions, Policy};
+///
+/// let permissions = Permissions::from_yaml(
+///     r#"
+/// permission_model:
+///   agents:
+///     technical_writer:
+///       mcp_servers: ["filesystem"]
+///       operations: ["read", "write"]
+///       paths: ["/project/docs"]
+///       deny:
+///         - paths: ["/project/docs/signed"]
+///           operations: ["write"]
+///   security_policies: [no_system_access, audit_all_operations]
+/// "#,
+///     "permissions.yaml",
+/// )?;
+/// let writer = Caller::agent("technical_writer");
+/// let decide = |operation, path: &str| {
+///     let paths = [path.parse().unwrap()];
+///     permissions.decide(&Access {
+///         caller: &writer,
+///         server: "filesystem",
+///         tool: "write_file",
+///         operation,
+///         paths: &paths,
+///         recursive: false,
+///         now_ms: 0,
+///     })
+/// };
+/// assert!(decide(Operation::Write, "docs/api.md").is_allowed());
+/// assert!(!decide(Operation::Write, "docs/signed/nda.md").is_allowed());
+/// let refused = decide(Operation::Write, "src/main.rs");
+/// assert_eq!(
+///     refused.rule,
+///     "`/project/src/main.rs` is not among the paths granted at permissions.yaml:5",
+/// );
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Permissions {
+    agents: BTreeMap<String, Subject>,
+    categories: BTreeMap<Category, Subject>,
+    everyone: Subject,
+    security: BTreeSet<SecurityPolicy>,
+    source: String,
+    digest: String,
+}
+
+impl Permissions {
+    /// A document that grants nothing.
+    pub fn new() -> Self {
+        Permissions { source: "code".to_owned(), ..Default::default() }
+    }
+
+    /// Reads a permission file; `name` stands in messages and in the rules named by decisions.
+    ///
+    /// # Errors
+    /// [`Problems`](coral_core::ErrorKind::Problems) with every problem and its line.
+    pub fn from_yaml(text: &str, name: &str) -> Result<Self, Error> {
+        document::parse(text, name)
+    }
+
+    /// Grants `grant` to an agent, on top of what it has.
+    #[must_use]
+    pub fn grant(mut self, agent: impl Into<String>, grant: Grant) -> Self {
+        self.agents.entry(agent.into()).or_default().grants.push(grant);
+        self.digest.clear();
+        self
+    }
+
+    /// Switches on a security policy.
+    #[must_use]
+    pub fn enforce(mut self, policy: SecurityPolicy) -> Self {
+        self.security.insert(policy);
+        self.digest.clear();
+        self
+    }
+
+    /// Whether a security policy is on.
+    pub fn enforces(&self, policy: SecurityPolicy) -> bool {
+        self.security.contains(&policy)
+    }
+
+    /// The agents that the document names.
+    pub fn agents(&self) -> impl Iterator<Item = &str> {
+        self.agents.keys().map(String::as_str)
+    }
+
+    /// Where the document came from.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The hash of the document: audit records name it.
+    pub fn digest(&self) -> String {
+        if self.digest.is_empty() {
+            coral_core::sha256_hex(
+                format!("{:?}", (&self.agents, &self.categories, &self.everyone)).as_bytes(),
+            )
+        } else {
+            self.digest.clone()
+        }
+    }
+
+    /// Everything that speaks of `caller`, its own rules first.
+    fn subjects<'a>(&'a self, caller: &Caller) -> impl Iterator<Item = &'a Subject> + use<'a> {
+        self.agents
+            .get(caller.agent.as_ref())
+            .into_iter()
+            .chain(self.categories.get(&caller.category))
+            .chain([&self.everyone])
+    }
+}
+
+impl Policy for Permissions {
+    fn decide(&self, access: &Access<'_>) -> Decision {
+        if access.caller.agent.is_empty() {
+            return Decision::deny("a caller without an agent's id has no rights");
+        }
+        for subject in self.subjects(access.caller) {
+            if let Some(rule) = subject.deny.iter().find(|rule| rule.matches(access)) {
+                return Decision::deny(format!("refused by the `deny` rule at {}", rule.place));
+            }
+        }
+        let mut granted = None;
+        let mut closest: Option<(u8, String)> = None;
+        for grant in self.subjects(access.caller).flat_map(|subject| &subject.grants) {
+            match grant.covers(access) {
+                Ok(()) => {
+                    granted = Some(grant);
+                    break;
+                }
+                Err(miss) if closest.as_ref().is_none_or(|(depth, _)| miss.0 > *depth) => {
+                    closest = Some(miss);
+                }
+                Err(_) => {}
+            }
+        }
+        let Some(grant) = granted else {
+            return Decision::deny(match closest {
+                Some((_, why)) => why,
+                None => format!("no grant names agent `{}` in {}", access.caller.agent, self.source),
+            });
+        };
+        for subject in self.subjects(access.caller) {
+            if let Some(rule) = subject.ask.iter().find(|rule| rule.matches(access)) {
+                return Decision::ask(format!("a person must agree, by the `ask` rule at {}", rule.place));
+            }
+        }
+        Decision::allow(format!("granted at {}", grant.place))
+    }
+
+    fn may_reach(&self, caller: &Caller, server: &str, now_ms: u64) -> bool {
+        !caller.agent.is_empty()
+            && self
+                .subjects(caller)
+                .flat_map(|s| &s.grants)
+                .any(|grant| grant.reaches(caller, server, now_ms))
+    }
+
+    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool {
+        let access = Access { caller, server, tool, operation, paths: &[], recursive: false, now_ms };
+        !caller.agent.is_empty()
+            && self
+                .subjects(caller)
+                .flat_map(|s| &s.deny)
+                .all(|rule| rule.has_paths() || !rule.matches(&access))
+            && self.subjects(caller).flat_map(|s| &s.grants).any(|grant| grant.covers(&access).is_ok())
+    }
+}

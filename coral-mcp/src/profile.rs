@@ -1,0 +1,123 @@
+//! What the tools of known servers do, and which of their arguments name what.
+
+mod selector;
+
+use std::collections::BTreeMap;
+
+use coral_core::{EffectClass, Error};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::access::Operation;
+use crate::path::ProjectPath;
+use crate::yaml;
+
+use self::selector::Selector;
+
+/// What a server's tools do: data, one file per kind of server.
+///
+/// A tool that a profile does not name is classed by its annotations, which may raise its class
+/// but never lower it: without a profile every tool counts as `execute` and irreversible.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The kind of server, such as `filesystem`.
+    pub name: String,
+    /// One sentence on what it is for.
+    #[serde(default)]
+    pub summary: String,
+    /// The packages that implement it, such as `npm:@modelcontextprotocol/server-filesystem`.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// The tools, by their names at the server.
+    #[serde(default)]
+    pub(crate) tools: BTreeMap<String, ToolProfile>,
+}
+
+/// What one tool does.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ToolProfile {
+    pub(crate) operation: Operation,
+    #[serde(default)]
+    pub(crate) effect: EffectClass,
+    /// The arguments that name places in the project.
+    #[serde(default)]
+    pub(crate) paths: Vec<Selector>,
+    /// Whether the tool reaches everything under its paths.
+    #[serde(default)]
+    pub(crate) recursive: bool,
+    /// What the tool takes for arguments that are left out.
+    #[serde(default)]
+    pub(crate) defaults: Map<String, Value>,
+}
+
+impl ToolProfile {
+    /// For a tool that nothing is known of.
+    pub(crate) fn strictest() -> Self {
+        ToolProfile {
+            operation: Operation::Execute,
+            effect: EffectClass::Irreversible,
+            paths: Vec::new(),
+            recursive: false,
+            defaults: Map::new(),
+        }
+    }
+}
+
+impl Profile {
+    /// Reads a profile; `name` stands in messages.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) with the line.
+    pub fn from_yaml(text: &str, name: &str) -> Result<Self, Error> {
+        yaml::parse(text, "profile", name)
+    }
+
+    /// The profile of the built-in file system server, and of the public one with the same tools.
+    ///
+    /// # Errors
+    /// None in a released build: a test reads every built-in profile.
+    pub fn filesystem() -> Result<Self, Error> {
+        Profile::from_yaml(include_str!("../profiles/filesystem.yaml"), "profiles/filesystem.yaml")
+    }
+
+    /// The operation that a tool counts as, where the profile knows the tool.
+    pub fn operation(&self, tool: &str) -> Option<Operation> {
+        self.tools.get(tool).map(|t| t.operation)
+    }
+}
+
+/// A call's arguments, understood.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Reading {
+    /// The arguments with their defaults, paths in canonical form.
+    pub(crate) arguments: Map<String, Value>,
+    /// The places that they name.
+    pub(crate) paths: Vec<ProjectPath>,
+}
+
+impl ToolProfile {
+    /// Finds the places that `arguments` names, and rewrites each through `spell`: what the
+    /// policy checked is what the server gets.
+    pub(crate) fn read(
+        &self,
+        arguments: &Map<String, Value>,
+        spell: &dyn Fn(&ProjectPath) -> String,
+    ) -> Result<Reading, String> {
+        let mut arguments = arguments.clone();
+        for (key, value) in &self.defaults {
+            arguments.entry(key).or_insert_with(|| value.clone());
+        }
+        let mut paths = Vec::new();
+        for selector in &self.paths {
+            selector.rewrite(&mut arguments, &mut |text| {
+                let path = ProjectPath::parse(text)?;
+                let spelled = spell(&path);
+                paths.push(path);
+                Ok(spelled)
+            })?;
+        }
+        Ok(Reading { arguments, paths })
+    }
+}

@@ -1,0 +1,40 @@
+//! Text that came from outside, made safe to show.
+
+use crate::path::is_unseen;
+
+/// `text` without terminal escapes and invisible characters, cut to `max_bytes` with a note of
+/// what is missing.
+pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
+    let mut kept = String::with_capacity(text.len().min(max_bytes));
+    let mut rest = text.char_indices();
+    for (at, c) in rest.by_ref() {
+        if kept.len() + c.len_utf8() > max_bytes {
+            kept.push_str(&format!("\n[cut off: {} more bytes]", text.len() - at));
+            break;
+        }
+        // A file may hold joiners and variation selectors that its script or an emoji needs;
+        // these show in what is around them.
+        let harmless = matches!(c, '\n' | '\t' | '\r' | '\u{200c}' | '\u{200d}' | '\u{fe0f}');
+        if harmless || !is_unseen(c) {
+            kept.push(c);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_and_tags_go_and_the_rest_stays() {
+        assert_eq!(clean("a\u{1b}[31mb\u{e0041}\u{202e}c\td\n", 100), "a[31mbc\td\n");
+        assert_eq!(clean("größe 👩‍💻", 100), "größe 👩‍💻");
+    }
+
+    #[test]
+    fn a_cut_falls_between_characters() {
+        assert_eq!(clean("ääää", 5), "ää\n[cut off: 4 more bytes]");
+        assert_eq!(clean("abcde", 5), "abcde");
+    }
+}

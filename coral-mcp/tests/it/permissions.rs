@@ -1,0 +1,290 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coral_core::{Caller, Category, Error, ErrorKind, ManualClock, Toolbox};
+use coral_mcp::{Access, Approval, Approver, Operation, Permissions, Policy, Verdict};
+use serde_json::json;
+
+use crate::desk::{Desk, PERMISSIONS};
+
+#[tokio::test]
+async fn the_permission_file_is_enforced_as_it_stands() {
+    let desk = Desk::new(PERMISSIONS).await;
+    let read = |agent, path| desk.call(agent, "filesystem__read_file", json!({"path": path}));
+    let write =
+        |agent, path| desk.call(agent, "filesystem__write_file", json!({"path": path, "content": "x"}));
+
+    Desk::ok(read("project_architect", "docs/plan.md").await);
+    assert_eq!(
+        Desk::denied(write("project_architect", "docs/plan.md").await),
+        "operation `write` is not among those granted at permissions.yaml:5"
+    );
+    Desk::ok(write("backend_developer", "src/lib.rs").await);
+    Desk::ok(write("backend_developer", "/project/tests/new.rs").await);
+    assert_eq!(
+        Desk::denied(write("backend_developer", "docs/plan.md").await),
+        "`/project/docs/plan.md` is not among the paths granted at permissions.yaml:9"
+    );
+    assert!(
+        Desk::denied(read("backend_developer", "srcx/other.rs").await).contains("/project/srcx/other.rs")
+    );
+    assert!(Desk::denied(read("devops_deployment", "src/main.rs").await).contains("server `filesystem`"));
+    assert!(Desk::denied(read("nobody", "docs/plan.md").await).contains("server `filesystem`"));
+    assert!(Desk::denied(read("", "docs/plan.md").await).contains("server `filesystem`"));
+    assert_eq!(desk.decided(Verdict::Allow), 3);
+    assert_eq!(desk.decided(Verdict::Deny), 6);
+}
+
+#[tokio::test]
+async fn an_agent_sees_the_tools_that_it_may_call() {
+    let desk = Desk::new(PERMISSIONS).await;
+    let names = |agent: &'static str| {
+        let tools = &desk.tools;
+        async move {
+            let tools = tools.list(&Caller::agent(agent)).await.unwrap();
+            tools.into_iter().map(|t| t.name).collect::<Vec<_>>()
+        }
+    };
+    let architect = names("project_architect").await;
+    assert!(architect.contains(&"filesystem__read_file".to_owned()));
+    assert!(!architect.contains(&"filesystem__write_file".to_owned()));
+    assert!(names("backend_developer").await.contains(&"filesystem__write_file".to_owned()));
+    assert!(names("devops_deployment").await.is_empty());
+    assert!(names("nobody").await.is_empty());
+}
+
+fn decide(permissions: &Permissions, caller: &Caller, tool: &str, path: &str, now_ms: u64) -> Verdict {
+    let paths = [path.parse().unwrap()];
+    let operation = if tool.starts_with("write") { Operation::Write } else { Operation::Read };
+    let recursive = tool == "directory_tree";
+    permissions
+        .decide(&Access { caller, server: "filesystem", tool, operation, paths: &paths, recursive, now_ms })
+        .verdict
+}
+
+#[test]
+fn refusal_beats_question_beats_grant() {
+    let permissions = Permissions::from_yaml(
+        r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["filesystem"]
+      operations: ["read", "write"]
+      paths: ["/project"]
+      tools: ["*_file", "filesystem__directory_*"]
+      ask:
+        - paths: ["/project/.github"]
+      deny:
+        - paths: ["/project/.github/workflows"]
+          operations: ["write"]
+  deny:
+    - paths: ["/project/.env"]
+"#,
+        "p.yaml",
+    )
+    .unwrap();
+    let dev = Caller::agent("dev");
+    for (tool, path, expected) in [
+        ("write_file", "src/x", Verdict::Allow),
+        ("write_file", ".github/x", Verdict::Ask),
+        ("write_file", ".github/workflows/ci.yml", Verdict::Deny),
+        ("write_file", ".GitHub/Workflows/ci.yml", Verdict::Deny),
+        ("read_file", ".github/workflows/ci.yml", Verdict::Ask),
+        ("read_file", ".env", Verdict::Deny),
+        ("read_file", ".environment", Verdict::Allow),
+        // What reaches everything under a place reaches what is refused there.
+        ("directory_tree", "", Verdict::Deny),
+        ("directory_tree", "src", Verdict::Allow),
+        ("search_files", "src", Verdict::Deny),
+    ] {
+        assert_eq!(decide(&permissions, &dev, tool, path, 0), expected, "{tool} {path}");
+    }
+}
+
+#[test]
+fn grants_go_by_category_project_phase_and_time() {
+    let permissions = Permissions::from_yaml(
+        r#"
+permission_model:
+  categories:
+    core:
+      mcp_servers: ["*"]
+      operations: ["read"]
+      paths: ["/project"]
+  agents:
+    night:
+      mcp_servers: ["filesystem"]
+      operations: ["read"]
+      paths: ["/project"]
+      valid_from: "1970-01-02T00:00:00Z"
+      valid_until: "1970-01-03T00:00:00Z"
+      hours: "22:00-06:00"
+      projects: ["shop"]
+      phases: ["build", "test"]
+"#,
+        "p.yaml",
+    )
+    .unwrap();
+    let hour = 3_600_000;
+    let mut night = Caller { project: "shop".into(), phase: "test".into(), ..Caller::agent("night") };
+    for (at, expected) in [
+        (23 * hour, Verdict::Deny),
+        (25 * hour, Verdict::Allow),
+        (31 * hour, Verdict::Deny),
+        (47 * hour, Verdict::Allow),
+        (48 * hour, Verdict::Deny),
+    ] {
+        assert_eq!(decide(&permissions, &night, "read_file", "a", at), expected, "{at}");
+    }
+    night.phase = "release".into();
+    assert_eq!(decide(&permissions, &night, "read_file", "a", 25 * hour), Verdict::Deny);
+    let anyone = Caller { category: Category::Core, ..Caller::agent("anyone") };
+    assert_eq!(decide(&permissions, &anyone, "read_file", "a", 0), Verdict::Allow);
+    assert_eq!(decide(&permissions, &anyone, "write_file", "a", 0), Verdict::Deny);
+}
+
+#[test]
+fn every_problem_of_a_file_is_told_with_its_line() {
+    let error = Permissions::from_yaml(
+        r#"permission_model:
+  agents:
+    dev:
+      mcp_servers: ["file system", "a__b"]
+      operations: ["raed"]
+      paths:
+        - "src"
+        - "/project/../etc"
+        - "/etc"
+      tools: ["github__*"]
+      valid_until: "tomorrow"
+      hours: "9-5"
+      deny:
+        - {}
+        - paths: []
+  categories:
+    boss: {}
+  security_policies: [no_system_acces]
+"#,
+        "p.yaml",
+    )
+    .unwrap_err();
+    let ErrorKind::Problems { problems, .. } = error.kind() else { panic!("{error}") };
+    let mut lines: Vec<u32> = problems
+        .iter()
+        .map(|p| p.strip_prefix("p.yaml:").unwrap().split(':').next().unwrap().parse().unwrap())
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [4, 4, 5, 7, 8, 9, 10, 11, 12, 14, 15, 17, 18], "{problems:#?}");
+    assert!(error.to_string().contains("did you mean `no_system_access`?"), "{error}");
+    assert!(error.to_string().contains("did you mean `read`?"), "{error}");
+}
+
+#[test]
+fn what_is_not_yaml_of_this_shape_is_told_with_its_line() {
+    for (text, line, words) in [
+        ("permission_model:\n  agents: [\n", 2, ""),
+        ("permission_model:\n  agnts: {}\n", 2, "agnts"),
+        ("permission_model:\n  agents:\n    dev:\n      path: [/project]\n", 4, "path"),
+        ("permission_model:\n  agents:\n    dev: {}\n    dev: {}\n", 4, "dev"),
+        ("permission_model:\n  agents:\n    dev:\n      paths: /project\n", 4, ""),
+    ] {
+        let error = Permissions::from_yaml(text, "p.yaml").unwrap_err();
+        assert_eq!(error.class(), coral_core::ErrorClass::User);
+        let place = error.place().unwrap();
+        let found: u32 = place.strip_prefix("p.yaml:").unwrap().parse().unwrap();
+        assert!(found.abs_diff(line) <= 1, "{text}: {error}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    for text in ["", "[]", "other: 1"] {
+        assert!(Permissions::from_yaml(text, "p.yaml").is_err(), "{text}");
+    }
+}
+
+struct Person(bool);
+
+#[async_trait]
+impl Approver for Person {
+    async fn approve(&self, question: &Approval) -> Result<bool, Error> {
+        assert_eq!(question.tool, "filesystem__write_file");
+        assert_eq!(question.arguments["path"], "src/x", "the canonical path is shown");
+        assert_eq!(question.digest.len(), 64);
+        Ok(self.0)
+    }
+}
+
+#[tokio::test]
+async fn a_person_is_asked_where_a_rule_wants_it() {
+    let asking = PERMISSIONS.replace(
+        "paths: [\"/project/src\", \"/project/tests\"]",
+        "paths: [\"/project/src\"]\n      ask: [{operations: [write]}]",
+    );
+    let write = json!({"path": "/project/./src/x", "content": "x"});
+    for (answer, written) in [(Some(true), true), (Some(false), false), (None, false)] {
+        let desk = Desk::with(&asking, |b| match answer {
+            Some(answer) => b.approver(Person(answer)),
+            None => b,
+        })
+        .await;
+        let result = desk.call("backend_developer", "filesystem__write_file", write.clone()).await;
+        assert_eq!(result.is_ok(), written, "{answer:?}");
+        assert_eq!(desk.project().join("src/x").exists(), written);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_of_the_embedder_narrows_and_never_widens() {
+    struct Never;
+    impl Policy for Never {
+        fn decide(&self, _: &Access<'_>) -> coral_mcp::Decision {
+            coral_mcp::Decision::deny("closed today")
+        }
+        fn may_reach(&self, _: &Caller, _: &str, _: u64) -> bool {
+            true
+        }
+        fn may_see(&self, _: &Caller, _: &str, _: &str, _: Operation, _: u64) -> bool {
+            true
+        }
+    }
+    let desk = Desk::with(PERMISSIONS, |b| b.policy(Never)).await;
+    let read = desk.call("backend_developer", "filesystem__read_file", json!({"path": "src/main.rs"})).await;
+    assert_eq!(Desk::denied(read), "closed today");
+    let widened = desk.tools.list(&Caller::agent("nobody")).await.unwrap();
+    assert!(widened.is_empty());
+}
+
+#[tokio::test]
+async fn grants_run_out_and_are_renewed_under_time_bound_tokens() {
+    let clock = Arc::new(ManualClock::at_ms(1_000));
+    struct Shared(Arc<ManualClock>);
+    impl coral_core::Clock for Shared {
+        fn now_ms(&self) -> u64 {
+            self.0.now_ms()
+        }
+        fn random(&self) -> u64 {
+            self.0.random()
+        }
+    }
+    let shared = Shared(Arc::clone(&clock));
+    let hour = std::time::Duration::from_secs(3_600);
+    let desk = Desk::with(PERMISSIONS, |b| b.clock(shared).lifetime(hour)).await;
+    let read = || desk.call("backend_developer", "filesystem__read_file", json!({"path": "src/main.rs"}));
+    Desk::ok(read().await);
+    clock.advance_ms(3_600_000);
+    assert!(Desk::denied(read().await).contains("time_bound_tokens"));
+    assert!(desk.tools.list(&Caller::agent("backend_developer")).await.unwrap().is_empty());
+    desk.tools.renew();
+    Desk::ok(read().await);
+}
+
+#[tokio::test]
+async fn secrets_are_not_written_in_the_clear() {
+    let desk = Desk::new(PERMISSIONS).await;
+    let token = format!("{}{}", "ghp_", "a1b2c3d4e5f6g7h8i9j0k1l2m3n4o5p6q7r8");
+    let write = json!({"path": "src/config.rs", "content": format!("const TOKEN: &str = \"{token}\";")});
+    let reason = Desk::denied(desk.call("backend_developer", "filesystem__write_file", write).await);
+    assert!(reason.contains("encrypt_sensitive_data"), "{reason}");
+    assert!(!desk.project().join("src/config.rs").exists());
+    let audited = serde_json::to_string(&desk.audit.records()).unwrap();
+    assert!(!audited.contains(&token));
+}
