@@ -5,6 +5,7 @@ mod crash;
 mod engine;
 mod nesting;
 mod prompt_agent;
+mod properties;
 mod resilience;
 mod resources;
 mod support;
