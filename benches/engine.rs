@@ -1,10 +1,15 @@
 //! What the engine costs per step: see `benches/README.md`.
 
 use std::cell::RefCell;
+use std::time::Duration;
 
 use coral_benches::{
-    Bytes, Cost, Entrant, Outcome, Peer, Peers, Report, Rounds, Shape, Threads, block_on, wanted,
+    BareSqlite, Bytes, Cost, Entrant, Outcome, Peer, Peers, Report, Rounds, Shape, Threads, Writers,
+    block_on, scratch_dir, wanted,
 };
+
+/// Runs that are written at once.
+const WRITERS: usize = 64;
 
 fn main() -> Outcome {
     let mut report = Report::new("engine");
@@ -27,8 +32,42 @@ fn main() -> Outcome {
             }
         }
     }
+    journal(&mut report)?;
     report.finish()
 }
+
+/// Events per second that are durable, each waited for by its writer.
+fn journal(report: &mut Report) -> Outcome {
+    let case = "SQLite journal, synced";
+    if !wanted(case) {
+        return Ok(());
+    }
+    let dir = scratch_dir()?;
+    let runtime = Threads::Two.runtime()?;
+    let mut bare = BareSqlite::new(dir.path())?;
+    let mut one = runtime.block_on(Writers::new(dir.path(), 1))?;
+    let mut many = runtime.block_on(Writers::new(dir.path(), WRITERS))?;
+    let mut entrants = [
+        Entrant::new("bare SQLite", 1, |times| bare.write_each(times)),
+        Entrant::new("one writer", 1, |times| runtime.block_on(one.write(times))),
+        Entrant::new("many writers", WRITERS as u64, |times| runtime.block_on(many.write(times))),
+    ];
+    let costs = Rounds::as_asked().of(7, Duration::from_millis(400)).run(&mut entrants)?;
+    let [bare, one, many] = costs.as_slice() else { return Ok(()) };
+    let per_second = |cost: &Cost| 1e6 / cost.wall_us;
+    let peer = "rusqlite, a transaction each";
+    report.row(format!("{case}, 1 writer"), "events/s", per_second(one), peer, Some(per_second(bare)));
+    report.row(
+        format!("{case}, {WRITERS} writers"),
+        "events/s",
+        per_second(many),
+        peer,
+        Some(per_second(bare)),
+    );
+    Ok(())
+}
+
+type Figure = fn(&Cost) -> f64;
 
 struct Case {
     name: String,
@@ -66,7 +105,7 @@ impl Case {
         }
         let costs = Rounds::as_asked().run(&mut entrants)?;
         let [ours, bare, watched, others @ ..] = costs.as_slice() else { return Ok(()) };
-        let units: [(&str, fn(&Cost) -> f64); 2] =
+        let units: [(&str, Figure); 2] =
             [("CPU µs/step", |cost| cost.cpu_us), ("wall µs/step", |cost| cost.wall_us)];
         for (unit, of) in units {
             report.row(&self.name, unit, of(ours), "tokio", Some(of(bare)));

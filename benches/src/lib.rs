@@ -19,12 +19,18 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod disk;
+mod langgraph;
 mod measure;
+mod memory;
 mod peers;
 mod report;
 mod shapes;
 
+pub use crate::disk::{BareSqlite, Writers, scratch_dir};
+pub use crate::langgraph::LangGraph;
 pub use crate::measure::{Cost, Entrant, Outcome, Rounds, Stopwatch, is_quick, wanted};
+pub use crate::memory::{Waiting, resident_bytes};
 pub use crate::peers::{Peer, Peers};
 pub use crate::report::{Report, Row};
 pub use crate::shapes::{Bytes, Shape, State, Threads, block_on};

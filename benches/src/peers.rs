@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Cost, Outcome};
@@ -53,13 +54,44 @@ enum Answer {
     Error(String),
 }
 
-/// The peers' process. It works only while it has an order, so its turns can alternate with others'.
+/// A process that answers each line with a line. It works only while it has an order, so its turns can
+/// alternate with others'.
 #[derive(Debug)]
-pub struct Peers {
+pub(crate) struct Process {
     child: Child,
     orders: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
 }
+
+impl Process {
+    pub(crate) fn start(command: &mut Command) -> Outcome<Self> {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (orders, answers) = (child.stdin.take(), child.stdout.take());
+        let answers = BufReader::new(answers.ok_or("the process has no output")?);
+        Ok(Process { child, orders, answers })
+    }
+
+    pub(crate) fn ask<A: DeserializeOwned>(&mut self, order: &impl Serialize) -> Outcome<A> {
+        let orders = self.orders.as_mut().ok_or("the process has ended")?;
+        writeln!(orders, "{}", serde_json::to_string(order)?)?;
+        orders.flush()?;
+        let mut answer = String::new();
+        self.answers.read_line(&mut answer)?;
+        Ok(serde_json::from_str(&answer)?)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // The process ends with its input.
+        drop(self.orders.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// The Rust peers' process.
+#[derive(Debug)]
+pub struct Peers(Process);
 
 impl Peers {
     /// Builds the peers and starts them.
@@ -81,13 +113,7 @@ impl Peers {
                 format!("`cargo build --manifest-path {}` failed ({built})", manifest.display()).into()
             );
         }
-        let mut child = Command::new(target.join("release/coral-bench-peers"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let (orders, answers) = (child.stdin.take(), child.stdout.take());
-        let answers = BufReader::new(answers.ok_or("the peers have no output")?);
-        Ok(Peers { child, orders, answers })
+        Process::start(&mut Command::new(target.join("release/coral-bench-peers"))).map(Peers)
     }
 
     /// Runs a shape on a peer; gives what one step cost.
@@ -107,22 +133,9 @@ impl Peers {
             Shape::FanOut => (0, Shape::WIDTH),
         };
         let order = Order { peer, chain, fan_out, state, threads: threads.count(), times };
-        let orders = self.orders.as_mut().ok_or("the peers have ended")?;
-        writeln!(orders, "{}", serde_json::to_string(&order)?)?;
-        orders.flush()?;
-        let mut answer = String::new();
-        self.answers.read_line(&mut answer)?;
-        match serde_json::from_str(&answer)? {
+        match self.0.ask(&order)? {
             Answer::Cost { cpu_us, wall_us } => Ok(Cost { cpu_us, wall_us }),
             Answer::Error(error) => Err(error.into()),
         }
-    }
-}
-
-impl Drop for Peers {
-    fn drop(&mut self) {
-        // The process ends with its input.
-        drop(self.orders.take());
-        let _ = self.child.wait();
     }
 }

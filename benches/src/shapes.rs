@@ -66,15 +66,33 @@ impl Shape {
         Ok(Program::new(&self)?)
     }
 
-    /// Runs `program` so many times, one after the other, journaled in memory.
+    /// Runs `program` so many times, one after the other, each with a journal in memory of its own: what is
+    /// left of a run goes with it, as it does with the peers.
     ///
     /// # Errors
     /// Those of the engine; if a run loses its state.
     pub async fn run(self, program: Program<State, State>, state: State, times: u64) -> Outcome {
-        let runner = Runner::builder().journal(MemoryJournal::new()).build();
         for _ in 0..times {
-            let output = runner.start(&program, state.clone()).await?.output().await?;
-            same(&output, &state)?;
+            let runner = Runner::builder().journal(MemoryJournal::new()).build();
+            self.run_on(&runner, &program, &state, 1).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs `program` so many times, one after the other, on one runner.
+    ///
+    /// # Errors
+    /// Those of the engine; if a run loses its state.
+    pub async fn run_on(
+        self,
+        runner: &Runner,
+        program: &Program<State, State>,
+        state: &State,
+        times: u64,
+    ) -> Outcome {
+        for _ in 0..times {
+            let output = runner.start(program, state.clone()).await?.output().await?;
+            same(&output, state)?;
         }
         Ok(())
     }
@@ -84,8 +102,8 @@ impl Shape {
     /// # Errors
     /// As [`run`](Self::run).
     pub async fn run_watched(self, program: Program<State, State>, state: State, times: u64) -> Outcome {
-        let runner = Runner::builder().journal(MemoryJournal::new()).build();
         for _ in 0..times {
+            let runner = Runner::builder().journal(MemoryJournal::new()).build();
             let run = runner.start(&program, state.clone()).await?;
             let mut events = run.events(1);
             let mut seen = 0;

@@ -278,7 +278,9 @@ impl<'a> Check<'a> {
             }
             if let Err(error) = PromptAgent::with_partials(AgentSpec::clone(spec), &partials) {
                 let (subject, message) = match error.kind() {
-                    ErrorKind::Invalid { what, problem } if what.starts_with(&about) => (what.clone(), problem.clone()),
+                    ErrorKind::Invalid { what, problem } if what.starts_with(&about) => {
+                        (what.clone(), problem.clone())
+                    }
                     ErrorKind::Invalid { what, problem } => (format!("{about}, {what}"), problem.clone()),
                     other => (about.clone(), other.to_string()),
                 };

@@ -116,11 +116,15 @@ fn build(base: &Registry, seen: &Texts, good: &Texts) -> (Registry, Texts, Loade
         (registry, loaded)
     };
     let (mut registry, loaded) = take(seen);
-    let bad: BTreeSet<String> = loaded.skipped.iter().map(|skipped| skipped.file.to_string_lossy().into_owned()).collect();
+    let bad: BTreeSet<String> =
+        loaded.skipped.iter().map(|skipped| skipped.file.to_string_lossy().into_owned()).collect();
     let mut in_force = seen.clone();
     in_force.retain(|file, _| !bad.contains(file));
-    let fallback: Texts =
-        good.iter().filter(|(file, _)| bad.contains(*file)).map(|(file, text)| (file.clone(), text.clone())).collect();
+    let fallback: Texts = good
+        .iter()
+        .filter(|(file, _)| bad.contains(*file))
+        .map(|(file, text)| (file.clone(), text.clone()))
+        .collect();
     if !fallback.is_empty() {
         in_force.extend(fallback);
         registry = take(&in_force).0;
@@ -134,7 +138,10 @@ fn differences(old: &Registry, new: &Registry) -> Changes {
         new: impl Iterator<Item = (&'a str, T)>,
     ) -> (Vec<String>, Vec<String>) {
         let (old, new): (BTreeMap<&str, T>, BTreeMap<&str, T>) = (old.collect(), new.collect());
-        let differ = new.iter().filter(|(name, value)| old.get(*name) != Some(value)).map(|(name, _)| (*name).to_owned());
+        let differ = new
+            .iter()
+            .filter(|(name, value)| old.get(*name) != Some(value))
+            .map(|(name, _)| (*name).to_owned());
         let gone = old.keys().filter(|name| !new.contains_key(*name)).map(|name| (*name).to_owned());
         (differ.collect(), gone.collect())
     }

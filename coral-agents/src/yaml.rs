@@ -1,20 +1,32 @@
 //! YAML as a tree that knows its lines.
 //!
-//! The YAML crate deserialises straight into a type and ends at the first error. A file that
-//! people write deserves all of its problems in one go, with lines; so the text becomes a tree
-//! of [`Node`]s first, and typed values are read from the tree.
+//! A deserialiser ends at the first value that does not fit. A file that people write deserves
+//! all of its problems in one go, with lines; so the parser's events become a tree of [`Node`]s
+//! first, and typed values are read from the tree.
 
 mod de;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use granit_parser::{Event, Options, Parser, ScalarStyle, Span, Tag};
+use serde::de::Deserialize;
 #[cfg(test)]
 use serde_json::Value;
-use serde_saphyr::Spanned;
 
 use crate::problem::Problem;
 
 /// The largest text that is looked at.
 pub(crate) const MAX_BYTES: usize = 4 << 20;
+
+/// The most values that a text may have, those that aliases repeat counted each time.
+const MAX_NODES: usize = 100_000;
+
+/// The most keys that a mapping may have.
+const MAX_KEYS: usize = 2_000;
+
+/// How deep values may be nested.
+const MAX_DEPTH: usize = 48;
 
 /// A value of a YAML text and the line that it begins on, from 1.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,54 +64,199 @@ pub(crate) fn parse(text: &str, first_line: usize) -> Result<Node, Problem> {
             format!("the text has {} bytes, and {MAX_BYTES} is the most that is read", text.len()),
         ));
     }
-    let options = serde_saphyr::options! {
-        strict_booleans: true,
-        leading_zero_numbers_as_strings: true,
-        with_snippet: false,
-        budget: serde_saphyr::budget! { max_nodes: 100_000, max_depth: 48, max_documents: 1 },
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 20_000 },
+    let options = granit_parser::options! {
+        disallow_directives: true,
+        flow_nesting_limit: MAX_DEPTH,
+        block_nesting_limit: MAX_DEPTH,
     };
-    let mut node: Node = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let line = error.location().and_then(|at| usize::try_from(at.line()).ok()).filter(|line| *line > 0);
-        Problem::new(first_line + line.unwrap_or(1) - 1, one_line(&error))
-    })?;
-    node.shift(first_line - 1);
-    Ok(node)
+    Builder::new(first_line).build(text, options)
 }
 
-/// The message of a YAML error without its place and on one line.
-fn one_line(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().render();
-    let text = text.lines().next().unwrap_or_default().trim();
-    let text = match text.strip_prefix("error: ") {
-        Some(rest) => rest,
-        None => text,
-    };
-    let text = match text.strip_prefix("line ").and_then(|rest| rest.split_once(": ")) {
-        Some((place, rest)) if place.chars().all(|c| c.is_ascii_digit() || " column".contains(c)) => rest,
-        _ => text,
-    };
-    // Advice on the crate's own options is of no use to the writer of a file.
-    let text = text.split_once(", set DuplicateKeyPolicy").map_or(text, |(message, _)| message);
-    match text.rsplit_once(" at line ") {
-        Some((message, place)) if place.starts_with(|c: char| c.is_ascii_digit()) => message.to_owned(),
-        _ => text.to_owned(),
+/// Makes a tree of a parser's events.
+struct Builder {
+    first_line: usize,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+    root: Option<Node>,
+}
+
+/// A list or a mapping that is not complete yet.
+struct Open {
+    line: usize,
+    anchor: usize,
+    kind: OpenKind,
+}
+
+enum OpenKind {
+    List(Vec<Node>),
+    Map(Vec<Entry>, Option<(usize, String)>),
+}
+
+impl Builder {
+    fn new(first_line: usize) -> Self {
+        Builder { first_line, open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None }
+    }
+
+    fn build(mut self, text: &str, options: Options) -> Result<Node, Problem> {
+        for event in Parser::new_from_str_with_options(text, options) {
+            let (event, span) = event.map_err(|error| self.problem(error.marker().line(), error.info()))?;
+            self.take(event, &span)?;
+        }
+        Ok(self.root.unwrap_or(Node { line: self.first_line, yaml: Yaml::Null }))
+    }
+
+    /// A problem on a line of the text.
+    fn problem(&self, line: usize, message: impl Into<String>) -> Problem {
+        Problem::new(self.first_line + line.max(1) - 1, message)
+    }
+
+    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {
+        let at = span.start.line();
+        let line = self.first_line + at.max(1) - 1;
+        match event {
+            Event::DocumentStart(..) if self.root.is_some() => {
+                Err(self.problem(at, "a second document begins here, and only one is read"))
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let yaml = match known(tag.as_deref()) {
+                    Ok(as_text) => scalar(text, style, as_text),
+                    Err(tag) => return Err(self.problem(at, tag)),
+                };
+                self.add(Node { line, yaml }, anchor, at)
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                known(tag.as_deref()).map_err(|tag| self.problem(at, tag))?;
+                self.open.push(Open { line, anchor, kind: OpenKind::List(Vec::new()) });
+                Ok(())
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                known(tag.as_deref()).map_err(|tag| self.problem(at, tag))?;
+                self.open.push(Open { line, anchor, kind: OpenKind::Map(Vec::new(), None) });
+                Ok(())
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let Some(Open { line, anchor, kind }) = self.open.pop() else { return Ok(()) };
+                let yaml = match kind {
+                    OpenKind::List(items) => Yaml::List(items),
+                    OpenKind::Map(entries, _) => Yaml::Map(entries),
+                };
+                self.add(Node { line, yaml }, anchor, at)
+            }
+            Event::Alias(anchor) => {
+                let Some(mut node) = self.anchors.get(&anchor).cloned() else {
+                    return Err(self.problem(at, "the alias repeats something that it is part of"));
+                };
+                self.nodes += node.count();
+                node.line = line;
+                self.add(node, 0, at)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a complete value where it belongs.
+    fn add(&mut self, node: Node, anchor: usize, at: usize) -> Result<(), Problem> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(self.problem(at, format!("there are more than {MAX_NODES} values")));
+        }
+        if anchor != 0 {
+            self.nodes += node.count();
+            self.anchors.insert(anchor, node.clone());
+        }
+        match self.open.last_mut().map(|open| &mut open.kind) {
+            None => self.root = Some(node),
+            Some(OpenKind::List(items)) => items.push(node),
+            Some(OpenKind::Map(entries, key)) => match key.take() {
+                Some((line, name)) => entries.push(Entry { line, key: name, value: node }),
+                None => {
+                    let Some(name) = node.into_key() else {
+                        return Err(self.problem(at, "a key must be text"));
+                    };
+                    if let Some(first) = entries.iter().find(|entry| entry.key == name) {
+                        let message = format!("key `{name}` stands on line {} too", first.line);
+                        return Err(self.problem(at, message));
+                    }
+                    if entries.len() == MAX_KEYS {
+                        return Err(self.problem(at, format!("the mapping has more than {MAX_KEYS} keys")));
+                    }
+                    *key = Some((self.first_line + at.max(1) - 1, name));
+                }
+            },
+        }
+        Ok(())
     }
 }
 
+/// Whether a tag makes a value text; an error if the tag means nothing here.
+fn known(tag: Option<&Tag>) -> Result<bool, String> {
+    match tag {
+        None => Ok(false),
+        Some(tag) if tag.is_yaml_core_schema_tag("str") => Ok(true),
+        Some(tag) if tag.is_yaml_core_schema() => Ok(false),
+        Some(tag) => Err(format!("the tag `{}` means nothing here", tag.original())),
+    }
+}
+
+/// A scalar by the core schema of YAML 1.2, but for numbers with leading zeros, which are text.
+fn scalar(text: Cow<'_, str>, style: ScalarStyle, as_text: bool) -> Yaml {
+    if as_text || style != ScalarStyle::Plain {
+        return Yaml::Text(text.into_owned());
+    }
+    match &*text {
+        "" | "~" | "null" | "Null" | "NULL" => return Yaml::Null,
+        "true" | "True" | "TRUE" => return Yaml::Bool(true),
+        "false" | "False" | "FALSE" => return Yaml::Bool(false),
+        _ => {}
+    }
+    number(&text).unwrap_or_else(|| Yaml::Text(text.into_owned()))
+}
+
+fn number(text: &str) -> Option<Yaml> {
+    let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
+    if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+        return None;
+    }
+    if let Some(hex) = text.strip_prefix("0x") {
+        return i64::from_str_radix(hex, 16).ok().map(Yaml::Int);
+    }
+    if let Some(octal) = text.strip_prefix("0o") {
+        return i64::from_str_radix(octal, 8).ok().map(Yaml::Int);
+    }
+    let leading_zero = digits.len() > 1 && digits.starts_with('0') && !digits.starts_with("0.");
+    if leading_zero || !digits.bytes().all(|b| b.is_ascii_digit() || b"+-.eE".contains(&b)) {
+        return None;
+    }
+    if let Ok(value) = text.parse() {
+        return Some(Yaml::Int(value));
+    }
+    if let Ok(value) = text.parse() {
+        return Some(Yaml::Uint(value));
+    }
+    text.parse().ok().filter(|value: &f64| value.is_finite()).map(Yaml::Float)
+}
+
 impl Node {
-    fn shift(&mut self, lines: usize) {
-        if lines == 0 {
-            return;
+    /// How many values it has below it.
+    fn count(&self) -> usize {
+        match &self.yaml {
+            Yaml::List(items) => items.iter().map(|item| 1 + item.count()).sum(),
+            Yaml::Map(entries) => entries.iter().map(|entry| 2 + entry.value.count()).sum(),
+            _ => 0,
         }
-        self.line += lines;
-        match &mut self.yaml {
-            Yaml::List(items) => items.iter_mut().for_each(|item| item.shift(lines)),
-            Yaml::Map(entries) => entries.iter_mut().for_each(|entry| {
-                entry.line += lines;
-                entry.value.shift(lines);
-            }),
-            _ => {}
+    }
+
+    /// The text of a scalar that is a key.
+    fn into_key(self) -> Option<String> {
+        match self.yaml {
+            Yaml::Text(text) => Some(text),
+            Yaml::Null => Some(String::new()),
+            Yaml::Bool(value) => Some(value.to_string()),
+            Yaml::Int(value) => Some(value.to_string()),
+            Yaml::Uint(value) => Some(value.to_string()),
+            Yaml::Float(value) => Some(value.to_string()),
+            Yaml::List(_) | Yaml::Map(_) => None,
         }
     }
 
@@ -170,86 +327,6 @@ impl Node {
     /// Reads a typed value; the problem has the line of the value that does not fit.
     pub(crate) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, Problem> {
         de::read(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Node {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let Spanned { value, referenced, .. } = Spanned::<Yaml>::deserialize(deserializer)?;
-        Ok(Node { line: usize::try_from(referenced.line()).unwrap_or(0).max(1), yaml: value })
-    }
-}
-
-impl<'de> Deserialize<'de> for Yaml {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(YamlVisitor)
-    }
-}
-
-struct YamlVisitor;
-
-impl<'de> Visitor<'de> for YamlVisitor {
-    type Value = Yaml;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a YAML value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Yaml, E> {
-        Ok(Yaml::Null)
-    }
-
-    fn visit_none<E>(self) -> Result<Yaml, E> {
-        Ok(Yaml::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Yaml, E> {
-        Ok(Yaml::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Yaml, E> {
-        Ok(Yaml::Int(value))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Yaml, E> {
-        Ok(i64::try_from(value).map_or(Yaml::Uint(value), Yaml::Int))
-    }
-
-    fn visit_i128<E>(self, value: i128) -> Result<Yaml, E> {
-        Ok(Yaml::Text(value.to_string()))
-    }
-
-    fn visit_u128<E>(self, value: u128) -> Result<Yaml, E> {
-        Ok(Yaml::Text(value.to_string()))
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Yaml, E> {
-        Ok(Yaml::Float(value))
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Yaml, E> {
-        Ok(Yaml::Text(value.to_owned()))
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Yaml, E> {
-        Ok(Yaml::Text(value))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Yaml, A::Error> {
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
-            items.push(item);
-        }
-        Ok(Yaml::List(items))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Yaml, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<Spanned<String>>()? {
-            let line = usize::try_from(key.referenced.line()).unwrap_or(0).max(1);
-            entries.push(Entry { line, key: key.value, value: map.next_value()? });
-        }
-        Ok(Yaml::Map(entries))
     }
 }
 

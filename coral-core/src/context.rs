@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::agent::HandoffDraft;
+use crate::budget::{Ledger, Used};
 use crate::call::{CallContext, Caller};
-use crate::driver::{RunShared, StepLog, ToDriver};
+use crate::driver::{RecordedEffect, RunShared, StepLog, ToDriver};
 use crate::error::{AgentError, Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Question, Spent, Stage};
 use crate::handoff::derived_uuid;
@@ -65,6 +66,29 @@ struct Intent {
     label: Arc<str>,
     digest: String,
     class: EffectClass,
+}
+
+/// What is reserved for calls that are being made; given back when they are over, however they end.
+struct Reserved {
+    run: Arc<RunShared>,
+    path: Arc<str>,
+    amount: Used,
+}
+
+impl Reserved {
+    /// The calls are over and used so much.
+    fn settle(mut self, used: Used) {
+        let amount = std::mem::take(&mut self.amount);
+        self.run.ledger().settle(&self.path, amount, used);
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if self.amount != Used::default() {
+            self.run.ledger().settle(&self.path, self.amount, Used::default());
+        }
+    }
 }
 
 /// How an effect stands when a step asks for it.
@@ -146,6 +170,10 @@ impl AgentContext {
             class: EffectClass::Idempotent,
         };
         let index = self.take(1);
+        if let Some(outcome) = self.recorded(index, &intent)? {
+            return replayed(outcome);
+        }
+        let reserved = self.reserve(|ledger, path| ledger.worst_case(path, request, &model.info()))?;
         if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
             return replayed(outcome);
         }
@@ -174,8 +202,28 @@ impl AgentContext {
             },
             Err(_) => Spent { tries, ..Spent::default() },
         };
+        reserved.settle(Used::of_call(&spent));
         self.end(index, &result, spent).await;
         result
+    }
+
+    /// The outcome of an effect, if it is recorded; compares it with `intent`.
+    fn recorded(&self, index: u32, intent: &Intent) -> Result<Option<Outcome>, Error> {
+        match self.log.effect(index) {
+            Some(recorded) if recorded.outcome.is_some() => match self.stand(recorded, intent, index)? {
+                Stand::Done(outcome) => Ok(Some(outcome)),
+                Stand::Go => Ok(None),
+            },
+            _ => Ok(None),
+        }
+    }
+
+    /// Reserves what `worst` says from the budgets of this step.
+    fn reserve(&self, worst: impl FnOnce(&Ledger, &str) -> Result<Used, Error>) -> Result<Reserved, Error> {
+        let mut ledger = self.run.ledger();
+        let amount = worst(&ledger, &self.step.path)?;
+        ledger.reserve(&self.step.path, amount, self.run.ports.clock.now_ms())?;
+        Ok(Reserved { run: self.run.clone(), path: self.step.path.clone(), amount })
     }
 
     /// The tools that this agent may call here. Listed once a step; the list is recorded, so that
@@ -235,6 +283,11 @@ impl AgentContext {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
+        let fresh = (first..)
+            .take(calls.len())
+            .filter(|index| self.log.effect(*index).is_none_or(|recorded| recorded.outcome.is_none()));
+        let fresh = Used { calls: fresh.count() as u64, ..Used::default() };
+        let reserved = self.reserve(|_, _| Ok(fresh))?;
         let stands = self.begin(first, &intents).await?;
         let this = &*self;
         let outcomes = calls.iter().zip(stands).zip(&intents).zip(first..).map(
@@ -245,7 +298,9 @@ impl AgentContext {
                 }
             },
         );
-        Ok(futures_util::future::join_all(outcomes).await)
+        let outcomes = futures_util::future::join_all(outcomes).await;
+        reserved.settle(fresh);
+        Ok(outcomes)
     }
 
     async fn carry_out_tool(
@@ -508,38 +563,39 @@ impl AgentContext {
                 stands.push(Stand::Go);
                 continue;
             };
-            if recorded.effect != intent.effect || recorded.digest != intent.digest {
-                let shown = |effect: EffectKind, label: &str, digest: &str| {
-                    format!("{effect:?} `{label}` {}", digest.get(..12).unwrap_or(digest))
-                };
-                return Err(Error::new(ErrorKind::Divergence {
-                    path: self.step.path.to_string(),
-                    index,
-                    seq: recorded.seq,
-                    expected: shown(recorded.effect, &recorded.label, &recorded.digest),
-                    found: shown(intent.effect, &intent.label, &intent.digest),
-                })
-                .with_help("an agent must ask for the same effects in the same order when it runs again"));
-            }
-            match recorded.outcome.clone() {
-                Some(outcome) => stands.push(Stand::Done(outcome)),
-                None if recorded.class.is_repeatable() => stands.push(Stand::Go),
-                None => {
-                    return Err(Error::new(ErrorKind::InDoubt {
-                        path: self.step.path.to_string(),
-                        index,
-                        label: recorded.label.to_string(),
-                    })
-                    .with_help(
-                        "look whether it took place; resuming the run starts a new attempt of the step",
-                    ));
-                }
-            }
+            stands.push(self.stand(recorded, intent, index)?);
         }
         if !fresh.is_empty() {
             self.run.append(fresh).await?;
         }
         Ok(stands)
+    }
+
+    /// How a recorded effect stands that is asked for again as `intent`.
+    fn stand(&self, recorded: &RecordedEffect, intent: &Intent, index: u32) -> Result<Stand, Error> {
+        if recorded.effect != intent.effect || recorded.digest != intent.digest {
+            let shown = |effect: EffectKind, label: &str, digest: &str| {
+                format!("{effect:?} `{label}` {}", digest.get(..12).unwrap_or(digest))
+            };
+            return Err(Error::new(ErrorKind::Divergence {
+                path: self.step.path.to_string(),
+                index,
+                seq: recorded.seq,
+                expected: shown(recorded.effect, &recorded.label, &recorded.digest),
+                found: shown(intent.effect, &intent.label, &intent.digest),
+            })
+            .with_help("an agent must ask for the same effects in the same order when it runs again"));
+        }
+        match recorded.outcome.clone() {
+            Some(outcome) => Ok(Stand::Done(outcome)),
+            None if recorded.class.is_repeatable() => Ok(Stand::Go),
+            None => Err(Error::new(ErrorKind::InDoubt {
+                path: self.step.path.to_string(),
+                index,
+                label: recorded.label.to_string(),
+            })
+            .with_help("look whether it took place; resuming the run starts a new attempt of the step")),
+        }
     }
 
     async fn end<T>(&self, index: u32, result: &Result<T, Error>, spent: Spent)

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -14,12 +14,14 @@ use tokio::task::AbortHandle;
 use tracing::Instrument;
 
 use crate::agent::{HandoffDraft, panicked};
+use crate::budget::{Ledger, Used};
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Question, Record, RunStatus, Seq, Stage};
 use crate::graph::StepKind;
 use crate::handoff::{HandoffContext, HandoffSource};
 use crate::machine::{Command, Machine, StepState};
+use crate::money::Usd;
 use crate::outside::{Outside, Told};
 use crate::payload::Payload;
 use crate::program::{self, Body};
@@ -34,6 +36,9 @@ const LINGER: Duration = Duration::from_millis(2);
 /// Messages to the driver that may wait; beyond, steps wait.
 const INBOX: usize = 256;
 
+/// What the attempt of an agent takes of a budget.
+const ONE_AGENT: Used = Used { usd: Usd::ZERO, tokens: 0, calls: 0, agents: 1 };
+
 /// Events of one append at the most.
 const BATCH: usize = 1_024;
 
@@ -43,6 +48,7 @@ pub(crate) struct RunShared {
     pub(crate) project: Arc<str>,
     pub(crate) facts: Arc<BTreeMap<String, Value>>,
     pub(crate) ports: Arc<Ports>,
+    ledger: Mutex<Ledger>,
     pub(crate) inbox: mpsc::Sender<ToDriver>,
     pub(crate) head: watch::Sender<Seq>,
     pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
@@ -70,11 +76,17 @@ impl RunShared {
             project,
             facts,
             ports,
+            ledger: Mutex::default(),
             inbox,
             head: watch::Sender::new(0),
             end: watch::Sender::new(None),
         };
         (Arc::new(shared), receiver)
+    }
+
+    /// The run's budgets.
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `events` durable.
@@ -307,6 +319,14 @@ impl Driver {
         self.logs.apply(record);
         self.remember(&record.event);
         self.outside.replay(&record.event);
+        let path = record.event.path().map(|path| &**path).unwrap_or_default();
+        match &record.event {
+            Event::EffectDone { spent, .. } => {
+                self.shared.ledger().settle(path, Used::default(), Used::of_call(spent));
+            }
+            Event::StepStarted { .. } => self.open_budget(path, true),
+            _ => {}
+        }
         self.machine.on_event(&record.event, &mut self.commands);
         // What the journal goes on to answer is not to be done; the rest is asked for at the end.
         self.commands.clear();
@@ -520,8 +540,28 @@ impl Driver {
     }
 
     fn remember(&mut self, event: &Event) {
-        if let Event::HandedOff { from, to, message } = event {
-            self.messages.insert((from.clone(), to.clone()), message.clone());
+        match event {
+            Event::HandedOff { from, to, message } => {
+                self.messages.insert((from.clone(), to.clone()), message.clone());
+            }
+            Event::BudgetToppedUp { more } => self.shared.ledger().top_up(more),
+            _ => {}
+        }
+    }
+
+    /// Opens the budget of a step that starts; an agent's attempt is `counted`.
+    fn open_budget(&self, path: &str, counted: bool) {
+        let Some((at, data)) = self.machine.step(path).and_then(|at| Some((at, self.machine.data(at)?)))
+        else {
+            return;
+        };
+        if !data.budget.is_unlimited()
+            && let Some(path) = self.machine.path(at)
+        {
+            self.shared.ledger().open_step(path.clone(), data.budget.clone());
+        }
+        if counted && data.kind.agent().is_some() {
+            self.shared.ledger().settle(path, Used::default(), ONE_AGENT);
         }
     }
 
@@ -596,6 +636,16 @@ impl Driver {
         let log = self.logs.take(&path, attempt);
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
+            self.open_budget(&path, false);
+            if matches!(step.body, Body::Agent { .. }) {
+                let mut ledger = self.shared.ledger();
+                let begun = ledger.reserve(&path, ONE_AGENT, self.shared.ports.clock.now_ms());
+                if let Err(error) = begun {
+                    drop(ledger);
+                    return self.settle(at, attempt, Err(error));
+                }
+                ledger.settle(&path, ONE_AGENT, ONE_AGENT);
+            }
         }
         let outputs = self.machine.inputs_of(at);
         let condition = self.machine.condition_holds(at).map(|_| ());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::budget::Budget;
 use crate::error::Error;
 use crate::graph::GraphData;
 use crate::model::Usage;
@@ -54,11 +55,22 @@ pub enum Event {
         input: Payload,
         /// Facts that conditions ask for.
         facts: Arc<BTreeMap<String, Value>>,
+        /// What it may use.
+        #[serde(default, skip_serializing_if = "Budget::is_unlimited")]
+        budget: Budget,
+        /// Where it was forked off, if it was: the records up to there are those of the other run.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        forked_from: Option<ForkPoint>,
     },
     /// A process took the run up again.
     RunResumed {
         /// The epoch of the new holder.
         epoch: u64,
+    },
+    /// The run may use more.
+    BudgetToppedUp {
+        /// By how much each limit is raised.
+        more: Budget,
     },
     /// A step was given its input.
     StepStarted {
@@ -240,12 +252,22 @@ impl Event {
             Event::HandedOff { from, .. } => Some(from),
             Event::RunStarted { .. }
             | Event::RunResumed { .. }
+            | Event::BudgetToppedUp { .. }
             | Event::QuestionAnswered { .. }
             | Event::SignalReceived { .. }
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }
     }
+}
+
+/// A place in a run at which another begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ForkPoint {
+    /// The run that was forked.
+    pub run: Arc<str>,
+    /// Its last record that both have.
+    pub seq: Seq,
 }
 
 /// What a run is pinned to: it does not go on under anything else.
@@ -424,6 +446,8 @@ pub enum RunStatus {
     Succeeded,
     /// A step failed for good; resuming tries it again.
     Failed,
+    /// A budget ended it; what was done until then is its output, and resuming with a top-up goes on.
+    Stopped,
     /// It was cancelled; it can't be resumed.
     Cancelled,
 }

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::agent::{Agent, ErasedAgent};
+use crate::budget::Budget;
 use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
 use crate::handoff::Handoff;
@@ -267,6 +268,13 @@ impl<T> Handle<T> {
     #[must_use]
     pub fn timeout_ms(self, timeout_ms: u64) -> Self {
         self.edit(|step| step.timeout_ms = Some(timeout_ms));
+        self
+    }
+
+    /// Limits what the step, with all steps inside of it, may use.
+    #[must_use]
+    pub fn budget(self, budget: Budget) -> Self {
+        self.edit(|step| step.budget = budget);
         self
     }
 

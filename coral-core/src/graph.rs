@@ -9,6 +9,7 @@ use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::EdgeRef;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::budget::Budget;
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, nearest};
 use crate::hash::digest;
@@ -63,6 +64,9 @@ pub struct StepData {
     /// Milliseconds that one attempt may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// What the step, with all steps inside of it, may use; within what is left to those around it.
+    #[serde(default, skip_serializing_if = "Budget::is_unlimited")]
+    pub budget: Budget,
 }
 
 impl StepData {
@@ -79,6 +83,7 @@ impl StepData {
             instructions: Vec::new(),
             retry: RetryPolicy::default(),
             timeout_ms: None,
+            budget: Budget::default(),
         }
     }
 }

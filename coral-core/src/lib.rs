@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod budget;
 mod cache;
 mod call;
 mod clock;
@@ -32,14 +33,15 @@ mod task;
 mod tool;
 
 pub use crate::agent::{Agent, ErasedAgent, HandoffDraft};
+pub use crate::budget::{Budget, Used};
 pub use crate::cache::{BlobRef, Blobs, Cache, MemoryBlobs, MemoryCache};
 pub use crate::call::{CallContext, Caller};
 pub use crate::clock::{Clock, ManualClock, SystemClock, rfc3339};
 pub use crate::context::AgentContext;
 pub use crate::error::{AgentError, Error, ErrorClass, ErrorKind, ModelFault, ToolFault, nearest};
 pub use crate::event::{
-    EVENT_FORMAT, EffectKind, Event, Outcome, Pins, Question, Record, RunStatus, Seq, SkipReason, Spent,
-    Stage,
+    EVENT_FORMAT, EffectKind, Event, ForkPoint, Outcome, Pins, Question, Record, RunStatus, Seq, SkipReason,
+    Spent, Stage,
 };
 pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};
@@ -56,7 +58,7 @@ pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
 pub use crate::prompt::Partials;
 pub use crate::prompt_agent::PromptAgent;
-pub use crate::runner::{EventStream, Run, Runner, RunnerBuilder, StartOptions};
+pub use crate::runner::{EventStream, ResumeOptions, Run, Runner, RunnerBuilder, StartOptions};
 pub use crate::schema::Schema;
 pub use crate::spec::{
     AgentLimits, AgentSpec, Category, HandoffSpec, ModelNeeds, OutputSpec, PhaseSpec, PromptTemplate, Tier,

@@ -271,7 +271,7 @@ impl Machine {
                 }
             }
             Event::RunResumed { .. } => {
-                if self.status == RunStatus::Failed {
+                if matches!(self.status, RunStatus::Failed | RunStatus::Stopped) {
                     self.status = RunStatus::Running;
                     self.reopen(0, commands);
                 }
@@ -324,6 +324,7 @@ impl Machine {
             | Event::QuestionAsked { .. }
             | Event::QuestionAnswered { .. }
             | Event::SignalReceived { .. }
+            | Event::BudgetToppedUp { .. }
             | Event::Noted { .. } => {}
         }
     }
@@ -577,10 +578,22 @@ impl Machine {
             (None, Ok(output)) => {
                 Command::Finish { status: RunStatus::Succeeded, output: Some(output), error: None }
             }
+            (None, Err(error)) if matches!(error.kind(), ErrorKind::Budget { .. }) => Command::Finish {
+                status: RunStatus::Stopped,
+                output: Some(self.partial()),
+                error: Some(error),
+            },
             (None, Err(error)) => {
                 Command::Finish { status: RunStatus::Failed, output: None, error: Some(error) }
             }
         });
+    }
+
+    /// What has been done so far: the output of each step that succeeded, by its path.
+    fn partial(&self) -> Payload {
+        let outputs =
+            self.slots.iter().filter_map(|slot| Some((slot.path.clone(), slot.state.output()?.clone())));
+        Payload::new(outputs.collect::<BTreeMap<Arc<str>, Payload>>())
     }
 
     /// Milliseconds after which a failed attempt of `step` is followed by another, if it is. The

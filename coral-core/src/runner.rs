@@ -13,12 +13,14 @@ use futures_util::stream::BoxStream;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::budget::{Budget, Used};
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EVENT_FORMAT, Event, Pins, Question, Record, RunStatus, Seq};
-use crate::graph::RetryPolicy;
+use crate::event::{EVENT_FORMAT, Event, ForkPoint, Pins, Question, Record, RunStatus, Seq};
+use crate::graph::{Graph, RetryPolicy};
 use crate::journal::{Journal, MemoryJournal, RunFilter};
+use crate::machine::Machine;
 use crate::model::{ChatModel, Delta};
 use crate::payload::{Data, Payload};
 use crate::program::{self, IntoProgram, Program};
@@ -110,6 +112,8 @@ pub struct StartOptions {
     pub project: Option<String>,
     /// Facts that conditions ask for, over those of the [`Brief`], if the input is one.
     pub facts: BTreeMap<String, Value>,
+    /// What the run may use. Default: no limits.
+    pub budget: Budget,
 }
 
 impl StartOptions {
@@ -132,10 +136,39 @@ impl StartOptions {
         self
     }
 
+    /// Limits what the run may use.
+    #[must_use]
+    pub fn budget(mut self, budget: Budget) -> Self {
+        self.budget = budget;
+        self
+    }
+
     /// Adds a fact.
     #[must_use]
     pub fn fact(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.facts.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// How a run is resumed.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ResumeOptions {
+    /// By how much each limit of the run's budgets is raised.
+    pub top_up: Budget,
+}
+
+impl ResumeOptions {
+    /// All default.
+    pub fn new() -> Self {
+        ResumeOptions::default()
+    }
+
+    /// Raises the limits of the run's budgets.
+    #[must_use]
+    pub fn top_up(mut self, more: Budget) -> Self {
+        self.top_up = more;
         self
     }
 }
@@ -190,21 +223,10 @@ impl Runner {
         let mut facts = brief.map(|brief| brief.facts.clone()).unwrap_or_default();
         facts.extend(options.facts);
         let graph = program.graph().data().clone();
-        let id: Arc<str> = match options.id {
-            Some(id) => id.into(),
-            None => {
-                let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
-                format!("{}-{now:x}-{chance:08x}", graph.name).into()
-            }
-        };
-        check_id(&id)?;
-        if let Some(head) = self.ports.journal.head(&id).await? {
-            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
-                .with_help("there is a run of this id: resume it, or start under another id"));
-        }
-        let epoch = self.ports.journal.acquire(&id).await?;
+        let (id, epoch) = self.claim(options.id, &graph.name).await?;
         let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
         let (shared, inbox) = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
+        shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms());
         let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
         driver
             .begin(Event::RunStarted {
@@ -214,9 +236,100 @@ impl Runner {
                 pins: program.pins().clone(),
                 input,
                 facts,
+                budget: options.budget,
+                forked_from: None,
             })
             .await?;
         Ok(self.launch(shared, driver))
+    }
+
+    /// The id and epoch of a run that begins.
+    async fn claim(&self, id: Option<String>, workflow: &str) -> Result<(Arc<str>, u64), Error> {
+        let id: Arc<str> = match id {
+            Some(id) => id.into(),
+            None => {
+                let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
+                format!("{workflow}-{now:x}-{chance:08x}").into()
+            }
+        };
+        check_id(&id)?;
+        if let Some(head) = self.ports.journal.head(&id).await? {
+            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
+                .with_help("there is a run of this id: resume it, or start under another id"));
+        }
+        let epoch = self.ports.journal.acquire(&id).await?;
+        Ok((id, epoch))
+    }
+
+    /// Starts a run that has the first `at` records of another as its own, and goes on from there:
+    /// a rollback to any point, inside of nested graphs too. The other run is only read. Effects recorded
+    /// up to there are not done again; those after it are done anew, under keys of the new run.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such run; [`Invalid`](ErrorKind::Invalid) if it has no
+    /// record `at`; else as [`resume`](Self::resume).
+    pub async fn fork<P: IntoProgram>(
+        &self,
+        workflow: P,
+        run: &str,
+        at: Seq,
+        id: Option<String>,
+    ) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        let mut records = self.read(run, Some(at)).await?;
+        if records.last().is_none_or(|last| last.seq != at) {
+            return Err(Error::invalid(format!("fork of `{run}`"), format!("it has no record {at}")));
+        }
+        let Some(Record { event: Event::RunStarted { graph, pins, forked_from, .. }, .. }) =
+            records.first_mut()
+        else {
+            return Err(not_begun(run));
+        };
+        check_pins(run, graph, pins, &program.inner)?;
+        *forked_from = Some(ForkPoint { run: run.into(), seq: at });
+        let workflow = graph.name.clone();
+        let (id, epoch) = self.claim(id, &workflow).await?;
+        self.ports.journal.append(&id, epoch, 0, records).await?;
+        self.resume_inner(&program.inner, &id, ResumeOptions::default()).await
+    }
+
+    /// How a run stood after its record `at`, or stands now: which steps had which outputs. It
+    /// needs nothing but the journal.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound) if there is no such run; those of the journal.
+    pub async fn inspect(&self, run: &str, at: Option<Seq>) -> Result<Machine, Error> {
+        let records = self.read(run, at).await?;
+        let Some(Event::RunStarted { graph, .. }) = records.first().map(|record| &record.event) else {
+            return Err(not_begun(run));
+        };
+        let mut machine = Machine::new(Arc::new(Graph::new((**graph).clone())?));
+        for record in &records {
+            machine.on_event(&record.event, &mut Vec::new());
+        }
+        Ok(machine)
+    }
+
+    /// The records of a run, up to and with `until`.
+    async fn read(&self, run: &str, until: Option<Seq>) -> Result<Vec<Record>, Error> {
+        let journal = &self.ports.journal;
+        let Some(head) = journal.head(run).await? else { return Err(self.no_such_run(run).await?) };
+        let until = until.unwrap_or(Seq::MAX).min(head.last_seq);
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let from = records.last().map_or(1, |last| last.seq + 1);
+            let missing = usize::try_from(until.saturating_sub(from - 1)).unwrap_or(PAGE).min(PAGE);
+            let page = if missing == 0 { Vec::new() } else { journal.read(run, from, missing).await? };
+            if page.is_empty() {
+                return Ok(records);
+            }
+            records.extend(page);
+        }
+    }
+
+    async fn no_such_run(&self, run: &str) -> Result<Error, Error> {
+        let runs = self.ports.journal.runs(&RunFilter::default()).await?;
+        Ok(Error::not_found("run", run, runs.iter().map(|head| head.run.as_str())))
     }
 
     /// Takes a run up where its journal ends: after a crash, a shutdown or a failure. What is
@@ -227,25 +340,42 @@ impl Runner {
     /// [`DefinitionChanged`](ErrorKind::DefinitionChanged) if it began under another definition;
     /// those of the journal.
     pub async fn resume<P: IntoProgram>(&self, workflow: P, run: &str) -> Result<Run<P::Output>, Error> {
-        let program = workflow.into_program()?;
-        self.resume_inner(&program.inner, run).await
+        self.resume_with(workflow, run, ResumeOptions::default()).await
     }
 
-    async fn resume_inner<O>(&self, program: &Arc<program::Inner>, run: &str) -> Result<Run<O>, Error> {
+    /// [`resume`](Self::resume) with a top-up of the budget.
+    ///
+    /// # Errors
+    /// As [`resume`](Self::resume).
+    pub async fn resume_with<P: IntoProgram>(
+        &self,
+        workflow: P,
+        run: &str,
+        options: ResumeOptions,
+    ) -> Result<Run<P::Output>, Error> {
+        let program = workflow.into_program()?;
+        self.resume_inner(&program.inner, run, options).await
+    }
+
+    async fn resume_inner<O>(
+        &self,
+        program: &Arc<program::Inner>,
+        run: &str,
+        options: ResumeOptions,
+    ) -> Result<Run<O>, Error> {
         let journal = &self.ports.journal;
         if journal.head(run).await?.is_none() {
-            let runs = journal.runs(&RunFilter::default()).await?;
-            return Err(Error::not_found("run", run, runs.iter().map(|head| head.run.as_str())));
+            return Err(self.no_such_run(run).await?);
         }
         let epoch = journal.acquire(run).await?;
         let mut page = journal.read(run, 1, PAGE).await?;
-        let Some(Record { event: Event::RunStarted { format, project, graph, pins, facts, .. }, .. }) =
-            page.first()
+        let Some(Record {
+            event: Event::RunStarted { format, project, graph, pins, facts, budget, .. },
+            at_ms,
+            ..
+        }) = page.first()
         else {
-            return Err(Error::storage(
-                "reading the journal",
-                format!("run `{run}` does not begin with `run_started`"),
-            ));
+            return Err(not_begun(run));
         };
         if *format > EVENT_FORMAT {
             return Err(Error::invalid(
@@ -256,6 +386,7 @@ impl Runner {
         }
         check_pins(run, graph, pins, program)?;
         let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
+        shared.ledger().open(budget.clone(), *at_ms);
         let mut driver = Driver::new(shared.clone(), program.clone(), inbox, epoch);
         let mut finished = None;
         while let Some(last) = page.last().map(|record| record.seq) {
@@ -277,6 +408,9 @@ impl Runner {
                 Ok(Run::new(shared))
             }
             _ => {
+                if !options.top_up.is_unlimited() {
+                    driver.begin(Event::BudgetToppedUp { more: options.top_up }).await?;
+                }
                 driver.begin(Event::RunResumed { epoch }).await?;
                 Ok(self.launch(shared, driver))
             }
@@ -299,7 +433,7 @@ impl Runner {
             if self.is_active(&head.run) {
                 continue;
             }
-            let run = self.resume_inner(&program.inner, &head.run).await;
+            let run = self.resume_inner(&program.inner, &head.run, ResumeOptions::default()).await;
             runs.push((head.run, run));
         }
         Ok(runs)
@@ -344,6 +478,10 @@ impl fmt::Debug for Runner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Runner").field("model", &self.ports.model.name()).finish_non_exhaustive()
     }
+}
+
+fn not_begun(run: &str) -> Error {
+    Error::storage("reading the journal", format!("run `{run}` does not begin with `run_started`"))
 }
 
 fn check_id(id: &str) -> Result<(), Error> {
@@ -417,6 +555,24 @@ impl<O> Run<O> {
         if self.shared.end.borrow().is_none() {
             self.shared.send(ToDriver::Cancel(reason.into())).await;
         }
+    }
+
+    /// What the run has used so far.
+    pub fn used(&self) -> Used {
+        self.shared.ledger().used()
+    }
+
+    /// What was done until a budget ended the run: the output of each step that succeeded, by its path. Waits
+    /// until the run is over; `None` if it ended otherwise.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub async fn partial(&self) -> Result<Option<Value>, Error> {
+        self.end(|status, output, _| match output {
+            Some(output) if status == RunStatus::Stopped => output.json().cloned().map(Some),
+            _ => Ok(None),
+        })
+        .await
     }
 
     /// The questions that wait for an answer, by id.
@@ -503,12 +659,13 @@ impl<O: Data> Run<O> {
     /// Waits until the run is over and gives its output.
     ///
     /// # Errors
-    /// The error of the step that failed; [`Cancelled`](ErrorKind::Cancelled); else as
+    /// The error of the step that failed; [`Budget`](ErrorKind::Budget) if a budget ended it, see
+    /// [`partial`](Self::partial); [`Cancelled`](ErrorKind::Cancelled); else as
     /// [`wait`](Self::wait).
     pub async fn output(&self) -> Result<O, Error> {
         self.end(|_, output, error| match (output, error) {
-            (Some(output), _) => output.get(),
-            (None, Some(error)) => Err(error.clone()),
+            (_, Some(error)) => Err(error.clone()),
+            (Some(output), None) => output.get(),
             (None, None) => Err(Error::invalid("run", "it ended without output")),
         })
         .await

@@ -20,37 +20,68 @@
 //! depart from it is a [`Dialect`]. Streamed and whole answers go through one decoder; an answer that the provider did
 //! not end is an error, never a short answer.
 //!
+//! # Layers
+//! Each is a model around a model, so that they compose in any order:
+//!
+//! | Layer | Adds |
+//! |---|---|
+//! | [`Router`] | a model per call from a [`Catalogue`], explained; escalation to the next tier |
+//! | [`Pool`] | several endpoints or keys: least connections, ejection, recovery |
+//! | [`Cached`] | equal requests are paid for once; equal requests at once are one call |
+//! | [`Retrying`] | repeats for calls outside of a run (in a run the engine repeats) |
+//! | [`Ledger`] | what calls used and cost, by project, run, step, agent and model |
+//! | [`Traced`] | spans by the OpenTelemetry conventions for generative AI |
+//!
+//! ```
+//! use coral_llm::{Cached, Ledger, OfflineModel, Traced};
+//!
+//! let ledger = Ledger::default();
+//! let model = Cached::new(ledger.meter(Traced::new(OfflineModel::new()))).for_agents(["formatter"]);
+//! ```
+//!
 //! # Tests
-//! [`ScriptedModel`] says what a test tells it to, fails as it is told, and remembers what it was asked.
+//! [`ScriptedModel`] says what a test tells it to, fails as it is told, and remembers what it was asked. A [`Recorder`]
+//! keeps real exchanges on a [`Cassette`], without keys, to be played again without a network.
 //!
 //! # Crate features
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
+mod cached;
 mod catalogue;
 mod dialect;
 mod env;
 mod failure;
+mod ledger;
 mod offline;
+mod pool;
 mod provider;
 mod relay;
 mod retry_after;
+mod retrying;
 mod router;
 mod scripted;
 mod tokens;
+mod traced;
 mod transport;
 mod vendor;
 mod wire;
 
+pub use crate::cached::{CacheStats, Cached};
 pub use crate::catalogue::{Catalogue, CatalogueEntry};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;
+pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
+pub use crate::pool::{MemberHealth, Pool};
 pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::retrying::{RetryPolicy, Retrying};
 pub use crate::router::{Choice, Router, Savings, Strategy};
 pub use crate::scripted::{Reply, ScriptedModel};
 pub use crate::tokens::estimate_tokens;
+pub use crate::traced::Traced;
+pub use crate::transport::cassette::{Cassette, Recorder};
 pub use crate::transport::net::HttpTransport;
 pub use crate::transport::{Body, Transport};
 pub use crate::vendor::Vendor;

@@ -12,6 +12,7 @@ use http_body::Body as _;
 
 use crate::failure::Failure;
 
+pub(crate) mod cassette;
 pub(crate) mod net;
 
 /// Carries one HTTP exchange.

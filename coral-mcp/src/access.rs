@@ -4,6 +4,7 @@ use std::fmt;
 
 use coral_core::Caller;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::path::ProjectPath;
 
@@ -40,7 +41,17 @@ impl fmt::Display for Operation {
 }
 
 /// One call as a policy sees it, its arguments already understood.
+///
+/// ```
+/// use coral_core::Caller;
+/// use coral_mcp::{Access, Operation};
+///
+/// let caller = Caller::agent("qa_testing");
+/// let access = Access::new(&caller, "filesystem", "read_file", Operation::Read);
+/// assert!(access.paths.is_empty());
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Access<'a> {
     /// Who calls.
     pub caller: &'a Caller,
@@ -54,8 +65,43 @@ pub struct Access<'a> {
     pub paths: &'a [ProjectPath],
     /// Whether the call reaches everything under its paths.
     pub recursive: bool,
+    /// The arguments, as the server would get them.
+    pub arguments: Option<&'a Map<String, Value>>,
+    /// The tool that brought content from outside into the run, if one did.
+    pub untrusted: Option<&'a str>,
     /// Milliseconds since the Unix epoch.
     pub now_ms: u64,
+}
+
+impl<'a> Access<'a> {
+    /// A call without arguments, at the beginning of time.
+    pub fn new(caller: &'a Caller, server: &'a str, tool: &'a str, operation: Operation) -> Self {
+        Access {
+            caller,
+            server,
+            tool,
+            operation,
+            paths: &[],
+            recursive: false,
+            arguments: None,
+            untrusted: None,
+            now_ms: 0,
+        }
+    }
+
+    /// Sets the places that the arguments name.
+    #[must_use]
+    pub fn on(mut self, paths: &'a [ProjectPath]) -> Self {
+        self.paths = paths;
+        self
+    }
+
+    /// Sets the time.
+    #[must_use]
+    pub fn at_ms(mut self, now_ms: u64) -> Self {
+        self.now_ms = now_ms;
+        self
+    }
 }
 
 /// How a policy decides; the stricter is the greater.

@@ -43,6 +43,9 @@ pub enum AuditEvent {
         took_ms: u64,
         /// The size of the result, in bytes.
         bytes: u64,
+        /// Whether the result came from a server that is not trusted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        untrusted: bool,
     },
     /// Something about the sandbox itself, such as its start or a torn record cut off.
     Noted {
@@ -91,6 +94,12 @@ impl AuditEntry {
                 ..
             }
         )
+    }
+
+    /// The run and tool, if the entry tells that content from outside came in.
+    fn untrusted_run(&self) -> Option<(String, String)> {
+        matches!(self.event, AuditEvent::Ended { untrusted: true, .. })
+            .then(|| (self.run.clone(), self.tool.clone()))
     }
 
     /// An entry about the sandbox itself.
@@ -163,11 +172,21 @@ pub trait Audit: Send + Sync {
     /// # Errors
     /// [`Storage`](coral_core::ErrorKind::Storage) if it could not be kept.
     fn append(&self, entry: AuditEntry) -> Result<(), Error>;
+
+    /// The runs that took in content from untrusted servers before this process began, each with
+    /// the tool that brought it: they stay marked after a restart.
+    fn untrusted_runs(&self) -> Vec<(String, String)> {
+        Vec::new()
+    }
 }
 
 impl<T: Audit + ?Sized> Audit for std::sync::Arc<T> {
     fn append(&self, entry: AuditEntry) -> Result<(), Error> {
         (**self).append(entry)
+    }
+
+    fn untrusted_runs(&self) -> Vec<(String, String)> {
+        (**self).untrusted_runs()
     }
 }
 
@@ -197,5 +216,9 @@ impl Audit for MemoryAudit {
         let record = AuditRecord::chained(seq, prev, entry)?;
         records.push(record);
         Ok(())
+    }
+
+    fn untrusted_runs(&self) -> Vec<(String, String)> {
+        self.records().iter().filter_map(|record| record.entry.untrusted_run()).collect()
     }
 }

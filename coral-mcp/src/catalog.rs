@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use coral_core::{Error, ToolDef, ToolFault};
+use coral_core::{Error, ToolDef, ToolFault, digest};
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
+use crate::pins::{Pins, Seen};
 use crate::profile::{Profile, ToolProfile};
+use crate::screen;
 use crate::server::fault;
 
 /// The longest name that every provider takes.
@@ -17,6 +19,11 @@ const MAX_DESCRIPTION: usize = 4_096;
 pub(crate) struct KnownTool {
     pub(crate) def: ToolDef,
     pub(crate) profile: ToolProfile,
+    /// The hash of everything that its server says of it.
+    hash: String,
+    suspicion: Option<String>,
+    /// Why it must not be called until a person agrees, if so.
+    pub(crate) blocked: Option<String>,
     /// The arguments that it takes; `None` if its schema leaves that open.
     arguments: Option<Vec<String>>,
 }
@@ -46,8 +53,16 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    pub(crate) fn new(server: &str, tools: Vec<Tool>, profile: &Profile) -> Result<Self, Error> {
-        let mut catalog = Catalog::default();
+    /// `raw` holds the tools as they came over the wire, where the transport shows that; with
+    /// `pins`, tools that are not what they were are blocked.
+    pub(crate) fn new(
+        server: &str,
+        tools: Vec<Tool>,
+        raw: &BTreeMap<String, Value>,
+        profile: &Profile,
+        pins: Option<&Pins>,
+    ) -> Result<Self, Error> {
+        let mut known: BTreeMap<String, KnownTool> = BTreeMap::new();
         for tool in tools {
             let name = tool.name.to_string();
             let full = format!("{server}__{name}");
@@ -58,12 +73,33 @@ impl Catalog {
                 tracing::warn!(server, tool = ?name, "a tool is left out: its name does not fit");
                 continue;
             }
-            let known = describe(full.clone(), &tool, profile);
-            if catalog.tools.insert(name, known).is_some() {
+            let whole = match raw.get(&name) {
+                Some(raw) => raw.clone(),
+                None => serde_json::to_value(&tool).unwrap_or_default(),
+            };
+            let tool = describe(full.clone(), &tool, &whole, profile)?;
+            if known.insert(name, tool).is_some() {
                 return Err(fault(&full, ToolFault::Protocol, "the server lists two tools of this name"));
             }
         }
+        let mut catalog = Catalog { tools: known };
+        if let Some(pins) = pins {
+            catalog.block(server, pins)?;
+        }
         Ok(catalog)
+    }
+
+    fn block(&mut self, server: &str, pins: &Pins) -> Result<(), Error> {
+        let seen: Vec<Seen<'_>> = self
+            .tools
+            .iter()
+            .map(|(name, tool)| Seen { tool: name, hash: &tool.hash, suspicion: tool.suspicion.clone() })
+            .collect();
+        let blocked = pins.check(server, &seen)?;
+        for (tool, why) in self.tools.values_mut().zip(blocked) {
+            tool.blocked = why;
+        }
+        Ok(())
     }
 
     pub(crate) fn get(&self, tool: &str) -> Option<&KnownTool> {
@@ -73,9 +109,14 @@ impl Catalog {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &KnownTool)> {
         self.tools.iter().map(|(name, tool)| (name.as_str(), tool))
     }
+
+    /// The hash of each tool as it is now.
+    pub(crate) fn hashes(&self) -> BTreeMap<String, String> {
+        self.tools.iter().map(|(name, tool)| (name.clone(), tool.hash.clone())).collect()
+    }
 }
 
-fn describe(full: String, tool: &Tool, profile: &Profile) -> KnownTool {
+fn describe(full: String, tool: &Tool, whole: &Value, profile: &Profile) -> Result<KnownTool, Error> {
     let schema = tool.input_schema.as_ref();
     let properties = schema.get("properties").and_then(Value::as_object);
     let open = schema.get("additionalProperties").is_some_and(|more| more != &Value::Bool(false))
@@ -91,5 +132,6 @@ fn describe(full: String, tool: &Tool, profile: &Profile) -> KnownTool {
         input_schema: Value::Object(schema.clone()),
         effect: profile.effect,
     };
-    KnownTool { def, profile, arguments }
+    let (hash, suspicion) = (digest(whole)?, screen::suspicion(whole));
+    Ok(KnownTool { def, profile, hash, suspicion, blocked: None, arguments })
 }

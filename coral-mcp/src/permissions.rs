@@ -2,6 +2,7 @@
 
 mod document;
 mod rule;
+mod servers;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,8 +11,10 @@ use coral_core::{Caller, Category, Error};
 
 use crate::access::{Access, Decision, Operation, Policy};
 
+use self::rule::AfterUntrusted;
 pub use self::rule::Grant;
 use self::rule::Subject;
+pub(crate) use self::servers::{Isolation, ServerRules};
 
 /// A promise that the sandbox keeps whatever the grants say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -53,8 +56,15 @@ impl SecurityPolicy {
 ///
 /// Beside the four keys of a grant (`mcp_servers`, `operations`, `paths`, `tools`) an agent may
 /// have `valid_from`, `valid_until` (RFC 3339) and `hours` (`08:00-18:00`, UTC), `projects` and
-/// `phases`, and the lists `deny` and `ask` of rules with the same keys. `categories` grants to
-/// `core` and `specialist` agents; `deny` and `ask` beside `agents` bind everyone.
+/// `phases`, `arguments` (patterns that named arguments must match), and the lists `deny` and
+/// `ask` of rules with the same keys. `categories` grants to `core` and `specialist` agents;
+/// `deny` and `ask` beside `agents` bind everyone.
+///
+/// Once a run took in content from an untrusted server, a call that writes or executes needs a
+/// person's agreement: `after_untrusted` (`ask`, `allow`, `deny`), beside `agents` or of one agent,
+/// says otherwise. `servers`, beside `permission_model`, holds the rules of each server: `profile`,
+/// `tools`, `timeout_s`, `max_result_kib`, `calls_per_minute`, `concurrency`, `trusted`,
+/// `isolation` (`none` or `kernel`), `network`, `read` and `write`.
 ///
 /// ```
 /// use coral_core::Caller;
@@ -78,15 +88,7 @@ impl SecurityPolicy {
 /// let writer = Caller::agent("technical_writer");
 /// let decide = |operation, path: &str| {
 ///     let paths = [path.parse().unwrap()];
-///     permissions.decide(&Access {
-///         caller: &writer,
-///         server: "filesystem",
-///         tool: "write_file",
-///         operation,
-///         paths: &paths,
-///         recursive: false,
-///         now_ms: 0,
-///     })
+///     permissions.decide(&Access::new(&writer, "filesystem", "write_file", operation).on(&paths))
 /// };
 /// assert!(decide(Operation::Write, "docs/api.md").is_allowed());
 /// assert!(!decide(Operation::Write, "docs/signed/nda.md").is_allowed());
@@ -102,6 +104,8 @@ pub struct Permissions {
     agents: BTreeMap<String, Subject>,
     categories: BTreeMap<Category, Subject>,
     everyone: Subject,
+    after_untrusted: AfterUntrusted,
+    servers: BTreeMap<String, ServerRules>,
     security: BTreeSet<SecurityPolicy>,
     source: String,
     digest: String,
@@ -156,11 +160,20 @@ impl Permissions {
     pub fn digest(&self) -> String {
         if self.digest.is_empty() {
             coral_core::sha256_hex(
-                format!("{:?}", (&self.agents, &self.categories, &self.everyone)).as_bytes(),
+                format!("{:?}", (&self.agents, &self.categories, &self.everyone, &self.servers)).as_bytes(),
             )
         } else {
             self.digest.clone()
         }
+    }
+
+    pub(crate) fn server(&self, name: &str) -> ServerRules {
+        self.servers.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The servers that the document has rules for.
+    pub(crate) fn ruled_servers(&self) -> impl Iterator<Item = &str> {
+        self.servers.keys().map(String::as_str)
     }
 
     /// Everything that speaks of `caller`, its own rules first.
@@ -208,6 +221,16 @@ impl Policy for Permissions {
                 return Decision::ask(format!("a person must agree, by the `ask` rule at {}", rule.place));
             }
         }
+        if let Some(source) = access.untrusted.filter(|_| access.operation != Operation::Read) {
+            let why = format!("content from outside came into the run through `{source}`");
+            match grant.after_untrusted.unwrap_or(self.after_untrusted) {
+                AfterUntrusted::Allow => {}
+                AfterUntrusted::Ask => return Decision::ask(format!("a person must agree: {why}")),
+                AfterUntrusted::Deny => {
+                    return Decision::deny(format!("refused by `after_untrusted`: {why}"));
+                }
+            }
+        }
         Decision::allow(format!("granted at {}", grant.place))
     }
 
@@ -220,12 +243,12 @@ impl Policy for Permissions {
     }
 
     fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool {
-        let access = Access { caller, server, tool, operation, paths: &[], recursive: false, now_ms };
+        let access = Access::new(caller, server, tool, operation).at_ms(now_ms);
         !caller.agent.is_empty()
             && self
                 .subjects(caller)
                 .flat_map(|s| &s.deny)
-                .all(|rule| rule.has_paths() || !rule.matches(&access))
+                .all(|rule| rule.has_conditions() || !rule.matches(&access))
             && self.subjects(caller).flat_map(|s| &s.grants).any(|grant| grant.covers(&access).is_ok())
     }
 }

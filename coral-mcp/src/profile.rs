@@ -14,6 +14,14 @@ use crate::yaml;
 
 use self::selector::Selector;
 
+const BUILT_IN: [(&str, &str); 5] = [
+    ("fetch", include_str!("../profiles/fetch.yaml")),
+    ("filesystem", include_str!("../profiles/filesystem.yaml")),
+    ("git", include_str!("../profiles/git.yaml")),
+    ("memory", include_str!("../profiles/memory.yaml")),
+    ("time", include_str!("../profiles/time.yaml")),
+];
+
 /// What a server's tools do: data, one file per kind of server.
 ///
 /// A tool that a profile does not name is classed by its annotations, which may raise its class
@@ -74,12 +82,21 @@ impl Profile {
         yaml::parse(text, "profile", name)
     }
 
-    /// The profile of the built-in file system server, and of the public one with the same tools.
+    /// A profile that comes with this crate.
     ///
     /// # Errors
-    /// None in a released build: a test reads every built-in profile.
-    pub fn filesystem() -> Result<Self, Error> {
-        Profile::from_yaml(include_str!("../profiles/filesystem.yaml"), "profiles/filesystem.yaml")
+    /// [`NotFound`](coral_core::ErrorKind::NotFound) for a name that none has.
+    pub fn built_in(name: &str) -> Result<Self, Error> {
+        let known = BUILT_IN.iter().map(|(name, _)| *name);
+        let Some((name, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) else {
+            return Err(Error::not_found("profile", name, known));
+        };
+        Profile::from_yaml(text, &format!("profiles/{name}.yaml"))
+    }
+
+    /// The names of the profiles that come with this crate.
+    pub fn built_in_names() -> impl Iterator<Item = &'static str> {
+        BUILT_IN.iter().map(|(name, _)| *name)
     }
 
     /// The operation that a tool counts as, where the profile knows the tool.

@@ -1,5 +1,6 @@
 //! One MCP server as the sandbox sees it: a connection, its tools, calls with a deadline.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coral_core::{Error, ErrorKind, ToolFault, ToolOutput};
@@ -7,9 +8,15 @@ use rmcp::model::{
     CallToolRequestParams, CallToolResult, ClientCapabilities, ClientConfig, ContentBlock, Implementation,
     JsonObject, PaginatedRequestParams, ProtocolVersion, ResourceContents, Tool,
 };
-use rmcp::service::{ClientLifecycleMode, RunningService, serve_client_with_lifecycle};
+use rmcp::service::{ClientCacheConfig, ClientLifecycleMode, RunningService, serve_client_with_lifecycle};
 use rmcp::transport::IntoTransport;
 use rmcp::{ErrorData, RoleClient, ServiceError};
+
+use crate::health::Health;
+use crate::process::Process;
+
+/// How long a server that let a call time out may take to show that it still answers.
+const STILL_THERE: Duration = Duration::from_secs(3);
 
 /// How much a server may cost.
 #[derive(Clone, Debug)]
@@ -20,6 +27,7 @@ pub(crate) struct Limits {
     pub(crate) max_pages: usize,
     pub(crate) max_tools: usize,
     pub(crate) max_result_bytes: usize,
+    pub(crate) max_line_bytes: usize,
 }
 
 impl Default for Limits {
@@ -31,6 +39,7 @@ impl Default for Limits {
             max_pages: 100,
             max_tools: 1_000,
             max_result_bytes: 256 * 1_024,
+            max_line_bytes: 8 * 1_024 * 1_024,
         }
     }
 }
@@ -56,11 +65,22 @@ pub(crate) struct Connection {
     name: String,
     service: RunningService<RoleClient, ClientConfig>,
     limits: Limits,
+    health: Arc<Health>,
+    process: Option<Arc<Process>>,
+    /// Values that must not be shown.
+    secrets: Vec<String>,
 }
 
 impl Connection {
     /// Shakes hands over `transport`, in whichever generation of the protocol the server speaks.
-    pub(crate) async fn open<T, E, A>(name: &str, transport: T, limits: Limits) -> Result<Self, Error>
+    pub(crate) async fn open<T, E, A>(
+        name: &str,
+        transport: T,
+        limits: Limits,
+        health: Arc<Health>,
+        process: Option<Arc<Process>>,
+        secrets: Vec<String>,
+    ) -> Result<Self, Error>
     where
         T: IntoTransport<RoleClient, E, A>,
         E: std::error::Error + Send + Sync + 'static,
@@ -73,15 +93,24 @@ impl Connection {
             legacy_version: Some(ProtocolVersion::LATEST_WITH_INITIALIZE),
         };
         let handshake = serve_client_with_lifecycle(client, transport, lifecycle);
-        let service = match tokio::time::timeout(limits.connect, handshake).await {
-            Ok(Ok(service)) => service,
-            Ok(Err(error)) => return Err(fault(name, ToolFault::Unavailable, error)),
-            Err(_) => {
-                let waited = format!("no answer to the handshake within {} ms", limits.connect.as_millis());
-                return Err(fault(name, ToolFault::Unavailable, waited));
+        let problem = match tokio::time::timeout(limits.connect, handshake).await {
+            Ok(Ok(service)) => {
+                // What the server says may be kept decides nothing here.
+                service.peer().set_response_cache_config(ClientCacheConfig::disabled()).await;
+                return Ok(Connection { name: name.to_owned(), service, limits, health, process, secrets });
             }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer to the handshake within {} ms", limits.connect.as_millis()),
         };
-        Ok(Connection { name: name.to_owned(), service, limits })
+        let mut problem = health.problem().unwrap_or(problem);
+        if let Some(process) = &process {
+            process.kill();
+            let last = process.stderr();
+            if !last.is_empty() {
+                problem = format!("{problem}; its last words: {last}");
+            }
+        }
+        Err(fault(name, ToolFault::Unavailable, redact(&problem, &secrets)))
     }
 
     /// Every tool of the server, in its order.
@@ -135,7 +164,7 @@ impl Connection {
         let limit = timeout.map_or(self.limits.call, |t| t.min(self.limits.call));
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
         match tokio::time::timeout(limit, self.service.call_tool(params)).await {
-            Ok(Ok(result)) => Ok(output(result, self.limits.max_result_bytes)),
+            Ok(Ok(result)) => Ok(self.output(&result)),
             Ok(Err(error)) => Err(self.failure(&full, &error)),
             Err(_) => {
                 Err(fault(&full, ToolFault::Timeout, format!("no answer within {} ms", limit.as_millis())))
@@ -145,20 +174,53 @@ impl Connection {
 
     /// Whether the other side went away.
     pub(crate) fn is_closed(&self) -> bool {
-        self.service.is_closed() || self.service.peer().is_transport_closed()
+        self.service.is_closed()
+            || self.service.peer().is_transport_closed()
+            || self.health.problem().is_some()
+    }
+
+    /// What the transport saw beside the messages.
+    pub(crate) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Ends the server, with everything that it started, unless it still answers: a call that was
+    /// given up must not go on behind our back, and others must not wait for it.
+    pub(crate) async fn kill_if_stuck(&self) {
+        let Some(process) = &self.process else { return };
+        let answer = tokio::time::timeout(STILL_THERE, self.service.peer().list_tools(None)).await;
+        if !matches!(answer, Ok(Ok(_))) {
+            self.health.broke("the server did not answer any more");
+            process.kill();
+        }
+    }
+
+    fn output(&self, result: &CallToolResult) -> ToolOutput {
+        let mut output = output(result, self.limits.max_result_bytes);
+        output.content = redact(&output.content, &self.secrets);
+        // A value is text with structure: it is shown as a whole or not at all.
+        output.structured = output.structured.filter(|value| {
+            let text = value.to_string();
+            !self.secrets.iter().any(|secret| text.contains(secret))
+        });
+        output
     }
 
     fn failure(&self, what: &str, error: &ServiceError) -> Error {
+        let clean = |text: &str| redact(&crate::text::clean(text, 2_000), &self.secrets);
         match error {
             ServiceError::McpError(ErrorData { code, message, .. }) if code.0 == -32602 => {
-                fault(what, ToolFault::InvalidArguments, crate::text::clean(message, 2_000))
+                fault(what, ToolFault::InvalidArguments, clean(message))
             }
             ServiceError::McpError(ErrorData { message, .. }) => {
-                fault(what, ToolFault::Protocol, crate::text::clean(message, 2_000))
+                fault(what, ToolFault::Protocol, clean(message))
             }
             ServiceError::Timeout { .. } => fault(what, ToolFault::Timeout, error),
             // Whether a call that was under way took effect is not known, so this is not `Unavailable`.
-            _ => fault(what, ToolFault::Protocol, error),
+            _ => {
+                let problem = self.health.problem().unwrap_or_else(|| error.to_string());
+                fault(what, ToolFault::Protocol, clean(&problem))
+            }
         }
     }
 }
@@ -167,8 +229,14 @@ pub(crate) fn fault(tool: &str, fault: ToolFault, problem: impl ToString) -> Err
     Error::new(ErrorKind::Tool { fault, tool: tool.to_owned(), problem: problem.to_string() })
 }
 
+/// `text` without secrets.
+fn redact(text: &str, secrets: &[String]) -> String {
+    let found = secrets.iter().filter(|secret| text.contains(secret.as_str()));
+    found.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[secret]"))
+}
+
 /// A result as agents see it: text, with what is not text described.
-fn output(result: CallToolResult, max_bytes: usize) -> ToolOutput {
+fn output(result: &CallToolResult, max_bytes: usize) -> ToolOutput {
     let mut content = String::new();
     for block in &result.content {
         if !content.is_empty() {
@@ -203,7 +271,7 @@ fn output(result: CallToolResult, max_bytes: usize) -> ToolOutput {
             _ => content.push_str("[content of an unknown kind]"),
         }
     }
-    let structured = result.structured_content.filter(|value| {
+    let structured = result.structured_content.clone().filter(|value| {
         // A result is capped as a whole; half a JSON value is none.
         serde_json::to_string(value).is_ok_and(|text| text.len() <= max_bytes)
     });
@@ -234,7 +302,7 @@ pub(crate) async fn in_process<H: rmcp::ServerHandler>(
             Err(error) => tracing::debug!(%error, "an in-process server did not start"),
         }
     });
-    match Connection::open(name, ours, limits).await {
+    match Connection::open(name, ours, limits, Arc::default(), None, Vec::new()).await {
         Ok(connection) => Ok(connection),
         Err(error) => {
             serve.abort();

@@ -59,6 +59,8 @@ fn record(seq: Seq) -> Record {
             pins: Default::default(),
             input: Payload::null(),
             facts: Default::default(),
+            budget: coral_core::Budget::default(),
+            forked_from: None,
         }
     } else {
         let text = format!(

@@ -79,6 +79,9 @@ pub(crate) fn decode(
     limit: usize,
     out: &mut Vec<Record>,
 ) -> Result<(), Error> {
+    if out.len() >= limit {
+        return Ok(());
+    }
     let events = match chunk.split_first() {
         Some((&JSON, _)) => parse(chunk)?,
         Some((&LZ4, packed)) => {

@@ -89,6 +89,8 @@ impl<J: Journal> Follow for Polled<J> {
 /// # let event = Event::RunStarted {
 /// #     format: 1, project: "".into(), graph: GraphData::default().into(), pins: Default::default(),
 /// #     input: Payload::null(), facts: Default::default(),
+/// #     budget: coral_core::Budget::default(),
+/// #     forked_from: None,
 /// # };
 /// # let first = Record { seq: 1, at_ms: 0, event };
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {

@@ -18,12 +18,14 @@
 //!
 //! # Crate features
 //! - `sqlite` (default): [`SqliteStore`] with its journal, blobs and cache. Builds SQLite from source.
+//! - `postgres`: [`PostgresJournal`](https://docs.rs/coral-state), for several machines.
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
 #![forbid(unsafe_code)]
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod bell;
 mod blob_name;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -32,6 +34,8 @@ mod crypto;
 mod directory;
 mod follow;
 mod ledger;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod projects;
 mod sessions;
 #[cfg(feature = "sqlite")]
@@ -43,6 +47,8 @@ mod views;
 pub use crate::crypto::{KeyRing, MasterKey};
 pub use crate::directory::DirectoryBlobs;
 pub use crate::follow::{Follow, Follower, Polled};
+#[cfg(feature = "postgres")]
+pub use crate::postgres::{PostgresJournal, PostgresOptions};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 pub use crate::sessions::Sessions;
 #[cfg(feature = "sqlite")]

@@ -3,9 +3,7 @@ use coral_core::{AgentSpec, Brief, Error, Program, PromptAgent, Runner, Team};
 #[tokio::main]
 async fn main() -> Result<(), Error> {
     let (mut registry, mut team) = (coral_agents::Registry::new(), Team::new());
-    for (id, task) in
-        [("planner", "Plan this: {{ brief.text }}"), ("writer", "Write up this: {{ brief.text }}")]
-    {
+    for (id, task) in [("planner", "Plan {{ brief.text }}"), ("writer", "Describe {{ brief.text }}")] {
         let mut spec = AgentSpec::new(id, id);
         spec.prompt.task_template = task.into();
         registry.insert(spec.clone())?;

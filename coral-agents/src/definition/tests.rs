@@ -88,7 +88,7 @@ fn problems_name_file_and_line() {
         &["a.md:1: the front matter that begins here is never closed: put a line `---` behind it"],
     );
     check_problems("---\n- a\n---\n", &["a.md:2: the front matter must be a mapping, not a list"]);
-    check_problems("---\nid: a\nname: A\nid: b\n---\n", &["a.md:4: duplicate mapping key: id"]);
+    check_problems("---\nid: a\nname: A\nid: b\n---\n", &["a.md:4: key `id` stands on line 2 too"]);
     check_problems(
         "---\nid: a\nname: A\nmodel:\n  tier: best\n---\n",
         &["a.md:5: `model`: `tier`: expected one of `basic`, `standard`, `strong`, found `best`"],

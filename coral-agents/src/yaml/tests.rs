@@ -86,6 +86,42 @@ fn words_stay_words() {
 }
 
 #[test]
+fn scalars_follow_the_core_schema() {
+    for (text, expected) in [
+        ("0x1F", json!(31)),
+        ("0o17", json!(15)),
+        ("+3", json!(3)),
+        ("-0.5e3", json!(-500.0)),
+        (".5", json!(0.5)),
+        ("1.2.3", json!("1.2.3")),
+        ("2026-11-22", json!("2026-11-22")),
+        ("1_000", json!("1_000")),
+        ("18446744073709551615", json!(u64::MAX)),
+        ("1e999", json!("1e999")),
+        (".inf", json!(".inf")),
+        ("-", json!([null])),
+        ("e5", json!("e5")),
+        ("!!str 5", json!("5")),
+        ("\"5\"", json!("5")),
+        ("&a [1, *b]", json!(null)),
+    ] {
+        match parse(text, 1) {
+            Ok(node) => assert_eq!(node.to_json(), expected, "{text}"),
+            Err(problem) => assert!(expected.is_null(), "{text}: {problem}"),
+        }
+    }
+    let node = parse("a: &x {k: [1]}\nb: *x\n", 1).unwrap();
+    assert_eq!(node.to_json(), json!({"a": {"k": [1]}, "b": {"k": [1]}}));
+    for (text, expected) in [
+        ("a: !secret b", "line 1: the tag `!secret` means nothing here"),
+        ("a: &x [*x]", "line 1: the alias repeats something that it is part of"),
+        ("a: 1\n---\nb: 2", "line 2: a second document begins here, and only one is read"),
+    ] {
+        assert_eq!(parse(text, 1).unwrap_err().to_string(), expected);
+    }
+}
+
+#[test]
 fn an_alias_bomb_is_refused() {
     let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for i in 1..12 {
@@ -95,6 +131,12 @@ fn an_alias_bomb_is_refused() {
     assert!(parse(&text, 1).is_err());
     let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
     assert!(parse(&deep, 1).is_err());
+    let deep: String = (0..5_000).map(|i| format!("{}a:\n", " ".repeat(i))).collect();
+    assert!(parse(&deep, 1).is_err());
+    let wide: String = (0..5_000).map(|i| format!("a{i}: 1\n")).collect();
+    assert!(parse(&wide, 1).is_err());
+    let long = "- 1\n".repeat(200_000);
+    assert!(parse(&long, 1).is_err());
 }
 
 proptest! {

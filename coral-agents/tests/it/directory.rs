@@ -62,7 +62,9 @@ fn a_directory_that_is_not_there_is_an_error() {
 #[test]
 fn a_live_registry_follows_its_directory() {
     let dir = fresh("live");
-    let agent = |id: &str, summary: &str| format!("---\nid: {id}\nname: N\nsummary: {summary}\n---\n## Task\nWork.\n");
+    let agent = |id: &str, summary: &str| {
+        format!("---\nid: {id}\nname: N\nsummary: {summary}\n---\n## Task\nWork.\n")
+    };
     fs::write(dir.join("a.md"), agent("a", "one")).unwrap();
     fs::write(dir.join("b.md"), agent("b", "one")).unwrap();
     let (live, loaded) = LiveRegistry::open(Registry::new(), &dir).unwrap();
@@ -75,7 +77,10 @@ fn a_live_registry_follows_its_directory() {
     fs::write(dir.join("w.yaml"), "steps: [{agent: a}]").unwrap();
     fs::remove_file(dir.join("b.md")).unwrap();
     let changes = live.refresh().unwrap().unwrap();
-    assert_eq!((changes.agents, changes.removed_agents), (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned()]));
+    assert_eq!(
+        (changes.agents, changes.removed_agents),
+        (vec!["a".to_owned(), "c".to_owned()], vec!["b".to_owned()])
+    );
     assert_eq!(changes.workflows, ["w"]);
     assert_eq!(live.current().agent("a").unwrap().summary, "two");
     assert_eq!(before.agent("a").unwrap().summary, "one", "a snapshot stays as it was");

@@ -1,8 +1,10 @@
 //! The engine through its public API.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails panics")]
 
+mod budget;
 mod crash;
 mod engine;
+mod fork;
 mod nesting;
 mod prompt_agent;
 mod properties;

@@ -172,7 +172,7 @@ async fn a_validator_and_a_listener_are_heard() {
     let router = router
         .validator(|_, response| if response.message.text() == "bad" { Err("bad".into()) } else { Ok(()) })
         .on_choice(move |caller, choice| {
-            sink.lock().unwrap().push((caller.agent.clone(), choice.model.clone()))
+            sink.lock().unwrap().push((caller.agent.clone(), choice.model.clone()));
         });
     let cx = CallContext::new(Caller::agent("qa"));
     let mut request = ChatRequest::user("?");

@@ -7,6 +7,7 @@
 )]
 
 mod anthropic;
+mod cassettes;
 mod codecs;
 mod more_protocols;
 mod openai_chat;

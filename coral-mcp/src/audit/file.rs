@@ -22,6 +22,7 @@ use super::{Audit, AuditEntry, AuditRecord, GENESIS};
 pub struct FileAudit {
     path: PathBuf,
     state: Mutex<State>,
+    untrusted: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
@@ -58,11 +59,12 @@ impl FileAudit {
         file.read_to_end(&mut bytes).map_err(|e| failed(&e))?;
         let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let (lines, torn) = bytes.split_at_checked(whole).unwrap_or((&bytes, &[]));
-        let (seq, head) = check_lines(lines, &path)?;
+        let (seq, head, untrusted) = check_lines(lines, &path)?;
         let length = u64::try_from(whole).unwrap_or(u64::MAX);
         file.set_len(length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| failed(&e))?;
         let torn = torn.len();
-        let audit = FileAudit { path, state: Mutex::new(State { file, seq, head, length: Some(length) }) };
+        let audit =
+            FileAudit { path, untrusted, state: Mutex::new(State { file, seq, head, length: Some(length) }) };
         if torn > 0 {
             audit.append(AuditEntry::note(
                 SystemClock.now_ms(),
@@ -94,8 +96,12 @@ fn private(options: &mut OpenOptions) {
 #[cfg(not(unix))]
 fn private(_options: &mut OpenOptions) {}
 
-/// Checks a chain from its beginning; gives its last position and hash.
-fn check_lines(lines: &[u8], path: &Path) -> Result<(u64, String), Error> {
+type Checked = (u64, String, Vec<(String, String)>);
+
+/// Checks a chain from its beginning; gives its last position and hash, and the runs that took in
+/// content from outside.
+fn check_lines(lines: &[u8], path: &Path) -> Result<Checked, Error> {
+    let mut untrusted = Vec::new();
     let mut seq = 0;
     let mut head = GENESIS.to_owned();
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
@@ -111,9 +117,10 @@ fn check_lines(lines: &[u8], path: &Path) -> Result<(u64, String), Error> {
         if serde_json::to_vec(&record).ok().as_deref() != Some(line) {
             return Err(broken(format!("record {seq} was changed")));
         }
+        untrusted.extend(record.entry.untrusted_run().filter(|run| !untrusted.contains(run)));
         head = record.hash;
     }
-    Ok((seq, head))
+    Ok((seq, head, untrusted))
 }
 
 impl Audit for FileAudit {
@@ -143,5 +150,9 @@ impl Audit for FileAudit {
         state.seq = record.seq;
         state.head = record.hash;
         Ok(())
+    }
+
+    fn untrusted_runs(&self) -> Vec<(String, String)> {
+        self.untrusted.clone()
     }
 }

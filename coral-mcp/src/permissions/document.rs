@@ -6,7 +6,8 @@ use coral_core::{Category, Error, nearest};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::rule::{Grant, Names, Rule, Subject};
+use super::rule::{AfterUntrusted, Arguments, Grant, Names, Rule, Subject};
+use super::servers::ServerRules;
 use super::window::{Window, parse_hours, parse_rfc3339};
 use super::{Permissions, SecurityPolicy};
 use crate::access::Operation;
@@ -17,6 +18,8 @@ use crate::yaml::{self, Findings};
 #[serde(deny_unknown_fields)]
 struct File {
     permission_model: Model,
+    #[serde(default)]
+    servers: BTreeMap<String, Spanned<ServerRules>>,
 }
 
 #[derive(Deserialize)]
@@ -30,6 +33,8 @@ struct Model {
     deny: Vec<Spanned<RuleDoc>>,
     #[serde(default)]
     ask: Vec<Spanned<RuleDoc>>,
+    #[serde(default)]
+    after_untrusted: AfterUntrusted,
     #[serde(default)]
     security_policies: Vec<Spanned<String>>,
 }
@@ -48,9 +53,12 @@ struct SubjectDoc {
     tools: Option<Strings>,
     projects: Option<Strings>,
     phases: Option<Strings>,
+    #[serde(default)]
+    arguments: BTreeMap<String, Strings>,
     valid_from: Option<Spanned<String>>,
     valid_until: Option<Spanned<String>>,
     hours: Option<Spanned<String>>,
+    after_untrusted: Option<AfterUntrusted>,
     #[serde(default)]
     deny: Vec<Spanned<RuleDoc>>,
     #[serde(default)]
@@ -66,6 +74,8 @@ struct RuleDoc {
     tools: Option<Strings>,
     projects: Option<Strings>,
     phases: Option<Strings>,
+    #[serde(default)]
+    arguments: BTreeMap<String, Strings>,
     valid_from: Option<Spanned<String>>,
     valid_until: Option<Spanned<String>>,
     hours: Option<Spanned<String>>,
@@ -80,6 +90,13 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
         digest: coral_core::sha256_hex(text.as_bytes()),
         ..Default::default()
     };
+    permissions.after_untrusted = model.after_untrusted;
+    for (server, rules) in file.servers {
+        if let Err(problem) = crate::server::check_name(&server).and_then(|()| rules.value.check()) {
+            found.add(&rules, problem);
+        }
+        permissions.servers.insert(server, rules.value);
+    }
     for (agent, doc) in &model.agents {
         if agent.is_empty() || !agent.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')) {
             found.add(doc, format!("`{agent}` is not an agent's id"));
@@ -151,6 +168,8 @@ fn subject(doc: &Spanned<SubjectDoc>, found: &mut Findings<'_>) -> Subject {
         tools: value.tools.as_ref().map(|list| texts(list, found)),
         projects: value.projects.as_ref().map(|list| texts(list, found)),
         phases: value.phases.as_ref().map(|list| texts(list, found)),
+        arguments: arguments(&value.arguments, found),
+        after_untrusted: value.after_untrusted,
         window: window(&value.valid_from, &value.valid_until, &value.hours, found),
         place,
     };
@@ -179,7 +198,10 @@ fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
                 found.add(doc, "a rule with an empty list can never match; leave the key out to mean all");
             }
             let window = window(&value.valid_from, &value.valid_until, &value.hours, found);
-            if lists.iter().all(|list| list.is_none()) && window == Window::default() {
+            if lists.iter().all(|list| list.is_none())
+                && value.arguments.is_empty()
+                && window == Window::default()
+            {
                 found.add(
                     doc,
                     "a rule needs at least one key; write `mcp_servers: [\"*\"]` to mean every call",
@@ -192,6 +214,7 @@ fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
                 tools: names(&value.tools, found),
                 projects: names(&value.projects, found),
                 phases: names(&value.phases, found),
+                arguments: arguments(&value.arguments, found),
                 window,
                 place: found.place(doc),
             }
@@ -201,6 +224,10 @@ fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
 
 fn names(list: &Option<Strings>, found: &mut Findings<'_>) -> Names {
     list.as_ref().map(|list| texts(list, found))
+}
+
+fn arguments(patterns: &BTreeMap<String, Strings>, found: &mut Findings<'_>) -> Arguments {
+    patterns.iter().map(|(name, list)| (name.clone(), texts(list, found))).collect()
 }
 
 fn texts(list: &Strings, found: &mut Findings<'_>) -> Vec<String> {

@@ -1,6 +1,10 @@
 //! Compiled grants and rules.
 
+use std::collections::BTreeMap;
+
 use coral_core::{Caller, Error};
+use serde::Deserialize;
+use serde_json::Value;
 
 use super::window::Window;
 use crate::access::{Access, Operation};
@@ -16,6 +20,34 @@ pub(super) struct Subject {
 
 /// Names that a grant or rule speaks of; `None` speaks of all.
 pub(super) type Names = Option<Vec<String>>;
+
+/// What becomes of a call that changes something after untrusted content came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum AfterUntrusted {
+    #[default]
+    Ask,
+    Allow,
+    Deny,
+}
+
+/// Patterns that arguments must match, by the arguments' names.
+pub(super) type Arguments = BTreeMap<String, Vec<String>>;
+
+/// Whether an argument is text, or a list of texts, of which every one (or any one) matches.
+fn argument(access: &Access<'_>, name: &str, patterns: &[String], every: bool) -> bool {
+    let fits = |value: &Value| match value {
+        Value::String(text) => patterns.iter().any(|p| fast_glob::glob_match(p, text)),
+        Value::Number(_) | Value::Bool(_) => patterns.contains(&value.to_string()),
+        _ => !every,
+    };
+    match access.arguments.and_then(|arguments| arguments.get(name)) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(items)) if every => !items.is_empty() && items.iter().all(fits),
+        Some(Value::Array(items)) => items.iter().any(fits),
+        Some(value) => fits(value),
+    }
+}
 
 fn names(list: &Names, name: &str) -> bool {
     list.as_ref().is_none_or(|names| names.iter().any(|n| n == name || n == "*"))
@@ -56,7 +88,9 @@ pub struct Grant {
     pub(super) tools: Names,
     pub(super) projects: Names,
     pub(super) phases: Names,
+    pub(super) arguments: Arguments,
     pub(super) window: Window,
+    pub(super) after_untrusted: Option<AfterUntrusted>,
     pub(super) place: String,
 }
 
@@ -122,6 +156,11 @@ impl Grant {
         {
             return Err((4, format!("`{path}` is not among the paths granted at {place}")));
         }
+        if access.arguments.is_some()
+            && let Some((name, _)) = self.arguments.iter().find(|(n, p)| !argument(access, n, p, true))
+        {
+            return Err((5, format!("argument `{name}` is not within what is granted at {place}")));
+        }
         if !names(&self.projects, &access.caller.project) {
             return Err((
                 5,
@@ -147,6 +186,7 @@ pub(super) struct Rule {
     pub(super) tools: Names,
     pub(super) projects: Names,
     pub(super) phases: Names,
+    pub(super) arguments: Arguments,
     pub(super) window: Window,
     pub(super) place: String,
 }
@@ -159,6 +199,7 @@ impl Rule {
             && names(&self.projects, &access.caller.project)
             && names(&self.phases, &access.caller.phase)
             && self.window.check(access.now_ms).is_ok()
+            && self.arguments.iter().all(|(name, patterns)| argument(access, name, patterns, false))
             && self.paths.as_ref().is_none_or(|ruled| {
                 access.paths.iter().any(|path| {
                     ruled.iter().any(|rule| {
@@ -168,8 +209,8 @@ impl Rule {
             })
     }
 
-    /// Whether the rule speaks of some paths only.
-    pub(super) fn has_paths(&self) -> bool {
-        self.paths.is_some()
+    /// Whether the rule speaks of some arguments only.
+    pub(super) fn has_conditions(&self) -> bool {
+        self.paths.is_some() || !self.arguments.is_empty()
     }
 }

@@ -1,25 +1,34 @@
 //! How a sandbox is put together.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{Clock, Error, SystemClock};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
+use super::taint::Taint;
 use super::{Approver, Connector, Sandbox, Server};
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
+use crate::config::Servers;
 use crate::filesystem::{self, Filesystem};
+use crate::jail::{self, Jail};
 use crate::path::ProjectPath;
-use crate::permissions::Permissions;
+use crate::permissions::{Isolation, Permissions, SecurityPolicy, ServerRules};
+use crate::pins::Pins;
 use crate::profile::Profile;
+use crate::quota::Quota;
 use crate::server::{self, Connection, Limits};
+use crate::stdio::Stdio;
 
 /// Twelve hours: a working day.
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
+
+/// How many calls a server takes at once.
+const CONCURRENCY: usize = 16;
 
 /// Puts a [`Sandbox`] together.
 #[derive(Default)]
@@ -28,6 +37,9 @@ pub struct SandboxBuilder {
     policies: Vec<Arc<dyn Policy>>,
     root: Option<PathBuf>,
     filesystem: bool,
+    configured: Servers,
+    pins: Option<PathBuf>,
+    helper: Option<PathBuf>,
     audit: Option<Arc<dyn Audit>>,
     clock: Option<Arc<dyn Clock>>,
     approver: Option<Arc<dyn Approver>>,
@@ -64,6 +76,29 @@ impl SandboxBuilder {
         self
     }
 
+    /// Adds servers.
+    #[must_use]
+    pub fn servers(mut self, servers: Servers) -> Self {
+        self.configured.0.extend(servers.0);
+        self
+    }
+
+    /// Names the program that starts servers in the OS sandbox, in the place of this one: see
+    /// [`sandbox_hook`](crate::sandbox_hook).
+    #[must_use]
+    pub fn helper(mut self, helper: impl Into<PathBuf>) -> Self {
+        self.helper = Some(helper.into());
+        self
+    }
+
+    /// Keeps the hashes of the servers' tools in a file, so that a tool that changes between two
+    /// runs of the program is noticed too.
+    #[must_use]
+    pub fn pins(mut self, path: impl Into<PathBuf>) -> Self {
+        self.pins = Some(path.into());
+        self
+    }
+
     /// Sets where decisions and calls are recorded; in memory if it is not set.
     #[must_use]
     pub fn audit(mut self, audit: impl Audit + 'static) -> Self {
@@ -96,30 +131,69 @@ impl SandboxBuilder {
     /// Builds the sandbox. Servers start when they are first needed.
     ///
     /// # Errors
-    /// [`Invalid`](coral_core::ErrorKind::Invalid) if a server needs a root and none is set;
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if a server needs a root and none is set, or
+    /// if settings contradict one another;
     /// [`Storage`](coral_core::ErrorKind::Storage) if the root can't be opened or the audit
     /// can't be written.
     pub async fn build(self) -> Result<Sandbox, Error> {
         let mut servers = BTreeMap::new();
-        if self.filesystem {
-            let root = self.root.as_ref().ok_or_else(|| {
-                Error::invalid("sandbox", "the file system server has no root directory")
+        let mut levels = Vec::new();
+        let root = match &self.root {
+            Some(root) => Some(root.canonicalize().map_err(|error| {
+                Error::storage("opening the project's root directory", error)
+                    .at(root.display().to_string())
+                    .with_help("create the directory first")
+            })?),
+            None => None,
+        };
+        let need_root = |server: &str| {
+            root.clone().ok_or_else(|| {
+                Error::invalid("sandbox", format!("server `{server}` has no root directory"))
                     .with_help("call `root` with the project's directory")
-            })?;
-            let server = Server {
-                connector: Box::new(BuiltIn { handler: Filesystem::open(root)? }),
-                profile: Profile::filesystem()?,
-                limits: Limits::default(),
-                live: Mutex::default(),
-            };
-            servers.insert(filesystem::NAME.to_owned(), server);
+            })
+        };
+        if self.filesystem {
+            let handler = Filesystem::open(&need_root(filesystem::NAME)?)?;
+            let mut rules = self.permissions.server(filesystem::NAME);
+            rules.profile = Some(filesystem::NAME.to_owned());
+            servers.insert(
+                filesystem::NAME.to_owned(),
+                server(filesystem::NAME, Box::new(BuiltIn { handler }), rules, false)?,
+            );
         }
+        for (name, spec) in self.configured.0 {
+            if servers.contains_key(&name) {
+                return Err(Error::invalid("sandbox", format!("there are two servers called `{name}`")));
+            }
+            let rules = self.permissions.server(&name);
+            let root = need_root(&name)?;
+            let jail = match isolation(&name, &rules, &self.permissions)? {
+                Isolation::None => None,
+                Isolation::Kernel => Some((jail::helper(self.helper.as_ref())?, jail_of(&rules, &root)?)),
+            };
+            levels.push(format!("{name}: {}", if jail.is_some() { "kernel" } else { "none" }));
+            let connector = Stdio { spec, root, jail };
+            servers.insert(name.clone(), server(&name, Box::new(connector), rules, true)?);
+        }
+        if let Some(name) = self.permissions.ruled_servers().find(|name| !servers.contains_key(*name)) {
+            return Err(Error::not_found("server", name, servers.keys().map(String::as_str))
+                .at(self.permissions.source().to_owned())
+                .with_help("`servers` in the permission file has rules for it"));
+        }
+        let pins = match &self.pins {
+            Some(path) => Pins::open(path)?,
+            None => Pins::default(),
+        };
         let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
         let audit = self.audit.unwrap_or_else(|| Arc::new(MemoryAudit::new()));
         let permissions = Arc::new(self.permissions);
         let policy = permissions.digest();
-        let began = format!("sandbox started with permissions {policy} from {}", permissions.source());
+        let mut began = format!("sandbox started with permissions {policy} from {}", permissions.source());
+        if !levels.is_empty() {
+            began = format!("{began}; isolation of {}", levels.join(", "));
+        }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
+        let taint = Taint::of(audit.untrusted_runs());
         let mut policies: Vec<Arc<dyn Policy>> = vec![permissions.clone()];
         policies.extend(self.policies);
         let sandbox = Sandbox {
@@ -130,12 +204,64 @@ impl SandboxBuilder {
             audit,
             clock,
             approver: self.approver,
+            pins,
+            quota: Quota::default(),
+            taint,
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
         };
         sandbox.renew();
         Ok(sandbox)
     }
+}
+
+fn server(
+    name: &str,
+    connector: Box<dyn Connector>,
+    rules: ServerRules,
+    foreign: bool,
+) -> Result<Server, Error> {
+    let mut profile = match &rules.profile {
+        Some(profile) => Profile::built_in(profile)?,
+        // A profile of the same name is what the name says.
+        None => Profile::built_in(name).unwrap_or_default(),
+    };
+    profile.tools.extend(rules.tools.clone());
+    let usual = Limits::default();
+    let limits = Limits {
+        call: rules.timeout_s.map_or(usual.call, Duration::from_secs),
+        max_result_bytes: rules
+            .max_result_kib
+            .map_or(usual.max_result_bytes, |kib| kib.saturating_mul(1_024)),
+        ..usual
+    };
+    let permits = Semaphore::new(rules.concurrency.unwrap_or(CONCURRENCY).min(Semaphore::MAX_PERMITS));
+    Ok(Server { connector, profile, limits, rules, foreign, permits, state: Mutex::default() })
+}
+
+/// How a server's process is kept apart: as its rules say, and under `no_system_access` by the
+/// kernel at least.
+fn isolation(name: &str, rules: &ServerRules, permissions: &Permissions) -> Result<Isolation, Error> {
+    let needed = permissions.enforces(SecurityPolicy::NoSystemAccess);
+    match rules.isolation {
+        None if needed => Ok(Isolation::Kernel),
+        None => Ok(Isolation::None),
+        Some(Isolation::None) if needed => Err(Error::invalid(
+            format!("server `{name}`"),
+            "`isolation: none` contradicts the security policy `no_system_access`",
+        )
+        .at(permissions.source().to_owned())),
+        Some(isolation) => Ok(isolation),
+    }
+}
+
+/// What a server may do, by its rules: it reads the project, and writes where it was told.
+fn jail_of(rules: &ServerRules, root: &Path) -> Result<Jail, Error> {
+    let mut read = vec![root.to_owned()];
+    read.extend(rules.read.iter().map(PathBuf::from));
+    let below = |path: &String| Ok(root.join(path.parse::<ProjectPath>()?.relative()));
+    let write = rules.write.iter().map(below).collect::<Result<_, Error>>()?;
+    Ok(Jail { read, write, network: rules.network, parent: 0, inner: false })
 }
 
 /// The file system server in this process.

@@ -57,24 +57,38 @@ impl<'a> Gate<'a> {
         tool: &str,
         known: &KnownTool,
         reading: &Reading,
+        calls_per_minute: Option<u32>,
     ) -> Result<Passed<'a>, Error> {
         let operation = known.profile.operation;
+        let caller = self.cx.caller();
+        let untrusted = self.sandbox.taint.source(&caller.run);
         let access = Access {
-            caller: self.cx.caller(),
-            server,
-            tool,
-            operation,
             paths: &reading.paths,
             recursive: known.profile.recursive,
+            arguments: Some(&reading.arguments),
+            untrusted: untrusted.as_deref(),
             now_ms: self.sandbox.clock.now_ms(),
+            ..Access::new(caller, server, tool, operation)
         };
+        let mut retry_after_ms = None;
         let mut decision = self.decide(&access, &reading.arguments);
         if decision.verdict == Verdict::Ask {
             decision = self.ask(decision.rule, reading).await;
         }
+        if let Some(limit) = calls_per_minute.filter(|_| decision.is_allowed())
+            && let Err(wait) = self.sandbox.quota.take(&caller.agent, server, limit, access.now_ms)
+        {
+            retry_after_ms = Some(wait);
+            decision =
+                Decision::deny(format!("server `{server}` takes {limit} calls a minute from an agent"));
+        }
         self.record(&decision, Some(operation), &reading.paths).await?;
         if !decision.is_allowed() {
-            return Err(self.denied(Some(operation), &reading.paths, decision.rule));
+            let error = self.denied(Some(operation), &reading.paths, decision.rule);
+            return Err(match retry_after_ms {
+                Some(wait) => error.with_retry_after_ms(wait),
+                None => error,
+            });
         }
         let entry = Some(self.entry());
         Ok(Passed { sandbox: self.sandbox, entry, began_ms: self.sandbox.clock.now_ms() })
@@ -185,22 +199,23 @@ pub(super) struct Passed<'a> {
 }
 
 impl Passed<'_> {
-    pub(super) fn end(mut self, result: &Result<ToolOutput, Error>) {
+    pub(super) fn end(mut self, result: &Result<ToolOutput, Error>, untrusted: bool) {
         let (outcome, bytes) = match result {
             Ok(output) if output.is_error => ("tool_error", output.content.len()),
             Ok(output) => ("ok", output.content.len()),
             Err(error) => (error.code(), 0),
         };
-        self.record(outcome, bytes);
+        self.record(outcome, bytes, untrusted);
     }
 
-    fn record(&mut self, outcome: &str, bytes: usize) {
+    fn record(&mut self, outcome: &str, bytes: usize, untrusted: bool) {
         let Some(mut entry) = self.entry.take() else { return };
         entry.at_ms = self.sandbox.clock.now_ms();
         entry.event = AuditEvent::Ended {
             outcome: outcome.to_owned(),
             took_ms: entry.at_ms.saturating_sub(self.began_ms),
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
+            untrusted,
         };
         // The call was made: that its end could not be recorded does not undo it.
         if let Err(error) = self.sandbox.audit.append(entry) {
@@ -211,7 +226,7 @@ impl Passed<'_> {
 
 impl Drop for Passed<'_> {
     fn drop(&mut self) {
-        self.record("cancelled", 0);
+        self.record("cancelled", 0, false);
     }
 }
 

@@ -39,6 +39,14 @@ impl Desk {
     }
 
     pub(crate) async fn with(permissions: &str, more: impl FnOnce(SandboxBuilder) -> SandboxBuilder) -> Self {
+        Desk::at(permissions, |builder, _| more(builder)).await
+    }
+
+    /// As [`with`](Self::with), for what depends on where the project is.
+    pub(crate) async fn at(
+        permissions: &str,
+        more: impl FnOnce(SandboxBuilder, &Path) -> SandboxBuilder,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for (path, text) in [
             ("project/docs/plan.md", "# Plan\nfirst\nsecond\n"),
@@ -57,7 +65,7 @@ impl Desk {
             .root(dir.path().join("project"))
             .filesystem()
             .audit(Arc::clone(&audit));
-        let tools = more(builder).build().await.unwrap();
+        let tools = more(builder, &dir.path().join("project")).build().await.unwrap();
         Desk { dir, tools, audit }
     }
 

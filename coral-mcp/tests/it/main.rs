@@ -3,6 +3,13 @@
 
 mod attacks;
 mod audit;
+mod config;
 mod desk;
+mod evil;
 mod filesystem;
+#[cfg(target_os = "linux")]
+mod jail;
 mod permissions;
+mod programs;
+#[cfg(target_os = "linux")]
+mod public;

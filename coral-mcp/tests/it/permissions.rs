@@ -56,10 +56,9 @@ async fn an_agent_sees_the_tools_that_it_may_call() {
 fn decide(permissions: &Permissions, caller: &Caller, tool: &str, path: &str, now_ms: u64) -> Verdict {
     let paths = [path.parse().unwrap()];
     let operation = if tool.starts_with("write") { Operation::Write } else { Operation::Read };
-    let recursive = tool == "directory_tree";
-    permissions
-        .decide(&Access { caller, server: "filesystem", tool, operation, paths: &paths, recursive, now_ms })
-        .verdict
+    let mut access = Access::new(caller, "filesystem", tool, operation).on(&paths).at_ms(now_ms);
+    access.recursive = tool == "directory_tree" || tool == "search_files";
+    permissions.decide(&access).verdict
 }
 
 #[test]

@@ -99,6 +99,8 @@ pub struct Progress {
 ///     pins: Default::default(),
 ///     input: Payload::null(),
 ///     facts: Default::default(),
+///     budget: coral_core::Budget::default(),
+///     forked_from: None,
 /// };
 /// let begun = Event::StepStarted { path: "design".into(), attempt: 1 };
 ///

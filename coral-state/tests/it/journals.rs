@@ -123,3 +123,60 @@ mod sqlite_encrypted {
 
     coral_state::journal_conformance!(Encrypted);
 }
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use coral_core::{Error, Seq};
+    use coral_state::conformance::Backend;
+    use coral_state::{Follower, PostgresJournal, PostgresOptions};
+
+    use crate::servers::shared_postgres;
+
+    struct Postgres {
+        config: String,
+        schema: String,
+    }
+
+    #[async_trait::async_trait]
+    impl Backend for Postgres {
+        type Journal = PostgresJournal;
+
+        async fn create() -> Self {
+            static PLACES: AtomicUsize = AtomicUsize::new(0);
+            let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+            Postgres { config, schema: format!("t{}", PLACES.fetch_add(1, Ordering::Relaxed)) }
+        }
+
+        async fn open(&self) -> Result<Self::Journal, Error> {
+            let mut options = PostgresOptions::at(&self.config);
+            options.schema.clone_from(&self.schema);
+            PostgresJournal::connect_with(options).await
+        }
+
+        fn place(&self) -> Option<String> {
+            Some(format!("{}|{}", self.config, self.schema))
+        }
+
+        fn at(place: &str) -> Option<Self> {
+            let (config, schema) = place.split_once('|')?;
+            Some(Postgres { config: config.to_owned(), schema: schema.to_owned() })
+        }
+
+        fn follow(journal: Arc<PostgresJournal>, run: &str, from: Seq) -> Follower {
+            Follower::new(journal, run, from)
+        }
+
+        async fn bytes(&self) -> Option<u64> {
+            let (client, connection) =
+                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            let sql = format!("SELECT pg_total_relation_size('{}.chunks')", self.schema);
+            Some(client.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0).cast_unsigned())
+        }
+    }
+
+    coral_state::journal_conformance!(Postgres);
+}

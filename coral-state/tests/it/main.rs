@@ -3,7 +3,11 @@
 
 mod encryption;
 mod journals;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod projects;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod servers;
 mod sqlite;
 mod stores;
 mod support;

@@ -17,6 +17,8 @@ fn record(seq: Seq) -> Record {
             pins: Default::default(),
             input: coral_core::Payload::null(),
             facts: Default::default(),
+            budget: coral_core::Budget::default(),
+            forked_from: None,
         }
     } else {
         Event::CancelRequested { reason: format!("reason {seq}").into() }

@@ -76,6 +76,8 @@ pub(crate) fn team_run(project: &str, brief: &str, facts: Value) -> Vec<Record> 
             pins: Arc::default(),
             input: Payload::from_json(json!({"project": project, "text": brief})),
             facts: facts.into(),
+            budget: coral_core::Budget::default(),
+            forked_from: None,
         },
         started("design", 1),
         spent("design", 1, 0.5),

@@ -27,6 +27,8 @@ fn started() -> Event {
         pins: Arc::new(Pins::default()),
         input: Payload::null(),
         facts: Arc::new(BTreeMap::from([("needs_mobile".to_owned(), json!(false))])),
+        budget: coral_core::Budget::default(),
+        forked_from: None,
     }
 }
 

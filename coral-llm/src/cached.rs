@@ -1,0 +1,302 @@
+//! Answers that are paid for once.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coral_core::{
+    Cache, CallContext, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault, ModelInfo,
+    StopReason, Usage, Usd, sha256_hex,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::relay::tell_whole;
+
+/// A model whose answers are kept: an equal request is answered from memory, and equal requests at the same time are
+/// one call.
+///
+/// - Requests are equal if everything in them is: the whole conversation, tools, schema and settings, and the model's
+///   name with them.
+/// - Only agents that are [named](Cached::for_agents) are served, unless [all](Cached::for_all) are: for most agents a
+///   second answer to the same question is worth having.
+/// - Only whole answers are kept: none that was cut by a limit, refused or filtered, and no error.
+/// - An answer from the cache used no tokens and cost nothing, and its response says so. What it saved is in
+///   [`stats`](Cached::stats).
+/// - Behind the memory of this process another [`Cache`] may stand, to be shared or to outlive it. If that one fails,
+///   the model is asked: a cache may lose things.
+///
+/// ```
+/// use coral_core::{CallContext, ChatModel, ChatRequest};
+/// use coral_llm::{Cached, ScriptedModel};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), coral_core::Error> {
+/// let model = Cached::new(ScriptedModel::new().reply("once")).for_all();
+/// for _ in 0..3 {
+///     let answer = model.chat(&ChatRequest::user("?"), &CallContext::default()).await?;
+///     assert_eq!(answer.message.text(), "once");
+/// }
+/// assert_eq!((model.stats().hits, model.stats().misses), (2, 1));
+/// # Ok(()) }
+/// ```
+pub struct Cached<M> {
+    model: M,
+    agents: Option<BTreeSet<Arc<str>>>,
+    kept: moka::future::Cache<Key, Arc<Entry>>,
+    behind: Option<Arc<dyn Cache>>,
+    ttl: Duration,
+    counts: Arc<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    hits: AtomicU64,
+    misses: AtomicU64,
+    saved_pico: AtomicU64,
+    saved_tokens: AtomicU64,
+}
+
+/// What a [`Cached`] model did so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CacheStats {
+    /// Answers from the cache, those included that waited for an equal call.
+    pub hits: u64,
+    /// Answers of the model.
+    pub misses: u64,
+    /// What the hits would have cost.
+    pub saved: Usd,
+    /// The tokens that the hits would have used.
+    pub saved_tokens: u64,
+}
+
+impl CacheStats {
+    /// The part of all answers that came from the cache.
+    pub fn hit_ratio(&self) -> f64 {
+        let all = self.hits + self.misses;
+        if all == 0 { 0.0 } else { self.hits as f64 / all as f64 }
+    }
+}
+
+/// The request's bytes themselves: comparing them costs less than a hash that nobody can forge.
+#[derive(Clone)]
+struct Key(Arc<[u8]>);
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    response: ChatResponse,
+    /// What it takes up, for keeping the cache in its bounds.
+    bytes: u32,
+}
+
+/// The version of what the cache behind holds.
+const FORMAT: &str = "chat1";
+
+impl<M: ChatModel> Cached<M> {
+    /// Keeps answers of `model` for a day, at most 64 MiB of them, for no agent yet.
+    pub fn new(model: M) -> Self {
+        Cached {
+            model,
+            agents: Some(BTreeSet::new()),
+            kept: memory(64 << 20, Duration::from_secs(86_400)),
+            behind: None,
+            ttl: Duration::from_secs(86_400),
+            counts: Arc::default(),
+        }
+    }
+
+    /// Serves these agents.
+    #[must_use]
+    pub fn for_agents<I: Into<Arc<str>>>(mut self, agents: impl IntoIterator<Item = I>) -> Self {
+        self.agents.get_or_insert_default().extend(agents.into_iter().map(Into::into));
+        self
+    }
+
+    /// Serves every caller.
+    #[must_use]
+    pub fn for_all(mut self) -> Self {
+        self.agents = None;
+        self
+    }
+
+    /// Sets how much is kept in memory, and for how long. What was kept so far is forgotten.
+    #[must_use]
+    pub fn keeping(mut self, bytes: u64, ttl: Duration) -> Self {
+        self.kept = memory(bytes, ttl);
+        self.ttl = ttl;
+        self
+    }
+
+    /// Puts another cache behind the memory.
+    #[must_use]
+    pub fn behind(mut self, cache: Arc<dyn Cache>) -> Self {
+        self.behind = Some(cache);
+        self
+    }
+
+    /// What was saved so far.
+    pub fn stats(&self) -> CacheStats {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        CacheStats {
+            hits: read(&self.counts.hits),
+            misses: read(&self.counts.misses),
+            saved: Usd::from_pico(read(&self.counts.saved_pico)),
+            saved_tokens: read(&self.counts.saved_tokens),
+        }
+    }
+
+    /// The model itself.
+    pub fn inner(&self) -> &M {
+        &self.model
+    }
+
+    fn key(&self, request: &ChatRequest) -> Option<Key> {
+        let mut bytes = Vec::with_capacity(1_024);
+        bytes.extend_from_slice(self.model.name().as_bytes());
+        bytes.push(0);
+        serde_json::to_writer(&mut bytes, request).ok()?;
+        Some(Key(bytes.into()))
+    }
+
+    /// Asks what stands behind, then the model; remembers a whole answer in both places.
+    async fn fill(
+        &self,
+        key: &Key,
+        request: &ChatRequest,
+        cx: &CallContext,
+    ) -> Result<(Arc<Entry>, bool), Unkept> {
+        let far = self.behind.as_ref().map(|cache| (cache, format!("{FORMAT}/{}", sha256_hex(&key.0))));
+        if let Some((cache, name)) = &far {
+            match cache.get(name).await {
+                Ok(Some(bytes)) => {
+                    if let Ok(entry) = serde_json::from_slice::<Entry>(&bytes) {
+                        return Ok((Arc::new(entry), true));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "the cache behind can't be read"),
+            }
+        }
+        let response = self.model.chat(request, cx).await.map_err(Unkept::Error)?;
+        if !matches!(response.stop, StopReason::End | StopReason::ToolCalls | StopReason::StopText) {
+            return Err(Unkept::Answer(Box::new(response)));
+        }
+        let mut entry = Entry { response, bytes: 0 };
+        let bytes = serde_json::to_vec(&entry).unwrap_or_default();
+        entry.bytes = u32::try_from(bytes.len() + key.0.len()).unwrap_or(u32::MAX);
+        if let Some((cache, name)) = &far {
+            let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+            if let Err(error) = cache.put(name, bytes.into(), Some(ttl)).await {
+                tracing::warn!(%error, "the cache behind can't be written");
+            }
+        }
+        Ok((Arc::new(entry), false))
+    }
+
+    fn hit(&self, kept: &ChatResponse, cx: &CallContext) -> ChatResponse {
+        let mut response = kept.clone();
+        self.counts.hits.fetch_add(1, Ordering::Relaxed);
+        self.counts.saved_tokens.fetch_add(response.usage.total_tokens(), Ordering::Relaxed);
+        if let Some(cost) = response.cost {
+            self.counts.saved_pico.fetch_add(cost.as_pico(), Ordering::Relaxed);
+        }
+        response.usage = Usage::default();
+        response.cost = Some(Usd::ZERO);
+        tell_whole(&response, cx);
+        response
+    }
+}
+
+fn memory(bytes: u64, ttl: Duration) -> moka::future::Cache<Key, Arc<Entry>> {
+    moka::future::Cache::builder()
+        .max_capacity(bytes)
+        .weigher(|_: &Key, entry: &Arc<Entry>| entry.bytes)
+        .time_to_live(ttl)
+        .build()
+}
+
+/// An outcome that is not kept, on its way through the cache.
+enum Unkept {
+    Error(Error),
+    Answer(Box<ChatResponse>),
+}
+
+#[async_trait]
+impl<M: ChatModel> ChatModel for Cached<M> {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    fn info(&self) -> ModelInfo {
+        self.model.info()
+    }
+
+    async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        let served = self.agents.as_ref().is_none_or(|agents| agents.contains(&cx.caller().agent));
+        let Some(key) = served.then(|| self.key(request)).flatten() else {
+            return self.model.chat(request, cx).await;
+        };
+        if let Some(entry) = self.kept.get(&key).await {
+            return Ok(self.hit(&entry.response, cx));
+        }
+        // One of all equal calls runs; the others wait for what it brings. If it is dropped, the next one runs.
+        let mut mine = None;
+        let brought = self
+            .kept
+            .try_get_with_by_ref(&key, async {
+                let outcome = self.fill(&key, request, cx).await;
+                mine = Some(matches!(outcome, Ok((_, true))));
+                outcome.map(|(entry, _)| entry)
+            })
+            .await;
+        match (brought, mine) {
+            (Ok(entry), Some(false)) => {
+                self.counts.misses.fetch_add(1, Ordering::Relaxed);
+                Ok(entry.response.clone())
+            }
+            (Ok(entry), _) => Ok(self.hit(&entry.response, cx)),
+            (Err(unkept), mine) => match (&*unkept, mine) {
+                (Unkept::Answer(response), Some(_)) => {
+                    self.counts.misses.fetch_add(1, Ordering::Relaxed);
+                    Ok((**response).clone())
+                }
+                (Unkept::Answer(response), None) => Ok(self.hit(response, cx)),
+                // The one that ran may have had less time than this one.
+                (Unkept::Error(error), None) if is_timeout(error) => self.model.chat(request, cx).await,
+                (Unkept::Error(error), _) => Err(error.clone()),
+            },
+        }
+    }
+}
+
+fn is_timeout(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Model { fault: ModelFault::Timeout, .. })
+}
+
+impl<M: ChatModel> fmt::Debug for Cached<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cached")
+            .field("model", &self.model.name())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

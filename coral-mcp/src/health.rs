@@ -1,0 +1,52 @@
+//! What a transport tells of its server beside the messages.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::Value;
+
+/// The state of one connection, shared between its transport and its user.
+#[derive(Debug, Default)]
+pub(crate) struct Health {
+    problem: Mutex<Option<String>>,
+    changed: AtomicBool,
+    tools: Mutex<BTreeMap<String, Value>>,
+}
+
+impl Health {
+    /// Notes why the connection ended; the first reason stays.
+    pub(crate) fn broke(&self, problem: impl Into<String>) {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| problem.into());
+    }
+
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The server says that its tools are others now.
+    pub(crate) fn tools_changed(&self) {
+        self.changed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the tools were said to be others since this was asked last.
+    pub(crate) fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Keeps tools as the server sent them: what the protocol's types leave out is part of what
+    /// is pinned.
+    pub(crate) fn saw_tools(&self, tools: &[Value]) {
+        let mut kept = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
+        for tool in tools {
+            if let Some(name) = tool.get("name").and_then(Value::as_str) {
+                kept.insert(name.to_owned(), tool.clone());
+            }
+        }
+    }
+
+    /// The tools as they were sent, which are forgotten by this.
+    pub(crate) fn take_tools(&self) -> BTreeMap<String, Value> {
+        std::mem::take(&mut *self.tools.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

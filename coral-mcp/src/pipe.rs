@@ -1,0 +1,185 @@
+//! The transport to a server's process: JSON lines with bounds on both ways.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rmcp::RoleClient;
+use rmcp::model::{ErrorData, JsonRpcError, JsonRpcMessage, RequestId};
+use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
+use rmcp::transport::Transport;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{ChildStdin, ChildStdout};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::health::Health;
+use crate::process::Process;
+
+/// How long a server may leave its input unread.
+const WRITE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a server may take to end by itself once its input is closed.
+const GRACE: Duration = Duration::from_secs(2);
+
+type Line = (Vec<u8>, oneshot::Sender<io::Result<()>>);
+
+/// Reads and writes a process's pipes.
+///
+/// A line above the bound ends the connection: its end can't be told from the next message's
+/// beginning without reading all of it. So does a server that stops reading.
+pub(crate) struct Pipe {
+    stdout: BufReader<ChildStdout>,
+    /// What was read of a line so far: `receive` may be cancelled between two reads.
+    line: Vec<u8>,
+    max_line: usize,
+    writer: Option<mpsc::Sender<Line>>,
+    process: Arc<Process>,
+    health: Arc<Health>,
+}
+
+impl Pipe {
+    pub(crate) fn new(
+        stdin: ChildStdin,
+        stdout: ChildStdout,
+        max_line: usize,
+        process: Arc<Process>,
+        health: Arc<Health>,
+    ) -> Self {
+        let (writer, lines) = mpsc::channel(64);
+        tokio::spawn(write_lines(stdin, lines, Arc::clone(&process), Arc::clone(&health)));
+        Pipe {
+            stdout: BufReader::new(stdout),
+            line: Vec::new(),
+            max_line,
+            writer: Some(writer),
+            process,
+            health,
+        }
+    }
+
+    /// The next line, without its end; `None` when there is none any more.
+    async fn next_line(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let read = self.stdout.fill_buf().await;
+            let available = match read {
+                Ok(available) if !available.is_empty() => available,
+                Ok(_) => {
+                    self.health.broke("the server ended");
+                    return None;
+                }
+                Err(error) => {
+                    self.health.broke(format!("reading from the server failed: {error}"));
+                    return None;
+                }
+            };
+            let end = available.iter().position(|b| *b == b'\n');
+            let take = end.map_or(available.len(), |at| at + 1);
+            if self.line.len() + take > self.max_line {
+                self.health.broke(format!("the server sent a line of more than {} bytes", self.max_line));
+                self.process.kill();
+                return None;
+            }
+            self.line.extend(available.iter().take(end.unwrap_or(take)));
+            self.stdout.consume(take);
+            if end.is_some() {
+                return Some(std::mem::take(&mut self.line));
+            }
+        }
+    }
+}
+
+async fn write_lines(
+    mut stdin: ChildStdin,
+    mut lines: mpsc::Receiver<Line>,
+    process: Arc<Process>,
+    health: Arc<Health>,
+) {
+    while let Some((line, done)) = lines.recv().await {
+        let write = async {
+            stdin.write_all(&line).await?;
+            stdin.flush().await
+        };
+        let result = match tokio::time::timeout(WRITE_DEADLINE, write).await {
+            Ok(result) => result,
+            Err(_) => {
+                health.broke(format!("the server has not read its input for {} s", WRITE_DEADLINE.as_secs()));
+                process.kill();
+                Err(io::ErrorKind::TimedOut.into())
+            }
+        };
+        let failed = result.is_err();
+        // Nobody waits any more for a call that was given up.
+        let _ = done.send(result);
+        if failed {
+            return;
+        }
+    }
+}
+
+/// What a line means for the client; `None` for what is passed over.
+fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
+    let Ok(value) = serde_json::from_slice::<Value>(line) else {
+        tracing::debug!(bytes = line.len(), "a line that is not JSON was passed over");
+        return None;
+    };
+    match value.get("method").and_then(Value::as_str) {
+        // Nothing here acts on them, and a flood of them would be handled one task each.
+        Some("notifications/message" | "notifications/progress") => return None,
+        Some("notifications/tools/list_changed") => health.tools_changed(),
+        _ => {}
+    }
+    if let Some(Value::Array(tools)) = value.pointer("/result/tools") {
+        health.saw_tools(tools);
+    }
+    let id = value.get("id").cloned();
+    let is_answer = value.get("method").is_none();
+    match serde_json::from_value(value) {
+        Ok(message) => Some(message),
+        // The call that waits for it must not wait for ever.
+        Err(error) if is_answer => {
+            let id: RequestId = serde_json::from_value(id?).ok()?;
+            let problem = format!("the server's answer does not fit the protocol: {error}");
+            Some(JsonRpcMessage::Error(JsonRpcError::new(Some(id), ErrorData::internal_error(problem, None))))
+        }
+        Err(_) => None,
+    }
+}
+
+impl Transport<RoleClient> for Pipe {
+    type Error = io::Error;
+
+    fn send(
+        &mut self,
+        item: TxJsonRpcMessage<RoleClient>,
+    ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
+        let writer = self.writer.clone();
+        async move {
+            let writer = writer.ok_or(io::ErrorKind::BrokenPipe)?;
+            let mut line = serde_json::to_vec(&item)?;
+            line.push(b'\n');
+            let (done, written) = oneshot::channel();
+            writer.send((line, done)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
+            written.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+        }
+    }
+
+    async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
+        loop {
+            let line = self.next_line().await?;
+            if let Some(message) = understand(&line, &self.health) {
+                return Some(message);
+            }
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), io::Error> {
+        // Closing its input asks the server to end; its output ends when it did.
+        self.writer = None;
+        let mut rest = [0; 4_096];
+        let ended = async { while self.stdout.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
+        let _ = tokio::time::timeout(GRACE, ended).await;
+        self.process.kill();
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! Servers that are processes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use coral_core::Error;
+use tokio::process::Command;
+
+use crate::config::{ServerSpec, TransportSpec};
+use crate::health::Health;
+use crate::jail::{FLAG, Jail};
+use crate::path::ProjectPath;
+use crate::pipe::Pipe;
+use crate::process::Process;
+use crate::sandbox::Connector;
+use crate::server::{Connection, Limits};
+
+/// Starts a server's process when it is needed.
+pub(crate) struct Stdio {
+    pub(crate) spec: ServerSpec,
+    pub(crate) root: PathBuf,
+    /// The helper and what the server may do, if it is to be isolated.
+    pub(crate) jail: Option<(PathBuf, Jail)>,
+}
+
+#[async_trait]
+impl Connector for Stdio {
+    async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error> {
+        let TransportSpec::Stdio { command, args, env, cwd } = &self.spec.transport;
+        let mut child = match &self.jail {
+            None => Command::new(command),
+            Some((helper, jail)) => {
+                let jail = Jail { parent: std::process::id(), ..jail.clone() };
+                let spec = serde_json::to_string(&jail)
+                    .map_err(|error| Error::invalid(format!("server `{name}`"), error.to_string()))?;
+                let mut child = Command::new(helper);
+                child.arg(FLAG).arg(spec).arg(command);
+                child
+            }
+        };
+        child.args(args).env_clear();
+        // Programs are found by it, also by the servers themselves; it holds no secret.
+        if let Some(path) = std::env::var_os("PATH") {
+            child.env("PATH", path);
+        }
+        child.envs(env);
+        child.current_dir(cwd.as_ref().map_or_else(|| self.root.clone(), |cwd| self.root.join(cwd)));
+        let (process, stdin, stdout) = Process::spawn(name, child)?;
+        let process = Arc::new(process);
+        let health = Arc::new(Health::default());
+        let pipe = Pipe::new(stdin, stdout, limits.max_line_bytes, Arc::clone(&process), Arc::clone(&health));
+        Connection::open(name, pipe, limits.clone(), health, Some(process), self.spec.secrets.clone()).await
+    }
+
+    fn spell(&self, path: &ProjectPath) -> String {
+        self.root.join(path.relative()).to_string_lossy().into_owned()
+    }
+}

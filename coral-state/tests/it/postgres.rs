@@ -1,0 +1,111 @@
+//! What only a server can suffer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coral_core::{Journal, Record, Seq};
+use coral_state::{Follower, PostgresJournal, PostgresOptions};
+
+use crate::servers::{postgres, postgres_config, shared_postgres};
+use crate::support::team_run;
+
+fn record(seq: Seq) -> Record {
+    let records = team_run("reef", "", serde_json::json!({}));
+    let like = if seq == 1 { &records[0] } else { &records[1] };
+    Record { seq, ..like.clone() }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_acknowledged_is_lost_when_the_server_is_killed_under_load() {
+    let mut server = tokio::task::spawn_blocking(postgres).await.unwrap();
+    let mut options = PostgresOptions::at(postgres_config(&server));
+    options.patience = Duration::from_secs(60);
+    let journal = Arc::new(PostgresJournal::connect_with(options).await.unwrap());
+    let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let (journal, told) = (journal.clone(), told.clone());
+        writers.spawn(async move {
+            let run = format!("run-{n}");
+            let epoch = journal.acquire(&run).await.unwrap();
+            for at in (0..400).step_by(2) {
+                // An error here would be a lost append, or one told as failed that is there.
+                journal.append(&run, epoch, at, vec![record(at + 1), record(at + 2)]).await.unwrap();
+                told.send(()).unwrap();
+            }
+        });
+    }
+    drop(told);
+    for crash_after in [100, 400] {
+        for _ in 0..crash_after {
+            heard.recv().await.unwrap();
+        }
+        server = tokio::task::spawn_blocking(move || {
+            server.crash();
+            server.restart();
+            server
+        })
+        .await
+        .unwrap();
+    }
+    writers.join_all().await;
+    for n in 0..8 {
+        let kept = journal.read(&format!("run-{n}"), 1, usize::MAX).await.unwrap();
+        assert_eq!(kept.iter().map(|record| record.seq).collect::<Vec<_>>(), (1..=400).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followers_elsewhere_are_told_and_need_not_look() {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let mut options = PostgresOptions::at(config);
+    options.schema = "told".into();
+    // Longer than the test may take: only being told helps.
+    options.poll = Duration::from_secs(3_600);
+    let here = PostgresJournal::connect_with(options.clone()).await.unwrap();
+    let there = PostgresJournal::connect_with(options).await.unwrap();
+    let epoch = there.acquire("run").await.unwrap();
+    let mut follower = Follower::new(here, "run", 1);
+    let follow = tokio::spawn(async move {
+        for seq in 1..=20 {
+            assert_eq!(follower.next().await.unwrap().seq, seq);
+        }
+    });
+    for at in 0..20 {
+        there.append("run", epoch, at, vec![record(at + 1)]).await.unwrap();
+    }
+    // What was announced before the follower listened is found by looking; later appends are told.
+    let mut at = 20;
+    while !follow.is_finished() {
+        there.append("run", epoch, at, vec![record(at + 1)]).await.unwrap();
+        at += 1;
+    }
+    follow.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_told_as_transient() {
+    let mut options = PostgresOptions::at("host=127.0.0.1 port=1 user=coral");
+    options.patience = Duration::ZERO;
+    let error = PostgresJournal::connect_with(options).await.unwrap_err();
+    assert!(error.is_transient(), "{error:?}");
+    assert!(error.help().unwrap().contains("runs and can be reached"), "{error:?}");
+    for (config, schema) in [("host", "coral"), ("host=127.0.0.1", "no-such; schema")] {
+        let mut options = PostgresOptions::at(config);
+        options.schema = schema.into();
+        assert_eq!(PostgresJournal::connect_with(options).await.unwrap_err().code(), "CORAL0001");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_format_is_refused() {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let mut options = PostgresOptions::at(&config);
+    options.schema = "newer".into();
+    drop(PostgresJournal::connect_with(options.clone()).await.unwrap());
+    let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute("UPDATE newer.version SET version = 9999").await.unwrap();
+    let error = PostgresJournal::connect_with(options).await.unwrap_err();
+    assert!(error.to_string().contains("version 9999"), "{error}");
+}
