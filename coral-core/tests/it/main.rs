@@ -8,5 +8,8 @@ mod fork;
 mod matrix;
 mod nesting;
 mod prompt_agent;
+mod properties;
+mod resilience;
+mod resources;
 mod support;
 mod waiting;
