@@ -20,6 +20,7 @@ use crate::handoff::derived_uuid;
 use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse};
 use crate::payload::{Data, Payload};
+use crate::resources::Permit;
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
 use crate::tool::{EffectClass, ToolCall, ToolDef, ToolOutput};
@@ -634,6 +635,19 @@ impl AgentContext {
 
     fn call_context(&self, index: u32) -> CallContext {
         CallContext::new(self.caller.clone()).with_key(self.key(index))
+    }
+
+    /// Waits until the runner's resources let this step work.
+    pub(crate) async fn admit(&mut self) -> Result<Option<Permit>, Error> {
+        let Some(resources) = &self.run.ports.resources else { return Ok(None) };
+        let permit = resources.acquire(&self.caller);
+        match &mut self.cancel {
+            None => permit.await.map(Some),
+            Some(cancel) => tokio::select! {
+                permit = permit => permit.map(Some),
+                Ok(reason) = cancel => Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
+            },
+        }
     }
 
     pub(crate) fn timeout_ms(&self) -> Option<u64> {

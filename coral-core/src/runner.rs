@@ -24,6 +24,7 @@ use crate::machine::Machine;
 use crate::model::{ChatModel, Delta};
 use crate::payload::{Data, Payload};
 use crate::program::{self, IntoProgram, Program};
+use crate::resources::Resources;
 use crate::task::Brief;
 use crate::tool::{NoTools, Toolbox};
 
@@ -39,6 +40,7 @@ pub(crate) struct Ports {
     pub(crate) tools: Arc<dyn Toolbox>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) retry: RetryPolicy,
+    pub(crate) resources: Option<Resources>,
     pub(crate) on_delta: Option<DeltaListener>,
 }
 
@@ -85,6 +87,13 @@ impl RunnerBuilder {
     /// half a second apart and doubling.
     pub fn retry(mut self, retry: RetryPolicy) -> Self {
         self.ports.retry = retry;
+        self
+    }
+
+    /// What agents share: pools by category, profiles as permits, a fair line between runs. An agent
+    /// begins when it is let in, and a run is refused while too many wait. Default: no bounds.
+    pub fn resources(mut self, resources: Resources) -> Self {
+        self.ports.resources = Some(resources);
         self
     }
 
@@ -183,6 +192,7 @@ impl Runner {
                 tools: Arc::new(NoTools),
                 clock: Arc::new(SystemClock),
                 retry: RetryPolicy::attempts(4),
+                resources: None,
                 on_delta: None,
             },
         }
@@ -216,6 +226,9 @@ impl Runner {
         options: StartOptions,
     ) -> Result<Run<P::Output>, Error> {
         let program = workflow.into_program()?;
+        if let Some(resources) = &self.ports.resources {
+            resources.admit()?;
+        }
         let input = Payload::new(input);
         let brief = input.typed::<Brief>();
         let project =

@@ -53,7 +53,7 @@ impl Agent for Buyer {
             return Err(AgentError::transient("not today"));
         }
         let hops = input["hops"].as_u64().unwrap_or(0);
-        let next = (hops > 0).then_some(if hops % 2 == 0 { "buyer" } else { "other" });
+        let next = (hops > 0).then_some(if hops.is_multiple_of(2) { "buyer" } else { "other" });
         Ok(
             json!({"bought": bought, "hops": hops.saturating_sub(1), "next_agent": next, "turn": input["turn"].as_u64().unwrap_or(0) + 1}),
         )

@@ -1,14 +1,18 @@
 //! Pools, profiles and the lines of those who wait, on a paused clock.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use coral_core::resilience::{Check, Health};
 use coral_core::resources::{
     Capacity, Cpu, Memory, Permit, Pool, PoolUsage, Profile, Resources, ResourcesConfig,
 };
-use coral_core::{Caller, Category, ErrorKind};
+use coral_core::{
+    Agent, AgentContext, AgentError, AgentSpec, Caller, Category, ErrorKind, Flow, Handle, Runner, Workflow,
+};
 use proptest::prelude::*;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -397,4 +401,65 @@ proptest! {
         }
         prop_assert_eq!(grants, run());
     }
+}
+
+/// Counts how many of it work at once.
+struct Counted {
+    spec: AgentSpec,
+    at_work: Arc<AtomicUsize>,
+    most: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Agent for Counted {
+    type Input = u32;
+    type Output = u32;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    async fn run(&self, n: u32, cx: &mut AgentContext) -> Result<u32, AgentError> {
+        self.most.fetch_max(1 + self.at_work.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
+        cx.sleep_ms(100).await?;
+        self.at_work.fetch_sub(1, Ordering::SeqCst);
+        Ok(n)
+    }
+}
+
+struct Crowd(Arc<AtomicUsize>, Arc<AtomicUsize>);
+
+impl Workflow for Crowd {
+    type Input = Vec<u32>;
+    type Output = Vec<u32>;
+
+    fn name(&self) -> &str {
+        "crowd"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<Vec<u32>> {
+        let (at_work, most) = (self.0.clone(), self.1.clone());
+        flow.map("each", 100, flow.input(), move |flow: &mut Flow<u32>| {
+            flow.step(Counted { spec: AgentSpec::new("counted", "Counted"), at_work, most }, flow.input())
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_lets_agents_in_as_its_resources_allow() {
+    let pool = Pool { min: 1, max: 3, threshold: 70 };
+    let config = ResourcesConfig { pools: [(Category::Specialist, pool)].into(), ..Default::default() };
+    let resources = Resources::new(config).unwrap();
+    let runner = Runner::builder().resources(resources.clone()).build();
+    let crowd = Crowd(Arc::default(), Arc::default());
+    let one = runner.start(&crowd, (0..20).collect()).await.unwrap();
+    let two = runner.start(&crowd, (0..20).collect()).await.unwrap();
+    assert_eq!(one.output().await.unwrap().len(), 20);
+    assert_eq!(two.output().await.unwrap().len(), 20);
+    assert_eq!(crowd.1.load(Ordering::SeqCst), 3);
+    assert_eq!(resources.usage().in_use(), 0);
+    let three = runner.start(&crowd, (0..20).collect()).await.unwrap();
+    three.cancel("enough").await;
+    three.wait().await.unwrap();
+    assert_eq!(resources.usage().waiting(), 0, "whoever waited has left the line");
 }

@@ -21,7 +21,7 @@ impl Journal for Gone {
         Err(Error::storage("acquire", "the disk is gone"))
     }
 
-    async fn append(&self, _: &str, _: u64, _: Seq, _: Vec<Record>) -> Result<(), Error> {
+    async fn append(&self, _: &str, _: u64, _: Seq, _: std::sync::Arc<[Record]>) -> Result<(), Error> {
         Err(Error::storage("append", "the disk is gone"))
     }
 
