@@ -23,6 +23,20 @@
 //!
 //! Everything that is wrong with a file is reported at once, with its lines, and a bad file in a
 //! directory never keeps the others from loading.
+//!
+//! # What else there is
+//! - [`Registry::check`] finds what no file shows alone: an agent, a deliverable, an operation, a
+//!   partial or a variable that is not there, and steps that never get what they depend on.
+//! - [`Registry::team`] makes agents of the definitions, to run workflows with.
+//! - [`Explanation`] says what a workflow would do with the facts of a brief, as text and drawn.
+//! - [`LiveRegistry`] follows a directory while a program runs.
+//! - [`Registry::import_dir`] takes in sub-agents, skills and `AGENTS.md` as other tools have them,
+//!   and says what became of every field; [`export_agent`] and [`export_team`] write them.
+//! - [`Evaluation`] runs an agent or a workflow on cases, scores the answers by assertions and
+//!   graded rubrics, and sets prompts or models side by side.
+//!
+//! The crate depends on `coral-core` alone among the crates of Coral. It reads files, and does no
+//! other I/O.
 #![forbid(unsafe_code)]
 
 mod brief;

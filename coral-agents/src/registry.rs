@@ -2,8 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
+use std::num::NonZero;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 
 use coral_core::{AgentSpec, Error, ErrorKind, GraphData, Partials, PromptAgent, Team};
 
@@ -282,14 +286,11 @@ impl Registry {
         source: impl Fn(&str) -> Source,
     ) -> Loaded {
         let mut loaded = Loaded::default();
-        let mut definitions = Vec::new();
+        let mut agents = Vec::new();
         let mut workflows = Vec::new();
         for file in files {
             match file.kind {
-                Kind::Agent => match Definition::parse(file.file, file.text) {
-                    Ok(definition) => definitions.push(definition),
-                    Err(error) => loaded.skip(file.file, error),
-                },
+                Kind::Agent => agents.push(file),
                 Kind::Partial => {
                     let name =
                         Path::new(file.file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -297,6 +298,13 @@ impl Registry {
                     loaded.partials.push(name);
                 }
                 Kind::Workflow => workflows.push(file),
+            }
+        }
+        let mut definitions = Vec::with_capacity(agents.len());
+        for (file, definition) in agents.iter().zip(parse_all(&agents)) {
+            match definition {
+                Ok(definition) => definitions.push(definition),
+                Err(error) => loaded.skip(file.file, error),
             }
         }
         self.take_in_agents(definitions, &source, &mut loaded);
@@ -374,6 +382,29 @@ impl Registry {
     }
 }
 
+/// Files that are worth a thread of their own.
+const FILES_PER_THREAD: usize = 64;
+
+/// Parses definitions, many of them on several threads: parsing is nearly all that a load does.
+fn parse_all<'a>(files: &[SourceFile<'a>]) -> Vec<Result<Definition<'a>, Error>> {
+    let parse = |files: &[SourceFile<'a>]| -> Vec<_> {
+        files.iter().map(|file| Definition::parse(file.file, file.text)).collect()
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(files.len() / FILES_PER_THREAD);
+    if threads < 2 {
+        return parse(files);
+    }
+    thread::scope(|scope| {
+        let chunks = files.chunks(files.len().div_ceil(threads));
+        let workers: Vec<_> = chunks.map(|files| scope.spawn(move || parse(files))).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+            worker.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        workers.into_iter().flat_map(join).collect()
+    })
+}
+
 impl Loaded {
     fn skip(&mut self, file: &str, error: Error) {
         // A list of problems names the file in each of them.
@@ -401,24 +432,28 @@ pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
     let mut files = Files::new();
     let mut skipped = Vec::new();
     for path in list(dir)? {
-        if path.is_dir() {
-            let kind = match path.file_name().and_then(|name| name.to_str()) {
-                Some("agents") => Kind::Agent,
-                Some("partials") => Kind::Partial,
-                Some("workflows") => Kind::Workflow,
-                _ => continue,
-            };
-            let of_kind = |path: &Path| match (kind_of(path), kind) {
-                (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
-                (found, _) => found.filter(|found| *found == kind),
-            };
-            for path in list(&path)? {
-                if let Some(kind) = of_kind(&path) {
-                    read_file(kind, &path, &mut files, &mut skipped);
-                }
-            }
-        } else if let Some(kind) = kind_of(&path) {
+        // By the name first: that asks the file system nothing.
+        if let Some(kind) = kind_of(&path) {
             read_file(kind, &path, &mut files, &mut skipped);
+            continue;
+        }
+        let kind = match path.file_name().and_then(|name| name.to_str()) {
+            Some("agents") => Kind::Agent,
+            Some("partials") => Kind::Partial,
+            Some("workflows") => Kind::Workflow,
+            _ => continue,
+        };
+        if !path.is_dir() {
+            continue;
+        }
+        let of_kind = |path: &Path| match (kind_of(path), kind) {
+            (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
+            (found, _) => found.filter(|found| *found == kind),
+        };
+        for path in list(&path)? {
+            if let Some(kind) = of_kind(&path) {
+                read_file(kind, &path, &mut files, &mut skipped);
+            }
         }
     }
     Ok((files, skipped))
@@ -459,7 +494,8 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
             transient: false,
         })
     };
-    let size = fs::metadata(path).map_err(failed)?.len();
+    let mut file = fs::File::open(path).map_err(failed)?;
+    let size = file.metadata().map_err(failed)?.len();
     if size > MAX_BYTES as u64 {
         return Err(Error::invalid(
             "file",
@@ -467,7 +503,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String, Error> {
         )
         .at(path.to_string_lossy()));
     }
-    fs::read_to_string(path).map_err(failed)
+    let mut text = String::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
+    file.read_to_string(&mut text).map_err(failed)?;
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@
 //! | [`Router`] | a model per call from a [`Catalogue`], explained; escalation to the next tier |
 //! | [`Pool`] | several endpoints or keys: least connections, ejection, recovery |
 //! | [`Cached`] | equal requests are paid for once; equal requests at once are one call |
+//! | [`Fitted`] | conversations made to fit the context: refused, old turns dropped or summarised, never silently |
 //! | [`Retrying`] | repeats for calls outside of a run (in a run the engine repeats) |
 //! | [`Ledger`] | what calls used and cost, by project, run, step, agent and model |
 //! | [`Traced`] | spans by the OpenTelemetry conventions for generative AI |
@@ -52,6 +53,7 @@ mod catalogue;
 mod dialect;
 mod env;
 mod failure;
+mod fitted;
 mod ledger;
 mod offline;
 mod pool;
@@ -72,6 +74,7 @@ pub use crate::catalogue::{Catalogue, CatalogueEntry};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;
+pub use crate::fitted::{Fitted, LeftOut, Overflow};
 pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
 pub use crate::pool::{MemberHealth, Pool};

@@ -204,7 +204,7 @@ fn report(output: &OutputFormat, asked: &Asked, brief: &Brief, turns: &Turns) ->
         fields.insert("deliverables".into(), delivered.into());
         if says("decisions") {
             fields.insert("decisions".into(), json!([format!(
-                "Derive every draft from the headings and points of the brief alone, because {NOTICE}; instead of inventing facts"
+                "Derive every draft from the headings and points of the brief alone, because it is {NOTICE}; instead of inventing facts"
             )]));
         }
         if says("next_tasks") {

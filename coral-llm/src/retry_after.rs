@@ -5,22 +5,75 @@ use std::time::{Duration, SystemTime};
 use coral_core::{Clock, SystemClock};
 use http::HeaderMap;
 
-/// Reads `retry-after-ms`, then `retry-after` as seconds or as an HTTP date. What lies in the past is no hint.
+/// Reads `retry-after-ms`, then `retry-after` as seconds or as an HTTP date, then the resets of limits that are used up.
+/// What lies in the past is no hint.
 pub(crate) fn from_headers(headers: &HeaderMap) -> Option<u64> {
-    let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    if let Some(ms) = text("retry-after-ms").and_then(|t| t.parse::<f64>().ok()) {
+    if let Some(ms) = text(headers, "retry-after-ms").and_then(|t| t.parse::<f64>().ok()) {
         return positive(ms);
     }
-    let after = text("retry-after")?;
+    let Some(after) = text(headers, "retry-after") else { return from_resets(headers) };
     if let Ok(seconds) = after.parse::<f64>() {
         return positive(seconds * 1_000.0);
     }
-    let until = httpdate::parse_http_date(after).ok()?;
-    // The sender's own clock is the better one to measure its date against.
-    let now = text("date")
+    until(httpdate::parse_http_date(after).ok()?, headers)
+}
+
+/// What limits are called, with a place for `remaining` or `reset`.
+const LIMITS: [&str; 6] = [
+    "x-ratelimit-{}-requests",
+    "x-ratelimit-{}-tokens",
+    "anthropic-ratelimit-requests-{}",
+    "anthropic-ratelimit-tokens-{}",
+    "anthropic-ratelimit-input-tokens-{}",
+    "anthropic-ratelimit-output-tokens-{}",
+];
+
+/// The latest reset of all limits of which nothing remains: a duration, or a time by RFC 3339.
+fn from_resets(headers: &HeaderMap) -> Option<u64> {
+    LIMITS
+        .iter()
+        .filter(|name| text(headers, &name.replace("{}", "remaining")) == Some("0"))
+        .filter_map(|name| {
+            let reset = text(headers, &name.replace("{}", "reset"))?;
+            duration_ms(reset).or_else(|| until(rfc3339(reset)?, headers))
+        })
+        .max()
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok().map(str::trim)
+}
+
+/// Milliseconds until `then`, by the sender's own clock where it says its time.
+fn until(then: SystemTime, headers: &HeaderMap) -> Option<u64> {
+    let now = text(headers, "date")
         .and_then(|date| httpdate::parse_http_date(date).ok())
         .unwrap_or_else(|| SystemTime::UNIX_EPOCH + Duration::from_millis(SystemClock.now_ms()));
-    positive(until.duration_since(now).ok()?.as_secs_f64() * 1_000.0)
+    positive(then.duration_since(now).ok()?.as_secs_f64() * 1_000.0)
+}
+
+/// A time such as `2026-10-21T07:28:00Z`, to the second and in UTC, as providers write it.
+fn rfc3339(text: &str) -> Option<SystemTime> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let numbers =
+        |text: &str, by: char| text.split(by).map(|n| n.parse::<u64>().ok()).collect::<Option<Vec<u64>>>();
+    let whole = time.split('.').next().unwrap_or(time);
+    let ([year, month, day], [hour, minute, second]) =
+        (numbers(date, '-')?.try_into().ok()?, numbers(whole, ':')?.try_into().ok()?);
+    if !(1970..=9999).contains(&year)
+        || !(1..=12).contains(&month)
+        || !(1..=31).contains(&day)
+        || hour > 23
+        || minute > 59
+        || second > 60
+    {
+        return None;
+    }
+    // The year is made to begin in March, so that the leap day is its last.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1;
+    let seconds = days.checked_sub(719_468)? * 86_400 + hour * 3_600 + minute * 60 + second;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 /// A duration such as `7s`, `7.5s`, `120ms` or `1m30s`, in milliseconds.
@@ -81,6 +134,33 @@ mod tests {
             check(&[("retry-after", nothing)], None);
         }
         check(&[], None);
+    }
+
+    #[test]
+    fn limits_that_are_used_up_say_when_they_are_reset() {
+        check(
+            &[("x-ratelimit-remaining-requests", "0"), ("x-ratelimit-reset-requests", "6m0s")],
+            Some(360_000),
+        );
+        check(&[("x-ratelimit-remaining-requests", "3"), ("x-ratelimit-reset-requests", "6m0s")], None);
+        check(
+            &[
+                ("date", "Wed, 21 Oct 2026 07:28:00 GMT"),
+                ("anthropic-ratelimit-requests-remaining", "0"),
+                ("anthropic-ratelimit-requests-reset", "2026-10-21T07:28:10Z"),
+                ("anthropic-ratelimit-input-tokens-remaining", "0"),
+                ("anthropic-ratelimit-input-tokens-reset", "2026-10-21T07:29:00Z"),
+                ("anthropic-ratelimit-output-tokens-remaining", "9"),
+                ("anthropic-ratelimit-output-tokens-reset", "2026-10-21T09:29:00Z"),
+            ],
+            Some(60_000),
+        );
+        for wrong in ["soon", "2026-10-21", "2026-13-21T07:28:10Z", "2026-10-21T07:28Z", "-1-1-1T1:1:1Z"] {
+            assert_eq!(rfc3339(wrong), None, "{wrong}");
+        }
+        for (text, ms) in [("1970-01-01T00:00:00Z", 0), ("2024-02-29T12:00:00.5Z", 1_709_208_000_000)] {
+            assert_eq!(rfc3339(text), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)), "{text}");
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Stream for Body {
                     Poll::Ready(Some(Err(error))) => {
                         let fault =
                             if error.is_timeout() { ModelFault::Timeout } else { ModelFault::Truncated };
-                        let problem = format!("the answer broke off: {}", net::causes(&error));
+                        let problem = format!("the answer broke off: {}", net::cause_of(&error));
                         return Poll::Ready(Some(Err(Failure::new(fault, problem))));
                     }
                     Poll::Ready(Some(Ok(frame))) => {

@@ -1,6 +1,8 @@
 //! The record of every decision and call, chained by hashes.
 
+mod export;
 mod file;
+mod seal;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Operation, Verdict};
 
+pub use self::export::{AuditSummary, audit_csv, read_audit, summarize_audit};
 pub use self::file::FileAudit;
+pub use self::seal::{AuditCheck, AuditKey, Checkpoint, check_audit};
 
 /// The hash that the first record of a chain names as the one before it.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -46,6 +50,11 @@ pub enum AuditEvent {
         /// Whether the result came from a server that is not trusted.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         untrusted: bool,
+    },
+    /// The chain up to the record before was signed.
+    Sealed {
+        /// The signature.
+        checkpoint: Checkpoint,
     },
     /// Something about the sandbox itself, such as its start or a torn record cut off.
     Noted {

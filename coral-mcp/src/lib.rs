@@ -49,15 +49,40 @@
 //! # }
 //! ```
 //!
+//! # Servers
+//! - [`filesystem`](SandboxBuilder::filesystem) and [`commands`](SandboxBuilder::commands) are in
+//!   this process: files confined to the project's root by directory handles, and programs run
+//!   without a shell.
+//! - [`Servers`] reads the `mcpServers` JSON that people have. A server is a process, started when
+//!   it is first needed, with an empty environment but for `PATH` and what its configuration
+//!   names. Under the security policy `no_system_access`, or with `isolation: kernel`, it runs in
+//!   the OS sandbox: see [`sandbox_hook`].
+//! - [`Profile`]s say what the tools of known servers do, and which of their arguments are paths
+//!   and SQL. Rules of `servers` in the permission file add to them.
+//!
+//! # What is done about a server's words
+//! - Tools are pinned; one that changes is blocked until
+//!   [`approve_tools`](Sandbox::approve_tools). One whose description instructs the model, or
+//!   holds what can't be seen, is blocked from the first.
+//! - Results are cut to a size, freed of control characters and secrets, and marked as data. A run
+//!   that took some in may write and execute only where a rule or a person says so.
+//! - Every wait has an end: for the start, the list, an answer, a server that does not read.
+//!
+//! # The audit
+//! [`FileAudit`] is a chain of hashes, signed where it is given an [`AuditKey`];
+//! [`check_audit`] finds edits, deletions, reordering, truncation and rewrites.
+//!
 //! # What it does not do
 //! - It does not decide by a server's own hints: what a tool does stands in a [`Profile`], and a
 //!   tool that no profile knows counts as one that executes.
+//! - It does not speak HTTP to servers; they are processes, or built in.
 //! - It does not follow symbolic links, and does not read or change files with several hard links.
 #![forbid(unsafe_code)]
 
 mod access;
 mod audit;
 mod catalog;
+mod commands;
 mod config;
 mod filesystem;
 mod health;
@@ -73,12 +98,17 @@ mod sandbox;
 mod screen;
 mod secret;
 mod server;
+mod sql;
 mod stdio;
 mod text;
 mod yaml;
 
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
-pub use crate::audit::{Audit, AuditEntry, AuditEvent, AuditRecord, FileAudit, GENESIS, MemoryAudit};
+pub use crate::audit::{
+    Audit, AuditCheck, AuditEntry, AuditEvent, AuditKey, AuditRecord, AuditSummary, Checkpoint, FileAudit,
+    GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit,
+};
+pub use crate::commands::Commands;
 pub use crate::config::{Servers, Variables};
 pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;

@@ -2,12 +2,12 @@
 //! everything that it started.
 
 use std::collections::VecDeque;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coral_core::Error;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -16,14 +16,61 @@ use crate::text::clean;
 const STDERR_LINES: usize = 20;
 const STDERR_LINE: usize = 500;
 
-/// A running process. Dropping it kills its whole group.
+/// A process and everything in its group. Dropping it kills them all.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub(crate) struct Group {
     /// Held so that the process is reaped, and not before its group is killed: its number can't
     /// go to another process meanwhile.
-    _child: Child,
-    group: Option<Pid>,
+    child: Child,
+    id: Option<Pid>,
     killed: AtomicBool,
+}
+
+impl Group {
+    /// Of a child that leads a group of its own.
+    pub(crate) fn of(child: Child) -> Self {
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        Group { child, id, killed: AtomicBool::new(false) }
+    }
+
+    /// Ends every process of the group, at once.
+    pub(crate) fn kill(&self) {
+        if self.killed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Some(id) = self.id
+            && let Err(error) = kill_process_group(id, Signal::KILL)
+        {
+            tracing::debug!(%error, "a process group was gone already");
+        }
+    }
+
+    /// Waits until the leader ended, and ends what is left of its group.
+    pub(crate) async fn wait(&mut self) -> std::io::Result<ExitStatus> {
+        if let Some(id) = self.id {
+            // Noticed but not reaped, so that the group's number is still its own when it is
+            // killed.
+            let ended = move || {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                rustix::io::retry_on_intr(|| waitid(WaitId::Pid(id), options))
+            };
+            let _ = tokio::task::spawn_blocking(ended).await;
+        }
+        self.kill();
+        self.child.wait().await
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A running server. Dropping it kills its whole group.
+#[derive(Debug)]
+pub(crate) struct Process {
+    group: Group,
     stderr: Arc<Mutex<VecDeque<String>>>,
 }
 
@@ -40,7 +87,6 @@ impl Process {
             Error::invalid(format!("server `{name}`"), format!("`{program}` could not be started: {error}"))
                 .with_help("check `command` and `cwd` in the servers file")
         })?;
-        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(Error::invalid(format!("server `{name}`"), "its pipes could not be opened"));
         };
@@ -48,31 +94,18 @@ impl Process {
         if let Some(pipe) = child.stderr.take() {
             tokio::spawn(keep_last(pipe, Arc::clone(&stderr)));
         }
-        Ok((Process { _child: child, group, killed: AtomicBool::new(false), stderr }, stdin, stdout))
+        Ok((Process { group: Group::of(child), stderr }, stdin, stdout))
     }
 
     /// Ends the process and everything in its group, at once.
     pub(crate) fn kill(&self) {
-        if self.killed.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        if let Some(group) = self.group
-            && let Err(error) = kill_process_group(group, Signal::KILL)
-        {
-            tracing::debug!(%error, "a server's process group was gone already");
-        }
+        self.group.kill();
     }
 
     /// The last lines that the process wrote to its error output.
     pub(crate) fn stderr(&self) -> String {
         let lines = self.stderr.lock().unwrap_or_else(PoisonError::into_inner);
         lines.iter().map(String::as_str).collect::<Vec<_>>().join("\n")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

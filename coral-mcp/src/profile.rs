@@ -10,15 +10,24 @@ use serde_json::{Map, Value};
 
 use crate::access::Operation;
 use crate::path::ProjectPath;
+use crate::sql::{self, SqlDialect};
 use crate::yaml;
 
 use self::selector::Selector;
 
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 13] = [
+    ("commands", include_str!("../profiles/commands.yaml")),
+    ("database", include_str!("../profiles/database.yaml")),
+    ("docker", include_str!("../profiles/docker.yaml")),
+    ("e2b", include_str!("../profiles/e2b.yaml")),
     ("fetch", include_str!("../profiles/fetch.yaml")),
     ("filesystem", include_str!("../profiles/filesystem.yaml")),
     ("git", include_str!("../profiles/git.yaml")),
+    ("github", include_str!("../profiles/github.yaml")),
     ("memory", include_str!("../profiles/memory.yaml")),
+    ("search", include_str!("../profiles/search.yaml")),
+    ("sqlite", include_str!("../profiles/sqlite.yaml")),
+    ("thinking", include_str!("../profiles/thinking.yaml")),
     ("time", include_str!("../profiles/time.yaml")),
 ];
 
@@ -52,6 +61,11 @@ pub(crate) struct ToolProfile {
     /// The arguments that name places in the project.
     #[serde(default)]
     pub(crate) paths: Vec<Selector>,
+    /// The arguments that are SQL: it may raise the operation, never lower it.
+    #[serde(default)]
+    pub(crate) sql: Vec<Selector>,
+    #[serde(default)]
+    pub(crate) dialect: SqlDialect,
     /// Whether the tool reaches everything under its paths.
     #[serde(default)]
     pub(crate) recursive: bool,
@@ -67,6 +81,8 @@ impl ToolProfile {
             operation: Operation::Execute,
             effect: EffectClass::Irreversible,
             paths: Vec::new(),
+            sql: Vec::new(),
+            dialect: SqlDialect::default(),
             recursive: false,
             defaults: Map::new(),
         }
@@ -112,6 +128,8 @@ pub(crate) struct Reading {
     pub(crate) arguments: Map<String, Value>,
     /// The places that they name.
     pub(crate) paths: Vec<ProjectPath>,
+    /// What the call does, its arguments considered.
+    pub(crate) operation: Operation,
 }
 
 impl ToolProfile {
@@ -135,6 +153,37 @@ impl ToolProfile {
                 Ok(spelled)
             })?;
         }
-        Ok(Reading { arguments, paths })
+        let mut operation = self.operation;
+        for selector in &self.sql {
+            selector.rewrite(&mut arguments, &mut |text| {
+                operation = operation.max(sql::classify(text, self.dialect)?);
+                Ok(text.to_owned())
+            })?;
+        }
+        Ok(Reading { arguments, paths, operation })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_profile_is_read_and_says_what_it_is() {
+        for (name, text) in BUILT_IN {
+            let profile = Profile::from_yaml(text, name).unwrap();
+            assert_eq!(profile.name, name);
+            assert!(
+                !profile.summary.is_empty() && !profile.packages.is_empty() && !profile.tools.is_empty(),
+                "{name}"
+            );
+            for (tool, what) in &profile.tools {
+                assert!(
+                    what.operation == Operation::Read || what.effect != EffectClass::Pure,
+                    "{name}: {tool} changes something and so is not pure"
+                );
+            }
+        }
+        assert!(Profile::built_in("githb").unwrap_err().to_string().contains("did you mean `github`?"));
     }
 }

@@ -1,6 +1,7 @@
 //! The toolbox: servers behind permissions and an audit.
 
 mod builder;
+mod delegation;
 mod gate;
 mod taint;
 
@@ -17,7 +18,7 @@ use coral_core::{
 use serde_json::Value;
 use tokio::sync::{Mutex, Semaphore};
 
-use crate::access::Policy;
+use crate::access::{Decision, Policy};
 use crate::audit::{Audit, AuditEntry};
 use crate::catalog::{Catalog, KnownTool};
 use crate::path::ProjectPath;
@@ -28,6 +29,7 @@ use crate::quota::Quota;
 use crate::server::{Connection, Limits, fault};
 
 pub use self::builder::SandboxBuilder;
+use self::delegation::Delegations;
 use self::gate::Gate;
 use self::taint::Taint;
 
@@ -169,6 +171,7 @@ pub struct Sandbox {
     pins: Pins,
     quota: Quota,
     taint: Taint,
+    delegations: Delegations,
     lifetime_ms: u64,
     valid_until_ms: AtomicU64,
 }
@@ -183,6 +186,27 @@ impl Sandbox {
     /// [`TimeBoundTokens`](SecurityPolicy::TimeBoundTokens).
     pub fn renew(&self) {
         self.valid_until_ms.store(self.clock.now_ms().saturating_add(self.lifetime_ms), Ordering::Relaxed);
+    }
+
+    /// From now on `child` acts for `parent`: in its run it may do what both may, and what those
+    /// may for whom `parent` acts. Call it at a handoff and when a sub-agent is started.
+    ///
+    /// # Errors
+    /// [`Limit`](coral_core::ErrorKind::Limit) if there are too many; see
+    /// [`forget_run`](Self::forget_run).
+    pub fn delegate(&self, parent: &Caller, child: &Caller) -> Result<(), Error> {
+        self.delegations.add(parent, child)
+    }
+
+    /// Ends what was delegated in a run that is over.
+    pub fn forget_run(&self, run: &str) {
+        self.delegations.forget(run);
+    }
+
+    fn may_reach(&self, principals: &[Caller], server: &str, now_ms: u64) -> bool {
+        principals
+            .iter()
+            .all(|caller| self.policies.iter().all(|policy| policy.may_reach(caller, server, now_ms)))
     }
 
     /// The permissions that it enforces.
@@ -221,6 +245,38 @@ impl Sandbox {
         Ok(())
     }
 
+    /// How a call would be decided on, and by which rule. It is neither made nor recorded, and
+    /// nobody is asked.
+    ///
+    /// # Errors
+    /// What starting the server fails with.
+    pub async fn explain(&self, call: &ToolCall, caller: &Caller) -> Result<Decision, Error> {
+        let cx = CallContext::new(caller.clone());
+        let unknown = || Decision::deny("no server offers the tool");
+        let Some((name, tool)) = call.name.split_once("__") else { return Ok(unknown()) };
+        let now_ms = self.clock.now_ms();
+        let principals = self.delegations.principals(caller);
+        let reachable = self.may_reach(&principals, name, now_ms);
+        let Some(server) = self.servers.get(name).filter(|_| reachable) else {
+            return Ok(Decision::deny(format!("no grant names server `{name}`")));
+        };
+        let live = server.live(name, self).await?;
+        let Some(known) = live.catalog.get(tool) else { return Ok(unknown()) };
+        if let Some(why) = &known.blocked {
+            return Ok(Decision::deny(format!("the tool is blocked until a person agrees to it: {why}")));
+        }
+        let reading = match &call.arguments {
+            Value::Object(arguments) => known
+                .check_names(arguments)
+                .and_then(|()| known.profile.read(arguments, &|path| server.connector.spell(path))),
+            _ => Err("the arguments are not a JSON object".to_owned()),
+        };
+        Ok(match reading {
+            Ok(reading) => Gate::new(self, call, &cx).decision(name, tool, known, &reading),
+            Err(problem) => Decision::deny(problem),
+        })
+    }
+
     fn server(&self, name: &str) -> Result<&Server, Error> {
         let known = self.servers.keys().map(String::as_str);
         self.servers.get(name).ok_or_else(|| Error::not_found("server", name, known))
@@ -239,9 +295,10 @@ impl Toolbox for Sandbox {
         if self.is_expired(now_ms) {
             return Ok(Vec::new());
         }
+        let principals = self.delegations.principals(caller);
         let mut shown = Vec::new();
         for (name, server) in &self.servers {
-            if !self.policies.iter().all(|policy| policy.may_reach(caller, name, now_ms)) {
+            if !self.may_reach(&principals, name, now_ms) {
                 continue;
             }
             let live = server.live(name, self).await?;
@@ -253,7 +310,9 @@ impl Toolbox for Sandbox {
                             return false;
                         }
                         let operation = known.profile.operation;
-                        self.policies.iter().all(|p| p.may_see(caller, name, tool, operation, now_ms))
+                        principals.iter().all(|caller| {
+                            self.policies.iter().all(|p| p.may_see(caller, name, tool, operation, now_ms))
+                        })
                     })
                     .map(|(_, known)| known.def.clone()),
             );
@@ -266,8 +325,8 @@ impl Toolbox for Sandbox {
         let Some((name, tool)) = call.name.split_once("__") else {
             return Err(gate.unknown().await);
         };
-        let reachable =
-            self.policies.iter().all(|policy| policy.may_reach(cx.caller(), name, self.clock.now_ms()));
+        let principals = self.delegations.principals(cx.caller());
+        let reachable = self.may_reach(&principals, name, self.clock.now_ms());
         let server = match self.servers.get(name) {
             Some(server) if reachable => server,
             // Which servers there are is not told to those who may not use them.

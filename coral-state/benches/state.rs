@@ -9,8 +9,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coral_core::{Event, GraphData, Journal, Payload, Record, RunFilter, Seq};
-use coral_state::{Durability, SqliteJournal, SqliteOptions};
+use coral_core::{
+    Event, GraphData, Journal, MemoryJournal, Payload, Record, RunFilter, RunStatus, Seq, StepData, StepKind,
+};
+use coral_state::{Durability, KeyRing, MasterKey, RunIndex, RunQuery, SortBy, SqliteJournal, SqliteOptions};
 use rusqlite::{Connection, params};
 use tokio::task::JoinSet;
 
@@ -19,7 +21,8 @@ fn main() {
     let mut table = Table::default();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    for (name, bench) in [("journal", journal as Bench)] {
+    let benches = [("journal", journal as Bench), ("encryption", encryption), ("query", query)];
+    for (name, bench) in benches {
         if name.contains(&only) {
             bench(&runtime, dir.path(), &mut table);
         }
@@ -190,4 +193,84 @@ fn journal(runtime: &Runtime, dir: &Path, table: &mut Table) {
         );
         assert_eq!(journal.runs(&RunFilter::default()).await.unwrap().len(), 1);
     });
+}
+
+/// The price of encryption, on a journal that does not wait for the disk, which would hide it.
+fn encryption(runtime: &Runtime, dir: &Path, table: &mut Table) {
+    let (mut plain, mut sealed) = (0f64, 0f64);
+    for round in 0..3 {
+        let ring = KeyRing::new(MasterKey::generate().unwrap());
+        for (slot, best, keys) in [("plain", &mut plain, None), ("sealed", &mut sealed, Some(ring))] {
+            let mut options = SqliteOptions::at(dir.join(format!("{slot}-{round}.db")));
+            options.durability = Durability::Normal;
+            options.keys = keys;
+            let journal = SqliteJournal::open_with(options).unwrap();
+            let rate = runtime.block_on(appended(&journal, 64, Duration::from_secs(2)));
+            *best = best.max(rate);
+        }
+    }
+    table.row("append, 64 writers, encrypted, not synced", "events/s", sealed, "not encrypted", plain);
+}
+
+/// Pages of queries over many runs.
+fn query(runtime: &Runtime, _: &Path, table: &mut Table) {
+    const RUNS: u64 = 100_000;
+    let journal = Arc::new(MemoryJournal::new());
+    let index = RunIndex::new(journal.clone());
+    runtime.block_on(async {
+        for n in 0..RUNS {
+            let mut graph = GraphData { name: format!("workflow-{}", n % 7), ..Default::default() };
+            graph.steps = vec![StepData::new("design", StepKind::Agent(format!("agent-{}", n % 20).into()))];
+            let started = Event::RunStarted {
+                format: 1,
+                project: format!("project-{}", n % 100).into(),
+                graph: graph.into(),
+                pins: Default::default(),
+                input: Payload::from_json(serde_json::json!({"text": format!("brief number {n} of a reef")})),
+                facts: Default::default(),
+                budget: Default::default(),
+                forked_from: None,
+            };
+            let status = if n % 3 == 0 { RunStatus::Failed } else { RunStatus::Succeeded };
+            let finished = Event::RunFinished { status, output: None, error: None };
+            let at_ms = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1_000_000_000;
+            let records = vec![
+                Record { seq: 1, at_ms, event: started },
+                Record { seq: 2, at_ms, event: Event::StepStarted { path: "design".into(), attempt: 1 } },
+                Record { seq: 3, at_ms: at_ms + 1, event: finished },
+            ];
+            let run = format!("run-{n:06}");
+            let epoch = journal.acquire(&run).await.unwrap();
+            journal.append(&run, epoch, 0, records.into()).await.unwrap();
+        }
+        index.refresh().await.unwrap();
+    });
+    type Case = (&'static str, fn(&mut RunQuery));
+    let queries: [Case; 5] = [
+        ("all, by time", |_| {}),
+        ("by project", |q| q.project = Some("project-42".into())),
+        ("by status and agent", |q| {
+            q.status = Some(RunStatus::Failed);
+            q.agent = Some("agent-3".into());
+        }),
+        ("by text", |q| q.text = Some("number 7".into())),
+        ("by phase, cost order", |q| {
+            q.min_cost = Some(coral_core::Usd::ZERO);
+            (q.sort, q.descending) = (SortBy::Cost, true);
+        }),
+    ];
+    for (name, set) in queries {
+        let mut query = RunQuery::default();
+        set(&mut query);
+        let mut slowest = Duration::ZERO;
+        for _ in 0..10 {
+            let start = Instant::now();
+            let page = index.query(&query);
+            slowest = slowest.max(start.elapsed());
+            assert!(page.total > 0);
+            query.after = page.next;
+        }
+        let ms = slowest.as_secs_f64() * 1e3;
+        table.row(&format!("page of 100,000 runs, {name}"), "ms, worst", ms, "target", 20.0);
+    }
 }

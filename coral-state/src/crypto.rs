@@ -159,6 +159,13 @@ impl MasterKey {
         Some(Zeroizing::new(plain[..].try_into().ok()?))
     }
 
+    /// What makes pseudonyms and turns them back.
+    #[cfg(feature = "privacy")]
+    pub(crate) fn pseudonyms(&self) -> Pseudonyms {
+        let derived = Zeroizing::new(hmac_sha256::HMAC::mac(b"coral pseudonyms", &self.secret[..]));
+        Pseudonyms(Arc::new(cipher(&derived)))
+    }
+
     /// Signs `text`, so that who holds this key can tell that it was written by one who did.
     pub(crate) fn sign(&self, text: &str) -> [u8; 32] {
         hmac_sha256::HMAC::mac(text, hmac_sha256::HMAC::mac(b"coral tombstone", &self.secret[..]))
@@ -168,6 +175,33 @@ impl MasterKey {
 impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MasterKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+/// Deterministic encryption: the same text gives the same pseudonym, and nothing else is to be
+/// learned from it. The construction allows for one nonce used always, at just that price.
+#[cfg(feature = "privacy")]
+#[derive(Clone)]
+pub(crate) struct Pseudonyms(Arc<Aes256GcmSiv>);
+
+#[cfg(feature = "privacy")]
+impl Pseudonyms {
+    /// The pseudonym of `text`, in hexadecimal.
+    pub(crate) fn make(&self, kind: &str, text: &str) -> Option<String> {
+        let payload = Payload { msg: text.as_bytes(), aad: kind.as_bytes() };
+        let sealed = self.0.encrypt(&Nonce::from([0; NONCE]), payload).ok()?;
+        Some(sealed.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// What the pseudonym stands for, if this key made it.
+    pub(crate) fn turn_back(&self, kind: &str, pseudonym: &str) -> Option<String> {
+        let (pairs, []) = pseudonym.as_bytes().as_chunks::<2>() else { return None };
+        let sealed: Vec<u8> = pairs
+            .iter()
+            .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
+            .collect::<Option<_>>()?;
+        let payload = Payload { msg: &sealed, aad: kind.as_bytes() };
+        String::from_utf8(self.0.decrypt(&Nonce::from([0; NONCE]), payload).ok()?).ok()
     }
 }
 

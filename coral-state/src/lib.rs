@@ -18,7 +18,11 @@
 //!
 //! # Crate features
 //! - `sqlite` (default): [`SqliteStore`] with its journal, blobs and cache. Builds SQLite from source.
-//! - `postgres`: [`PostgresJournal`](https://docs.rs/coral-state), for several machines.
+//! - `postgres`: the journal on a PostgreSQL server, for several machines.
+//! - `layers`: a cache in layers, memory in front of what is shared and what lasts.
+//! - `redis`: a cache on a Redis server, best as one of those layers.
+//! - `privacy`: finding and replacing personal data in texts, prompts and exports.
+//! - `yaml`: reading exported projects as YAML; they are written as YAML without it.
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
 #![forbid(unsafe_code)]
 
@@ -32,11 +36,19 @@ pub mod conformance;
 #[cfg(feature = "sqlite")]
 mod crypto;
 mod directory;
+mod export;
 mod follow;
+mod index;
+#[cfg(feature = "layers")]
+mod layers;
 mod ledger;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "privacy")]
+mod privacy;
 mod projects;
+#[cfg(feature = "redis")]
+mod redis;
 mod sessions;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -46,14 +58,23 @@ mod views;
 #[cfg(feature = "sqlite")]
 pub use crate::crypto::{KeyRing, MasterKey};
 pub use crate::directory::DirectoryBlobs;
+pub use crate::export::{Archive, ArchivedJournal, Imported};
 pub use crate::follow::{Follow, Follower, Polled};
+pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
+#[cfg(feature = "layers")]
+pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::{PostgresJournal, PostgresOptions};
+#[cfg(feature = "privacy")]
+pub use crate::privacy::{Anonymizer, Detector, PiiFinding, PiiKind, PrivateModel};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
+#[cfg(feature = "redis")]
+pub use crate::redis::RedisCache;
 pub use crate::sessions::Sessions;
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{
-    Durability, SqliteBlobs, SqliteCache, SqliteJournal, SqliteOptions, SqliteStore, Tombstone,
+    Durability, RetentionAction, RetentionReport, RetentionRule, SqliteBlobs, SqliteCache, SqliteJournal,
+    SqliteOptions, SqliteStore, Tombstone,
 };
 pub use crate::views::{
     AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,

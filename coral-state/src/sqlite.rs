@@ -8,6 +8,7 @@ mod keys;
 mod queue;
 mod readers;
 mod schema;
+mod upkeep;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub use self::blobs::SqliteBlobs;
 pub use self::cache::SqliteCache;
 pub use self::journal::SqliteJournal;
 pub use self::keys::Tombstone;
+pub use self::upkeep::{RetentionAction, RetentionReport, RetentionRule};
 
 use self::keys::Keys;
 use self::queue::Queue;
@@ -202,7 +204,19 @@ impl SqliteStore {
         change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
-        let job = Change { operation, change: Some(change), made: None, answer };
+        let job = Change { operation, change: Some(change), made: None, changes_runs: false, answer };
+        self.send(Request::Job(Box::new(job))).await?;
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// The same for a change of the tables that the journal's writer remembers.
+    async fn write_runs<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        let job = Change { operation, change: Some(change), made: None, changes_runs: true, answer };
         self.send(Request::Job(Box::new(job))).await?;
         answered.await.map_err(|_| gone())?
     }
@@ -282,6 +296,7 @@ struct Change<F, T> {
     operation: &'static str,
     change: Option<F>,
     made: Option<T>,
+    changes_runs: bool,
     answer: oneshot::Sender<Result<T, Error>>,
 }
 
@@ -295,6 +310,10 @@ where
             self.made = Some(change(conn).map_err(|e| fault::storage(self.operation, &e))?);
         }
         Ok(())
+    }
+
+    fn changes_runs(&self) -> bool {
+        self.changes_runs
     }
 
     fn answer(self: Box<Self>, outcome: Result<(), Error>) {

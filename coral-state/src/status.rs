@@ -11,6 +11,7 @@ pub(crate) fn status_name(status: RunStatus) -> String {
 }
 
 /// The status of that name, if this release knows it.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub(crate) fn status_of(name: &str) -> Option<RunStatus> {
     serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()
 }

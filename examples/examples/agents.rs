@@ -10,23 +10,30 @@
 //! cargo run --example agents -- check --dir my-agents
 //! cargo run --example agents -- import path/to/project
 //! cargo run --example agents -- export path/to/project
+//! cargo run --example agents -- evaluate coral-agents/evaluations/project_architect.yaml project_architect
 //! ```
 //!
-//! `--dir DIR` puts the definitions of a directory on top of the built-in ones, for any command.
+//! `--dir DIR` puts the definitions of a directory on top of the built-in ones, for any command;
+//! `evaluate` then compares the two. It runs on the provider that is configured, or offline.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use coral_agents::{Explanation, Format, Registry, Severity, export_agent, export_team};
-use coral_core::{AgentSpec, Error};
+use coral_agents::{
+    Candidate, EvaluationOptions, Explanation, Format, Registry, Severity, export_agent, export_team,
+    parse_cases,
+};
+use coral_core::{AgentSpec, Error, Runner};
+use coral_mcp::{Permissions, Sandbox};
 use serde_json::Value;
 
 const USAGE: &str = "usage: agents [--dir DIR] (list | search WORDS | show AGENT | handoffs | workflows | \
-                     explain WORKFLOW [FACT=VALUE]… | check | import DIR | export DIR)";
+                     explain WORKFLOW [FACT=VALUE]… | check | import DIR | export DIR | evaluate CASES AGENT)";
 
-fn main() -> ExitCode {
+#[tokio::main]
+async fn main() -> ExitCode {
     let mut words = Vec::new();
     let mut dir = None;
     let mut args = lexopt::Parser::from_env();
@@ -47,7 +54,7 @@ fn main() -> ExitCode {
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match run(&words, dir.as_deref()) {
+    match run(&words, dir.as_deref()).await {
         Ok(Some((text, good))) => {
             print!("{text}");
             if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -66,7 +73,7 @@ fn refuse(problem: &str) -> ExitCode {
 }
 
 /// What a command prints, and whether it found all in order; nothing if there is no such command.
-fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)>, Error> {
+async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)>, Error> {
     let mut registry = Registry::builtin();
     let mut skipped = Vec::new();
     if let Some(dir) = dir {
@@ -119,6 +126,7 @@ fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)>, Err
         }
         ["import", dir] => registry.import_dir(dir)?.to_string(),
         ["export", dir] => export(&registry, Path::new(dir))?,
+        ["evaluate", cases, agent] => evaluate(&registry, dir, Path::new(cases), agent).await?,
         _ => return Ok(None),
     };
     Ok(Some((text, true)))
@@ -189,6 +197,39 @@ fn parse_fact(text: &str) -> Result<(String, Value), Error> {
         .split_once('=')
         .ok_or_else(|| Error::invalid("fact", format!("`{text}` is not of the form `name=value`")))?;
     Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
+}
+
+/// Runs an agent on cases, and, where a directory was given, its built-in version too. The model
+/// that works also grades; give the judge a model of its own where that matters. Files are written
+/// below `target/evaluate`.
+async fn evaluate(
+    registry: &Registry,
+    dir: Option<&Path>,
+    cases: &Path,
+    agent: &str,
+) -> Result<String, Error> {
+    let text = std::fs::read_to_string(cases)
+        .map_err(|problem| Error::storage(format!("reading `{}`", cases.display()), problem))?;
+    let evaluation = parse_cases(&cases.to_string_lossy(), &text)?;
+    let root = Path::new("target/evaluate").join(&evaluation.name);
+    std::fs::create_dir_all(&root)
+        .map_err(|problem| Error::storage(format!("making `{}`", root.display()), problem))?;
+    let permissions =
+        Permissions::from_yaml(include_str!("../permissions.yaml"), "examples/permissions.yaml")?;
+    let tools = Sandbox::builder().permissions(permissions).root(&root).filesystem().build().await?;
+    let runner = Runner::builder().model(coral_llm::from_env()?).tools(tools).build();
+    let mut candidates = Vec::new();
+    if let Some(dir) = dir {
+        let builtin = Registry::builtin();
+        if builtin.agent(agent).is_ok() {
+            candidates.push(Candidate::agent("built-in", &runner, &builtin, agent, "")?);
+        }
+        candidates.push(Candidate::agent(dir.to_string_lossy(), &runner, registry, agent, "")?);
+    } else {
+        candidates.push(Candidate::agent("built-in", &runner, registry, agent, "")?);
+    }
+    let options = EvaluationOptions::new().judge(coral_llm::from_env()?);
+    Ok(evaluation.run(&candidates, &options).await.to_string())
 }
 
 /// Writes the agents as sub-agent files and one `AGENTS.md` below `dir`; nothing is overwritten.

@@ -124,3 +124,37 @@ async fn help_and_agents_are_shown() {
     assert_eq!(finished.stdout.lines().count(), 20, "{}", finished.stdout);
     assert!(finished.stdout.contains("project_architect"), "{}", finished.stdout);
 }
+
+/// The permission file of the documents, as it stands: it lets the architect read, and no more.
+const READ_ONLY: &str = r#"permission_model:
+  agents:
+    project_architect:
+      mcp_servers: ["filesystem"]
+      operations: ["read"]
+      paths: ["/project/docs"]
+    backend_developer:
+      mcp_servers: ["filesystem", "database", "docker"]
+      operations: ["read", "write"]
+      paths: ["/project/src", "/project/tests"]
+    devops_deployment:
+      mcp_servers: ["docker", "github", "monitoring"]
+      operations: ["read", "write", "execute"]
+      paths: ["/project"]
+  security_policies: [no_system_access, audit_all_operations, encrypt_sensitive_data, time_bound_tokens]
+"#;
+
+#[tokio::test]
+async fn what_is_not_granted_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (permissions, out) = (dir.path().join("permissions.yaml"), dir.path().join("out"));
+    std::fs::write(&permissions, READ_ONLY).unwrap();
+    let finished = start(&out, &["--permissions", &permissions.to_string_lossy()]).finish().await.unwrap();
+    is_one_message(&finished, "agent `project_architect`: the answer does not fit the output format");
+    assert!(finished.stderr.contains("go on with: cargo run"), "{}", finished.stderr);
+    assert!(coral_tests::files(&out).unwrap().is_empty());
+    let run = crate::deliver::run_json(&out);
+    assert_eq!(
+        (run["status"].as_str(), run["deliverables"].as_array().map(Vec::len)),
+        (Some("failed"), Some(0))
+    );
+}

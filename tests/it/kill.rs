@@ -200,3 +200,27 @@ async fn many_kills_of_one_run() {
     survives(Wire::Anthropic, &cuts).await;
     survives(Wire::OpenAi, &cuts).await;
 }
+
+#[tokio::test]
+async fn ctrl_c_stops_the_run_and_says_how_to_go_on() {
+    let provider = Provider::start().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    provider.cut(Some(Cut::Received(3)));
+    let running = start(&out, &[]).env(provider.env(Wire::OpenAi)).start().unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(60), provider.reached())
+        .await
+        .expect("the cut is reached");
+    running.interrupt().unwrap();
+    let finished = running.finish().await.unwrap();
+    assert_eq!((finished.code, finished.stderr.as_str()), (Some(130), ""), "{}", finished.stdout);
+    let (run, _) = records(&out).await;
+    assert!(finished.stdout.contains(&format!("go on with: cargo run --example deliver -- --resume {run}")));
+    assert_eq!(run_json(&out)["status"], "running");
+
+    provider.cut(None);
+    let args = ["--resume", &run, "--out", &out.to_string_lossy()].map(str::to_owned);
+    let finished = Job::new(DELIVER, args).env(provider.env(Wire::OpenAi)).finish().await.unwrap();
+    assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+    same(&files(&out).unwrap(), &undisturbed(Wire::OpenAi).await.files, "deliverables");
+}

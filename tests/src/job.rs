@@ -80,6 +80,13 @@ impl Running {
         })
     }
 
+    /// Asks it to end, as Ctrl-C does.
+    pub fn interrupt(&self) -> io::Result<()> {
+        let pid = self.0.id().and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+        let pid = pid.ok_or_else(|| io::Error::other("the job is over"))?;
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).map_err(io::Error::from)
+    }
+
     /// Ends it as `kill -9` does, and gives what the system says of its end.
     pub async fn kill(mut self) -> io::Result<ExitStatus> {
         self.0.kill().await?;

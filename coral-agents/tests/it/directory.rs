@@ -98,3 +98,39 @@ fn a_live_registry_follows_its_directory() {
     assert_eq!(live.refresh().unwrap().unwrap().agents, ["a"]);
     assert_eq!(live.current().agent("a").unwrap().summary, "three");
 }
+
+/// More files than one thread parses: the order of the files decides, not that of the threads.
+#[test]
+fn a_large_directory_loads_in_the_order_of_its_files() {
+    let dir = fresh("large");
+    for i in 0..400 {
+        let id = if i == 399 { 0 } else { i };
+        let text = if i % 100 == 7 {
+            "broken".to_owned()
+        } else {
+            format!("---\nid: a{id}\nname: N{i}\n---\n## Task\nx\n")
+        };
+        fs::write(dir.join(format!("{i:03}.md")), text).unwrap();
+    }
+    let mut registry = Registry::new();
+    let loaded = registry.load_dir(&dir).unwrap();
+    assert_eq!((loaded.agents.len(), loaded.skipped.len()), (395, 5));
+    assert_eq!(registry.agent("a0").unwrap().name, "N0");
+    let skipped: Vec<_> =
+        loaded.skipped.iter().map(|s| s.file.file_stem().unwrap().to_str().unwrap()).collect();
+    assert_eq!(skipped, ["007", "107", "207", "307", "399"]);
+}
+
+#[test]
+fn the_evaluations_that_come_along_can_be_read() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("evaluations");
+    let mut read = 0;
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let evaluation =
+            coral_agents::parse_cases(&path.to_string_lossy(), &fs::read_to_string(&path).unwrap()).unwrap();
+        assert!(Registry::builtin().agent(&evaluation.name).is_ok(), "{}", evaluation.name);
+        read += 1;
+    }
+    assert!(read > 0);
+}

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use coral_agents::Registry;
 use coral_core::{
     AgentSpec, Brief, CallContext, Caller, ChatModel, ChatRequest, ChatResponse, EffectClass, Error,
-    ErrorKind, GraphData, ModelFault, Partials, Program, PromptAgent, Runner, StepData, StepKind, Team,
+    ErrorKind, GraphData, ModelFault, Part, Partials, Program, PromptAgent, Runner, StepData, StepKind, Team,
     ToolCall, ToolDef, ToolOutput, Toolbox,
 };
 use serde_json::json;
@@ -118,5 +118,60 @@ async fn the_system_message_does_not_depend_on_the_task() {
         assert_eq!(one.messages[0], other.messages[0], "{}", spec.id);
         assert!(one.messages[0].cache, "{}", spec.id);
         assert_ne!(one.messages[1], other.messages[1], "{}", spec.id);
+    }
+}
+
+/// Asks for a tool first, and ends without an answer on the second turn; keeps both requests.
+#[derive(Clone, Default)]
+struct TwoTurns(Arc<Mutex<Vec<ChatRequest>>>);
+
+#[async_trait]
+impl ChatModel for TwoTurns {
+    fn name(&self) -> &str {
+        "two-turns"
+    }
+
+    async fn chat(&self, request: &ChatRequest, _cx: &CallContext) -> Result<ChatResponse, Error> {
+        let mut requests = self.0.lock().unwrap();
+        requests.push(request.clone());
+        if requests.len() > 1 {
+            let (model, problem) = ("two-turns".to_owned(), "it has two turns".to_owned());
+            return Err(Error::new(ErrorKind::Model { fault: ModelFault::InvalidRequest, model, problem }));
+        }
+        let mut response = ChatResponse::text("two-turns", "I look first.");
+        response.message.parts.push(Part::ToolCall(ToolCall {
+            id: "call-1".to_owned(),
+            name: "filesystem__read_file".to_owned(),
+            arguments: json!({"path": "README.md"}),
+        }));
+        Ok(response)
+    }
+}
+
+/// A turn repeats all of the turn before it, byte for byte, and adds to its end: what a provider
+/// has cached of the first serves the second.
+#[tokio::test]
+async fn two_turns_share_their_whole_prefix() {
+    let registry = Registry::builtin();
+    let partials: Partials = registry.partials().collect();
+    for spec in registry.agents() {
+        let mut spec = (**spec).clone();
+        spec.dependencies.clear();
+        let step = StepData::new(spec.id.as_str(), StepKind::Agent(spec.id.as_str().into()));
+        let graph = GraphData { name: "one".to_owned(), steps: vec![step], ..GraphData::default() };
+        let id = spec.id.clone();
+        let team = Team::new().with_agent(PromptAgent::with_partials(spec, &partials).unwrap());
+        let model = TwoTurns::default();
+        let runner = Runner::builder().model(model.clone()).tools(Files).build();
+        let run = runner.start(&Program::from_graph(graph, &team).unwrap(), brief("One.")).await.unwrap();
+        assert!(run.output().await.is_err());
+        let requests = model.0.lock().unwrap();
+        let [first, second] = requests.as_slice() else { panic!("{id}: {} turns", requests.len()) };
+        assert!(second.messages.starts_with(&first.messages), "{id}");
+        assert!(second.messages.len() > first.messages.len(), "{id}");
+        assert_eq!(
+            (&first.tools, &first.output, &first.tool_choice),
+            (&second.tools, &second.output, &second.tool_choice)
+        );
     }
 }

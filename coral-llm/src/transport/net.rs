@@ -34,7 +34,7 @@ impl HttpTransport {
             .tcp_nodelay(true);
         let builder = tls(builder, base_url)?;
         let client = builder.build().map_err(|error| {
-            Error::invalid("HTTP client", causes(&error)).with_help("install the system's CA certificates")
+            Error::invalid("HTTP client", cause_of(&error)).with_help("install the system's CA certificates")
         })?;
         Ok(HttpTransport { client })
     }
@@ -69,7 +69,7 @@ impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
         let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
         let request = reqwest::Request::try_from(request)
-            .map_err(|error| Failure::new(ModelFault::InvalidRequest, causes(&error)))?;
+            .map_err(|error| Failure::new(ModelFault::InvalidRequest, cause_of(&error)))?;
         let response = self.client.execute(request).await.map_err(|error| of_send(&error, &host))?;
         let response: http::Response<reqwest::Body> = response.into();
         Ok(response.map(Body::net))
@@ -77,24 +77,23 @@ impl Transport for HttpTransport {
 }
 
 fn of_send(error: &reqwest::Error, host: &str) -> Failure {
-    let causes = causes(error);
+    let cause = cause_of(error);
     if error.is_connect() {
-        Failure::new(ModelFault::Connect, format!("no connection to `{host}`: {causes}"))
+        Failure::new(ModelFault::Connect, format!("no connection to `{host}`: {cause}"))
             .with_help("check that the address is right and the server runs")
     } else if error.is_timeout() {
         Failure::new(ModelFault::Timeout, format!("`{host}` did not answer in time"))
     } else {
-        Failure::new(ModelFault::Truncated, format!("`{host}` went away before it answered: {causes}"))
+        Failure::new(ModelFault::Truncated, format!("`{host}` went away before it answered: {cause}"))
     }
 }
 
-/// The innermost causes of a reqwest error in one line; its own text names only the URL, which may hold secrets.
-pub(crate) fn causes(error: &reqwest::Error) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        texts.push(cause.to_string());
-        source = cause.source();
+/// The innermost cause of a reqwest error: its own text names only the URL, which may hold secrets, and those between
+/// say which layer passed the cause on.
+pub(crate) fn cause_of(error: &reqwest::Error) -> String {
+    let mut cause = error.source();
+    while let Some(deeper) = cause.and_then(std::error::Error::source) {
+        cause = Some(deeper);
     }
-    if texts.is_empty() { "unknown cause".to_owned() } else { texts.join(": ") }
+    cause.map_or_else(|| "unknown cause".to_owned(), ToString::to_string)
 }

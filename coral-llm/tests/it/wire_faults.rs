@@ -192,6 +192,29 @@ async fn nobody_there_is_one_clear_error() {
     }
 }
 
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn a_server_without_tls_behind_https_is_one_clear_error() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ =
+                tokio::io::AsyncWriteExt::write_all(&mut socket, b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let error = provider("openai", &url).chat(&ChatRequest::user("?"), &listening().0).await.unwrap_err();
+    check(&error, ModelFault::Connect);
+    assert!(error.to_string().contains("no connection to `127.0.0.1:"), "{error}");
+}
+
+#[cfg(not(feature = "tls"))]
+#[tokio::test]
+async fn https_without_tls_is_refused_when_it_is_set_up() {
+    let error = Provider::vendor("openai").unwrap().key("k").build().unwrap_err().to_string();
+    assert!(error.contains("needs HTTPS") && error.contains("feature `tls`"), "{error}");
+}
+
 #[tokio::test]
 async fn an_answer_that_comes_whole_is_still_heard() {
     let body = json!({"choices": [{"finish_reason": "stop", "message": {"content": "hello"}}]});

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use coral_core::{Clock, Error, SystemClock};
 
-use super::{Audit, AuditEntry, AuditRecord, GENESIS};
+use super::{Audit, AuditEntry, AuditEvent, AuditKey, AuditRecord, Checkpoint, GENESIS};
 
 /// An audit in a file, one JSON object a line.
 ///
@@ -23,7 +23,13 @@ pub struct FileAudit {
     path: PathBuf,
     state: Mutex<State>,
     untrusted: Vec<(String, String)>,
+    key: Option<AuditKey>,
 }
+
+/// A signature is made at the latest after this many records, and at the first record after this
+/// time.
+const SEAL_EVERY: u64 = 1_024;
+const SEAL_EVERY_MS: u64 = 60_000;
 
 #[derive(Debug)]
 struct State {
@@ -32,6 +38,10 @@ struct State {
     head: String,
     /// The length up to which the file is whole; `None` once a failed write could not be undone.
     length: Option<u64>,
+    /// The records since the last signature, and when that was made.
+    unsigned: u64,
+    sealed_at_ms: u64,
+    last: Option<Checkpoint>,
 }
 
 impl FileAudit {
@@ -41,7 +51,20 @@ impl FileAudit {
     /// [`Storage`](coral_core::ErrorKind::Storage) if the file can't be used or another process
     /// writes it; [`Invalid`](coral_core::ErrorKind::Invalid) if its chain is broken.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, Error> {
-        let path = path.into();
+        FileAudit::begin(path.into(), None)
+    }
+
+    /// As [`open`](Self::open), and signs the chain every 1,024 records or 60 seconds and at its
+    /// end. Keep [`checkpoint`](Self::checkpoint) elsewhere: with it
+    /// [`check_audit`](crate::check_audit) finds a file that was cut off or exchanged.
+    ///
+    /// # Errors
+    /// As those of [`open`](Self::open).
+    pub fn signed(path: impl Into<PathBuf>, key: AuditKey) -> Result<Self, Error> {
+        FileAudit::begin(path.into(), Some(key))
+    }
+
+    fn begin(path: PathBuf, key: Option<AuditKey>) -> Result<Self, Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::storage("opening the audit file", error).at(path.display().to_string())
         };
@@ -63,8 +86,8 @@ impl FileAudit {
         let length = u64::try_from(whole).unwrap_or(u64::MAX);
         file.set_len(length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(|e| failed(&e))?;
         let torn = torn.len();
-        let audit =
-            FileAudit { path, untrusted, state: Mutex::new(State { file, seq, head, length: Some(length) }) };
+        let state = State { file, seq, head, length: Some(length), unsigned: 0, sealed_at_ms: 0, last: None };
+        let audit = FileAudit { path, untrusted, key, state: Mutex::new(state) };
         if torn > 0 {
             audit.append(AuditEntry::note(
                 SystemClock.now_ms(),
@@ -79,6 +102,29 @@ impl FileAudit {
         &self.path
     }
 
+    /// Signs what is not signed yet, and gives the latest signature; `None` without a key.
+    ///
+    /// # Errors
+    /// As those of [`append`](Audit::append).
+    pub fn checkpoint(&self, at_ms: u64) -> Result<Option<Checkpoint>, Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.unsigned > 0 || state.last.is_none() {
+            self.seal(&mut state, at_ms)?;
+        }
+        Ok(state.last.clone())
+    }
+
+    fn seal(&self, state: &mut State, at_ms: u64) -> Result<(), Error> {
+        let Some(key) = &self.key else { return Ok(()) };
+        let checkpoint = key.sign(state.seq, &state.head);
+        let event = AuditEvent::Sealed { checkpoint: checkpoint.clone() };
+        self.write(state, AuditEntry { event, ..AuditEntry::note(at_ms, "") }, true)?;
+        state.unsigned = 0;
+        state.sealed_at_ms = at_ms;
+        state.last = Some(checkpoint);
+        Ok(())
+    }
+
     /// The position and hash of the last record: kept elsewhere, they show a truncated or
     /// rewritten file.
     pub fn head(&self) -> (u64, String) {
@@ -88,13 +134,13 @@ impl FileAudit {
 }
 
 #[cfg(unix)]
-fn private(options: &mut OpenOptions) {
+pub(super) fn private(options: &mut OpenOptions) {
     use std::os::unix::fs::OpenOptionsExt;
     options.mode(0o600);
 }
 
 #[cfg(not(unix))]
-fn private(_options: &mut OpenOptions) {}
+pub(super) fn private(_options: &mut OpenOptions) {}
 
 type Checked = (u64, String, Vec<(String, String)>);
 
@@ -123,16 +169,14 @@ fn check_lines(lines: &[u8], path: &Path) -> Result<Checked, Error> {
     Ok((seq, head, untrusted))
 }
 
-impl Audit for FileAudit {
-    fn append(&self, entry: AuditEntry) -> Result<(), Error> {
+impl FileAudit {
+    fn write(&self, state: &mut State, entry: AuditEntry, must_last: bool) -> Result<(), Error> {
         let failed = |error: &dyn std::fmt::Display| {
             Error::storage("writing the audit file", error).at(self.path.display().to_string())
         };
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(length) = state.length else {
             return Err(failed(&"an earlier write failed and could not be undone"));
         };
-        let must_last = entry.must_last();
         let record = AuditRecord::chained(state.seq + 1, &state.head, entry)?;
         let mut line = serde_json::to_vec(&record).map_err(|e| failed(&e))?;
         line.push(b'\n');
@@ -149,6 +193,37 @@ impl Audit for FileAudit {
         state.length = Some(length.saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX)));
         state.seq = record.seq;
         state.head = record.hash;
+        Ok(())
+    }
+}
+
+impl Drop for FileAudit {
+    fn drop(&mut self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let at_ms = SystemClock.now_ms();
+        if state.unsigned > 0
+            && let Err(error) = self.seal(&mut state, at_ms)
+        {
+            tracing::error!(%error, "the end of an audit could not be signed");
+        }
+    }
+}
+
+impl Audit for FileAudit {
+    fn append(&self, entry: AuditEntry) -> Result<(), Error> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let (must_last, at_ms) = (entry.must_last(), entry.at_ms);
+        self.write(&mut state, entry, must_last)?;
+        if self.key.is_none() {
+            return Ok(());
+        }
+        state.unsigned += 1;
+        if state.unsigned == 1 && state.sealed_at_ms == 0 {
+            state.sealed_at_ms = at_ms;
+        }
+        if state.unsigned >= SEAL_EVERY || at_ms.saturating_sub(state.sealed_at_ms) >= SEAL_EVERY_MS {
+            self.seal(&mut state, at_ms)?;
+        }
         Ok(())
     }
 

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{Clock, Error, SystemClock};
+use rmcp::ServerHandler;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::delegation::Delegations;
 use super::taint::Taint;
 use super::{Approver, Connector, Sandbox, Server};
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
+use crate::commands::{self, Commands};
 use crate::config::Servers;
 use crate::filesystem::{self, Filesystem};
 use crate::jail::{self, Jail};
@@ -37,6 +40,7 @@ pub struct SandboxBuilder {
     policies: Vec<Arc<dyn Policy>>,
     root: Option<PathBuf>,
     filesystem: bool,
+    commands: Option<Commands>,
     configured: Servers,
     pins: Option<PathBuf>,
     helper: Option<PathBuf>,
@@ -73,6 +77,14 @@ impl SandboxBuilder {
     #[must_use]
     pub fn filesystem(mut self) -> Self {
         self.filesystem = true;
+        self
+    }
+
+    /// Adds the built-in server that runs programs, under the name `commands`. They are isolated
+    /// like the processes of servers, by the rules of `servers` in the permission file.
+    #[must_use]
+    pub fn commands(mut self, commands: Commands) -> Self {
+        self.commands = Some(commands);
         self
     }
 
@@ -161,17 +173,23 @@ impl SandboxBuilder {
                 server(filesystem::NAME, Box::new(BuiltIn { handler }), rules, false)?,
             );
         }
+        if let Some(commands) = self.commands {
+            let name = commands::NAME;
+            let (root, mut rules) = (need_root(name)?, self.permissions.server(name));
+            rules.profile = Some(name.to_owned());
+            let jail = jail_for(name, &rules, &root, &self.permissions, self.helper.as_ref())?;
+            levels.push(level(name, jail.is_some()));
+            let handler = commands::runner(commands, &root, jail);
+            servers.insert(name.to_owned(), server(name, Box::new(BuiltIn { handler }), rules, false)?);
+        }
         for (name, spec) in self.configured.0 {
             if servers.contains_key(&name) {
                 return Err(Error::invalid("sandbox", format!("there are two servers called `{name}`")));
             }
             let rules = self.permissions.server(&name);
             let root = need_root(&name)?;
-            let jail = match isolation(&name, &rules, &self.permissions)? {
-                Isolation::None => None,
-                Isolation::Kernel => Some((jail::helper(self.helper.as_ref())?, jail_of(&rules, &root)?)),
-            };
-            levels.push(format!("{name}: {}", if jail.is_some() { "kernel" } else { "none" }));
+            let jail = jail_for(&name, &rules, &root, &self.permissions, self.helper.as_ref())?;
+            levels.push(level(&name, jail.is_some()));
             let connector = Stdio { spec, root, jail };
             servers.insert(name.clone(), server(&name, Box::new(connector), rules, true)?);
         }
@@ -207,6 +225,7 @@ impl SandboxBuilder {
             pins,
             quota: Quota::default(),
             taint,
+            delegations: Delegations::default(),
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
         };
@@ -255,6 +274,23 @@ fn isolation(name: &str, rules: &ServerRules, permissions: &Permissions) -> Resu
     }
 }
 
+fn level(name: &str, isolated: bool) -> String {
+    format!("{name}: {}", if isolated { "kernel" } else { "none" })
+}
+
+fn jail_for(
+    name: &str,
+    rules: &ServerRules,
+    root: &Path,
+    permissions: &Permissions,
+    helper: Option<&PathBuf>,
+) -> Result<Option<(PathBuf, Jail)>, Error> {
+    Ok(match isolation(name, rules, permissions)? {
+        Isolation::None => None,
+        Isolation::Kernel => Some((jail::helper(helper)?, jail_of(rules, root)?)),
+    })
+}
+
 /// What a server may do, by its rules: it reads the project, and writes where it was told.
 fn jail_of(rules: &ServerRules, root: &Path) -> Result<Jail, Error> {
     let mut read = vec![root.to_owned()];
@@ -264,13 +300,13 @@ fn jail_of(rules: &ServerRules, root: &Path) -> Result<Jail, Error> {
     Ok(Jail { read, write, network: rules.network, parent: 0, inner: false })
 }
 
-/// The file system server in this process.
-struct BuiltIn {
-    handler: Filesystem,
+/// A server in this process.
+struct BuiltIn<H> {
+    handler: H,
 }
 
 #[async_trait]
-impl Connector for BuiltIn {
+impl<H: ServerHandler + Clone> Connector for BuiltIn<H> {
     async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error> {
         server::in_process(name, self.handler.clone(), limits.clone()).await
     }

@@ -59,24 +59,15 @@ impl<'a> Gate<'a> {
         reading: &Reading,
         calls_per_minute: Option<u32>,
     ) -> Result<Passed<'a>, Error> {
-        let operation = known.profile.operation;
-        let caller = self.cx.caller();
-        let untrusted = self.sandbox.taint.source(&caller.run);
-        let access = Access {
-            paths: &reading.paths,
-            recursive: known.profile.recursive,
-            arguments: Some(&reading.arguments),
-            untrusted: untrusted.as_deref(),
-            now_ms: self.sandbox.clock.now_ms(),
-            ..Access::new(caller, server, tool, operation)
-        };
+        let operation = reading.operation;
         let mut retry_after_ms = None;
-        let mut decision = self.decide(&access, &reading.arguments);
+        let mut decision = self.decision(server, tool, known, reading);
         if decision.verdict == Verdict::Ask {
             decision = self.ask(decision.rule, reading).await;
         }
         if let Some(limit) = calls_per_minute.filter(|_| decision.is_allowed())
-            && let Err(wait) = self.sandbox.quota.take(&caller.agent, server, limit, access.now_ms)
+            && let Err(wait) =
+                self.sandbox.quota.take(&self.cx.caller().agent, server, limit, self.sandbox.clock.now_ms())
         {
             retry_after_ms = Some(wait);
             decision =
@@ -94,6 +85,27 @@ impl<'a> Gate<'a> {
         Ok(Passed { sandbox: self.sandbox, entry, began_ms: self.sandbox.clock.now_ms() })
     }
 
+    /// What the policies say of the call.
+    pub(super) fn decision(
+        &self,
+        server: &str,
+        tool: &str,
+        known: &KnownTool,
+        reading: &Reading,
+    ) -> Decision {
+        let caller = self.cx.caller();
+        let untrusted = self.sandbox.taint.source(&caller.run);
+        let access = Access {
+            paths: &reading.paths,
+            recursive: known.profile.recursive,
+            arguments: Some(&reading.arguments),
+            untrusted: untrusted.as_deref(),
+            now_ms: self.sandbox.clock.now_ms(),
+            ..Access::new(caller, server, tool, reading.operation)
+        };
+        self.decide(&access, &reading.arguments)
+    }
+
     fn decide(&self, access: &Access<'_>, arguments: &Map<String, Value>) -> Decision {
         let sandbox = self.sandbox;
         if sandbox.is_expired(access.now_ms) {
@@ -107,12 +119,20 @@ impl<'a> Gate<'a> {
                 "the arguments hold {what} in the clear, against the security policy `encrypt_sensitive_data`"
             ));
         }
-        // The strictest of all policies decides; among equals the first, which is the document.
+        // The strictest of all decides, over the agent and everyone for whom it acts; among equals
+        // the first, which is the document's verdict on the agent itself.
         let mut strictest: Option<Decision> = None;
-        for policy in &sandbox.policies {
-            let decision = policy.decide(access);
-            if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
-                strictest = Some(decision);
+        for principal in sandbox.delegations.principals(access.caller) {
+            let access = Access { caller: &principal, ..*access };
+            for policy in &sandbox.policies {
+                let mut decision = policy.decide(&access);
+                if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
+                    if principal.agent != self.cx.caller().agent {
+                        decision.rule =
+                            format!("for `{}`, on whose behalf this is: {}", principal.agent, decision.rule);
+                    }
+                    strictest = Some(decision);
+                }
             }
         }
         strictest.unwrap_or_else(|| Decision::deny("there is no policy"))

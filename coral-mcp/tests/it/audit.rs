@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use coral_core::{Error, ErrorKind};
-use coral_mcp::{Audit, AuditEntry, AuditEvent, AuditRecord, FileAudit, GENESIS, Verdict};
+use coral_mcp::{
+    Audit, AuditEntry, AuditEvent, AuditKey, AuditRecord, Checkpoint, FileAudit, GENESIS, Verdict, audit_csv,
+    check_audit, read_audit, summarize_audit,
+};
 use serde_json::json;
 
 use crate::desk::{Desk, PERMISSIONS};
@@ -127,4 +130,113 @@ async fn names_that_are_made_up_do_not_forge_records() {
     let AuditRecord { entry, .. } = desk.last();
     assert!(!entry.tool.contains('\u{1b}'), "{}", entry.tool);
     assert_eq!(serde_json::to_string(&desk.last()).unwrap().lines().count(), 1);
+}
+
+/// A signed audit of `n` entries: its text, its key, and the checkpoint that was kept elsewhere.
+fn signed(n: u64) -> (String, AuditKey, Checkpoint) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let key = AuditKey::open(&dir.path().join("key")).unwrap();
+    assert_eq!(AuditKey::open(&dir.path().join("key")).unwrap().verifying_key(), key.verifying_key());
+    let audit = FileAudit::signed(&path, key.clone()).unwrap();
+    for i in 0..n {
+        audit.append(AuditEntry::note(i, format!("entry {i}"))).unwrap();
+    }
+    let checkpoint = audit.checkpoint(n).unwrap().unwrap();
+    drop(audit);
+    (std::fs::read_to_string(path).unwrap(), key, checkpoint)
+}
+
+#[test]
+fn a_signed_audit_that_was_not_touched_is_intact() {
+    let (text, key, checkpoint) = signed(5);
+    let check = check_audit(&text, &key.verifying_key(), Some(&checkpoint)).unwrap();
+    assert!(check.is_intact(), "{check:?}");
+    assert_eq!((check.records, check.signed_to, check.unsigned()), (6, 6, 0));
+    assert!(!format!("{key:?}").contains(&"0".repeat(64)));
+}
+
+#[test]
+fn every_kind_of_tampering_is_found() {
+    let (text, key, checkpoint) = signed(5);
+    let lines: Vec<&str> = text.lines().collect();
+    let join = |lines: &[&str]| lines.iter().map(|l| format!("{l}\n")).collect::<String>();
+    let edited = lines[2].replace("entry 2", "entry X");
+    let (rewritten, other, _) = signed(5);
+    let mut cases = vec![
+        ("edited", join(&[lines[0], lines[1], &edited, lines[3], lines[4], lines[5]])),
+        ("deleted", join(&[lines[0], lines[1], lines[3], lines[4], lines[5]])),
+        ("reordered", join(&[lines[0], lines[2], lines[1], lines[3], lines[4], lines[5]])),
+        ("cut off", join(&lines[..3])),
+        ("empty", String::new()),
+        ("torn", text.trim_end().to_owned()),
+        ("rewritten with another key", rewritten),
+    ];
+    // A rewrite that forges every hash, which anyone can, still lacks the signature.
+    let mut head = GENESIS.to_owned();
+    let mut forged = String::new();
+    for line in &lines {
+        let mut record: AuditRecord = serde_json::from_str(&line.replace("entry 2", "entry X")).unwrap();
+        record.prev = head;
+        record.hash = String::new();
+        record.hash = coral_core::digest(&record).unwrap();
+        head = record.hash.clone();
+        forged += &format!("{}\n", serde_json::to_string(&record).unwrap());
+    }
+    cases.push(("hashes forged", forged));
+    for (what, text) in cases {
+        let check = check_audit(&text, &key.verifying_key(), Some(&checkpoint)).unwrap();
+        assert!(!check.is_intact(), "{what}: {check:?}");
+    }
+    assert!(
+        !check_audit(&text, &other.verifying_key(), None).unwrap().is_intact(),
+        "another key's signatures"
+    );
+    assert!(check_audit(&text, "zz", None).is_err());
+}
+
+#[test]
+fn what_a_crash_left_unsigned_is_told_and_long_chains_are_signed_on_the_way() {
+    let (text, key, kept) = signed(5);
+    let crashed: String = text.lines().take(5).map(|l| format!("{l}\n")).collect();
+    let check = check_audit(&crashed, &key.verifying_key(), None).unwrap();
+    assert!(check.is_intact());
+    assert_eq!(check.unsigned(), 5);
+    let check = check_audit(&crashed, &key.verifying_key(), Some(&kept)).unwrap();
+    assert_eq!((check.is_intact(), check.unsigned()), (true, 0), "what was kept elsewhere vouches too");
+    let (text, _, _) = signed(2_100);
+    assert_eq!(text.matches("\"what\":\"sealed\"").count(), 3);
+}
+
+#[tokio::test]
+async fn an_audit_is_exported_and_summed_up() {
+    let desk = Desk::new(PERMISSIONS).await;
+    Desk::ok(desk.call("backend_developer", "filesystem__read_file", json!({"path": "src/main.rs"})).await);
+    Desk::failed(desk.call("backend_developer", "filesystem__read_file", json!({"path": "src/none"})).await);
+    Desk::denied(
+        desk.call("backend_developer", "filesystem__read_file", json!({"path": "docs/plan.md"})).await,
+    );
+    let records = desk.audit.records();
+    let text: String = records.iter().map(|r| serde_json::to_string(r).unwrap() + "\n").collect();
+    assert_eq!(read_audit(&text).unwrap(), records);
+    assert!(read_audit("{}\n").unwrap_err().to_string().starts_with("line 1"));
+    let csv = audit_csv(&records);
+    assert_eq!(csv.lines().count(), records.len() + 1);
+    assert!(
+        csv.contains(",decided,deny,read,,\"") || csv.contains(",decided,deny,read,/project/docs/plan.md,"),
+        "{csv}"
+    );
+    let sums = summarize_audit(&records);
+    let sum = &sums[&("backend_developer".to_owned(), "filesystem".to_owned())];
+    assert_eq!((sum.allowed, sum.denied, sum.failed), (2, 1, 1));
+}
+
+#[test]
+fn a_field_is_no_formula() {
+    let audit = coral_mcp::MemoryAudit::new();
+    audit
+        .append(AuditEntry { agent: "=1+1".into(), run: "a,\"b\"".into(), ..AuditEntry::note(0, "x\ny") })
+        .unwrap();
+    let csv = audit_csv(&audit.records());
+    assert!(csv.contains("\"'=1+1\"") && csv.contains("\"a,\"\"b\"\"\""), "{csv}");
 }

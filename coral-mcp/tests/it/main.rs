@@ -3,7 +3,10 @@
 
 mod attacks;
 mod audit;
+#[cfg(target_os = "linux")]
+mod commands;
 mod config;
+mod delegation;
 mod desk;
 mod evil;
 mod filesystem;

@@ -287,3 +287,67 @@ async fn secrets_are_not_written_in_the_clear() {
     let audited = serde_json::to_string(&desk.audit.records()).unwrap();
     assert!(!audited.contains(&token));
 }
+
+#[tokio::test]
+async fn a_decision_is_explained_without_a_trace() {
+    let desk = Desk::new(PERMISSIONS).await;
+    let before = desk.audit.records().len();
+    let explain = async |agent: &str, tool: &str, arguments: serde_json::Value| {
+        let call = coral_core::ToolCall { id: "1".into(), name: tool.into(), arguments };
+        let decision = desk.tools.explain(&call, &Caller::agent(agent)).await.unwrap();
+        (decision.verdict, decision.rule)
+    };
+    let write = json!({"path": "src/x", "content": "x"});
+    let (verdict, rule) = explain("backend_developer", "filesystem__write_file", write.clone()).await;
+    assert_eq!((verdict, rule.as_str()), (Verdict::Allow, "granted at permissions.yaml:9"));
+    for (agent, tool, arguments, words) in [
+        ("project_architect", "filesystem__write_file", write, "operation `write`"),
+        ("backend_developer", "filesystem__read_file", json!({"path": "../x"}), "climbs"),
+        ("backend_developer", "filesystem__read_file", json!({"pth": "x"}), "did you mean `path`?"),
+        ("backend_developer", "filesystem__none", json!({}), "no server offers"),
+        ("backend_developer", "nowhere__none", json!({}), "no grant names"),
+    ] {
+        let (verdict, rule) = explain(agent, tool, arguments).await;
+        assert_eq!(verdict, Verdict::Deny);
+        assert!(rule.contains(words), "{rule}");
+    }
+    assert_eq!(desk.audit.records().len(), before);
+    assert!(!desk.project().join("src/x").exists());
+}
+
+#[test]
+fn arguments_are_bound_by_patterns() {
+    let permissions = Permissions::from_yaml(
+        r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["github"]
+      operations: ["write"]
+      arguments:
+        owner: ["acme"]
+        repo: ["shop-*"]
+      deny:
+        - arguments: { branch: ["main", "release/*"] }
+"#,
+        "p.yaml",
+    )
+    .unwrap();
+    let dev = Caller::agent("dev");
+    for (arguments, expected) in [
+        (json!({"owner": "acme", "repo": "shop-web", "branch": "topic"}), Verdict::Allow),
+        (json!({"owner": "acme", "repo": "shop-web"}), Verdict::Allow),
+        (json!({"owner": "acme", "repo": "shop-web", "branch": "main"}), Verdict::Deny),
+        (json!({"owner": "acme", "repo": "shop-web", "branch": ["topic", "release/1"]}), Verdict::Deny),
+        (json!({"owner": "acme", "repo": "shop-web", "branch": {"name": "main"}}), Verdict::Deny),
+        (json!({"owner": "acme", "repo": "bank"}), Verdict::Deny),
+        (json!({"owner": ["acme", "evil"], "repo": "shop-web"}), Verdict::Deny),
+        (json!({"owner": ["acme"], "repo": "shop-web"}), Verdict::Allow),
+        (json!({"owner": {"login": "acme"}, "repo": "shop-web"}), Verdict::Deny),
+        (json!({"repo": "shop-web"}), Verdict::Deny),
+    ] {
+        let mut access = Access::new(&dev, "github", "push_files", Operation::Write);
+        access.arguments = arguments.as_object();
+        assert_eq!(permissions.decide(&access).verdict, expected, "{arguments}");
+    }
+}

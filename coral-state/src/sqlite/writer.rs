@@ -51,9 +51,7 @@ pub(super) trait Job: Send {
     fn run(&mut self, conn: &Connection) -> Result<(), Error>;
     fn answer(self: Box<Self>, outcome: Result<(), Error>);
     /// Whether it changes the table of runs, which the writer remembers.
-    fn changes_runs(&self) -> bool {
-        false
-    }
+    fn changes_runs(&self) -> bool;
 }
 
 /// Serves `requests` until the queue is closed and empty.

@@ -2,12 +2,19 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod encryption;
+mod export;
+mod index;
 mod journals;
+#[cfg(all(feature = "layers", feature = "redis"))]
+mod layers;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(feature = "privacy")]
+mod privacy;
 mod projects;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod servers;
 mod sqlite;
 mod stores;
 mod support;
+mod upkeep;

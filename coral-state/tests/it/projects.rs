@@ -86,7 +86,7 @@ fn an_agent_folds_across_runs() {
     assert_eq!((agent.succeeded, agent.failed, agent.failed_in_a_row), (2, 2, 0));
     assert_eq!(agent.outputs.len(), 2);
     assert_eq!(agent.outputs[1].output.json().unwrap(), &json!({"summary": "api"}));
-    assert_eq!(agent.last_failure.unwrap().path, "api".into());
+    assert_eq!(&*agent.last_failure.unwrap().path, "api");
     assert_eq!(agent.spent.cost, Usd::from_dollars(0.5));
     assert_eq!(agent.took_ms, 10_000);
     assert!(agent.running.is_empty());

@@ -64,11 +64,12 @@ impl Server {
         let command = fill(command);
         let keeper = Self::keep(&command, &dir, user);
         let server = Server { port, dir, command, user, keeper };
-        server.wait();
+        assert!(server.wait(), "`{name}` does not start: {}", server.log());
         server
     }
 
     fn keep(command: &str, dir: &Path, user: Option<(u32, u32)>) -> Child {
+        let _ = std::fs::remove_file(dir.join("pid"));
         let dir = dir.display();
         let script = format!(
             "exec 3<&0; {command} </dev/null >{dir}/log 2>&1 3<&- & pid=$!; echo $pid > {dir}/pid; \
@@ -78,31 +79,58 @@ impl Server {
         shell(&script, user).spawn().unwrap()
     }
 
-    fn wait(&self) {
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    fn pid(&self) -> Option<String> {
+        let pid = std::fs::read_to_string(self.dir.join("pid")).ok()?;
+        pid.ends_with('\n').then(|| pid.trim().to_owned())
+    }
+
+    /// Waits until the server answers; `false` if it ended instead.
+    fn wait(&self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            let log = || std::fs::read_to_string(self.dir.join("log")).unwrap_or_default();
-            assert!(Instant::now() < deadline, "the server does not start: {}", log());
+            assert!(Instant::now() < deadline, "the server does not answer: {}", self.log());
+            let alive = |pid: &str| {
+                Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
+            };
+            if self.pid().is_some_and(|pid| !alive(&pid)) {
+                return false;
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
+        true
     }
 
     /// Kills the server as a crash would, and its keeper's interest in it.
     pub(crate) fn crash(&mut self) {
-        let pid = std::fs::read_to_string(self.dir.join("pid")).unwrap();
-        let killed = Command::new("kill").args(["-9", pid.trim()]).status().unwrap();
+        let killed = Command::new("kill").args(["-9", &self.pid().unwrap()]).status().unwrap();
         assert!(killed.success());
-        let stdin = self.keeper.stdin.take().unwrap();
-        std::io::Write::write_all(&mut &stdin, b"again\n").unwrap();
-        self.keeper.wait().unwrap();
+        self.release();
         assert!(TcpStream::connect(("127.0.0.1", self.port)).is_err());
     }
 
-    /// Starts it again where it was.
+    /// Ends the keeper and leaves the data.
+    fn release(&mut self) {
+        let stdin = self.keeper.stdin.take().unwrap();
+        std::io::Write::write_all(&mut &stdin, b"again\n").unwrap();
+        self.keeper.wait().unwrap();
+    }
+
+    /// Starts it again where it was. Orphans of the one that crashed may take a moment to end, and
+    /// until then it can't.
     pub(crate) fn restart(&mut self) {
-        // Its children may take a moment to notice that they are orphans.
-        self.keeper = Self::keep(&self.command, &self.dir, self.user);
-        self.wait();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            self.keeper = Self::keep(&self.command, &self.dir, self.user);
+            if self.wait() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the server does not start again: {}", self.log());
+            self.release();
+        }
     }
 }
 
@@ -135,4 +163,13 @@ pub(crate) fn shared_postgres() -> String {
 
 pub(crate) fn postgres_config(server: &Server) -> String {
     format!("host=127.0.0.1 port={} user=coral dbname=postgres", server.port)
+}
+
+/// A Redis server of its own.
+pub(crate) fn redis() -> Server {
+    Server::start(
+        "redis",
+        "command -v redis-server",
+        "redis-server --port PORT --bind 127.0.0.1 --dir DIR --save ''",
+    )
 }

@@ -103,7 +103,11 @@ async fn deliver(job: &Job) -> Result<ExitCode, Error> {
             println!("stopped    go on with: {resume}");
             Ok(ExitCode::from(STOPPED))
         }
-        _ => Err(why_it_ended(&run).await.with_help(format!("go on with: {resume}"))),
+        _ => {
+            let error = why_it_ended(&run).await;
+            let help = error.help().map(|help| format!("{help}; ")).unwrap_or_default();
+            Err(error.with_help(format!("{help}go on with: {resume}")))
+        }
     }
 }
 

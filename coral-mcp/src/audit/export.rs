@@ -1,0 +1,114 @@
+//! An audit for people: tables and counts.
+
+use std::collections::BTreeMap;
+
+use coral_core::{Error, rfc3339};
+
+use super::{AuditEvent, AuditRecord};
+
+/// Reads an audit's text (JSON Lines), without checking it.
+///
+/// # Errors
+/// [`Invalid`](coral_core::ErrorKind::Invalid) with the line for what is not a record.
+pub fn read_audit(text: &str) -> Result<Vec<AuditRecord>, Error> {
+    let read = |(i, line)| {
+        serde_json::from_str(line).map_err(|e: serde_json::Error| {
+            Error::invalid("audit", e.to_string()).at(format!("line {}", i + 1))
+        })
+    };
+    text.lines().enumerate().map(read).collect()
+}
+
+/// Records as comma-separated values, with a line of names first.
+///
+/// A field that a spreadsheet would take for a formula is kept from it by a leading apostrophe.
+pub fn audit_csv(records: &[AuditRecord]) -> String {
+    let mut csv =
+        "seq,time,run,path,agent,server,tool,event,verdict,operation,paths,rule,took_ms,bytes,hash\n"
+            .to_owned();
+    for record in records {
+        let entry = &record.entry;
+        let mut row = vec![
+            record.seq.to_string(),
+            rfc3339(entry.at_ms),
+            entry.run.clone(),
+            entry.path.clone(),
+            entry.agent.clone(),
+            entry.server.clone(),
+            entry.tool.clone(),
+        ];
+        let none = String::new;
+        row.extend(match &entry.event {
+            AuditEvent::Decided { verdict, rule, operation, paths, .. } => [
+                "decided".to_owned(),
+                verdict.as_str().to_owned(),
+                operation.map_or_else(none, |o| o.as_str().to_owned()),
+                paths.join(" "),
+                rule.clone(),
+                none(),
+                none(),
+            ],
+            AuditEvent::Ended { outcome, took_ms, bytes, .. } => [
+                format!("ended {outcome}"),
+                none(),
+                none(),
+                none(),
+                none(),
+                took_ms.to_string(),
+                bytes.to_string(),
+            ],
+            AuditEvent::Noted { note } => {
+                ["noted".to_owned(), none(), none(), none(), note.clone(), none(), none()]
+            }
+            AuditEvent::Sealed { checkpoint } => {
+                [format!("sealed to {}", checkpoint.seq), none(), none(), none(), none(), none(), none()]
+            }
+        });
+        row.push(record.hash.clone());
+        csv.push_str(&row.iter().map(|field| quoted(field)).collect::<Vec<_>>().join(","));
+        csv.push('\n');
+    }
+    csv
+}
+
+fn quoted(field: &str) -> String {
+    let guard = if field.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
+    if guard.is_empty() && !field.contains([',', '"', '\n', '\r']) {
+        return field.to_owned();
+    }
+    format!("\"{guard}{}\"", field.replace('"', "\"\""))
+}
+
+/// What one agent did at one server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AuditSummary {
+    /// Calls that were allowed.
+    pub allowed: u64,
+    /// Calls that were refused.
+    pub denied: u64,
+    /// Calls that ended in an error.
+    pub failed: u64,
+    /// The time of the first and the last record, in milliseconds since the Unix epoch.
+    pub span_ms: (u64, u64),
+}
+
+/// Counts records by agent and server.
+pub fn summarize_audit(records: &[AuditRecord]) -> BTreeMap<(String, String), AuditSummary> {
+    let mut summaries: BTreeMap<(String, String), AuditSummary> = BTreeMap::new();
+    for AuditRecord { entry, .. } in records {
+        let (allowed, denied, failed) = match &entry.event {
+            AuditEvent::Decided { verdict: crate::access::Verdict::Allow, .. } => (1, 0, 0),
+            AuditEvent::Decided { .. } => (0, 1, 0),
+            AuditEvent::Ended { outcome, .. } => (0, 0, u64::from(outcome != "ok")),
+            AuditEvent::Noted { .. } | AuditEvent::Sealed { .. } => continue,
+        };
+        let new = AuditSummary { span_ms: (entry.at_ms, entry.at_ms), ..AuditSummary::default() };
+        let of = summaries.entry((entry.agent.clone(), entry.server.clone())).or_insert(new);
+        of.allowed += allowed;
+        of.denied += denied;
+        of.failed += failed;
+        of.span_ms = (of.span_ms.0.min(entry.at_ms), of.span_ms.1.max(entry.at_ms));
+    }
+    summaries
+}

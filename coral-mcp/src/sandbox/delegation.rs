@@ -1,0 +1,58 @@
+//! For whom an agent acts: rights only shrink on the way.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use coral_core::{Caller, Error, ErrorKind};
+
+/// More than any run needs; forgetting one would widen rights.
+const MAX: usize = 100_000;
+
+type Key = (String, String);
+
+/// The agents on whose behalf others act, by run and agent.
+#[derive(Default)]
+pub(super) struct Delegations {
+    parents: Mutex<HashMap<Key, Vec<Caller>>>,
+}
+
+fn key(caller: &Caller) -> Key {
+    (caller.run.to_string(), caller.agent.to_string())
+}
+
+impl Delegations {
+    pub(super) fn add(&self, parent: &Caller, child: &Caller) -> Result<(), Error> {
+        let mut parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let count: usize = parents.values().map(Vec::len).sum();
+        if count >= MAX {
+            let max = u64::try_from(MAX).unwrap_or(u64::MAX);
+            return Err(Error::new(ErrorKind::Limit { limit: "delegations".to_owned(), max }));
+        }
+        let of = parents.entry(key(child)).or_default();
+        if !of.iter().any(|known| known.agent == parent.agent && known.run == parent.run) {
+            of.push(parent.clone());
+        }
+        Ok(())
+    }
+
+    /// The caller and everyone for whom it acts, near ones first.
+    pub(super) fn principals(&self, caller: &Caller) -> Vec<Caller> {
+        let parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = vec![caller.clone()];
+        let mut next = 0;
+        while let Some(of) = found.get(next).map(key) {
+            next += 1;
+            for parent in parents.get(&of).into_iter().flatten() {
+                if !found.iter().any(|known| key(known) == key(parent)) {
+                    found.push(parent.clone());
+                }
+            }
+        }
+        found
+    }
+
+    /// Ends what was delegated in a run.
+    pub(super) fn forget(&self, run: &str) {
+        self.parents.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != run);
+    }
+}

@@ -1,0 +1,238 @@
+//! Taking a project out, whole or as a report, and putting it back.
+
+mod report;
+mod yaml;
+
+use coral_core::{Error, ErrorKind, Event, Record, RunFilter};
+use serde::{Deserialize, Serialize};
+
+use crate::ledger::{View, check_id, is_ledger};
+use crate::projects::Projects;
+use crate::views::{ProjectState, WorkflowState};
+
+/// The version of [`Archive`]'s format.
+const FORMAT: u32 = 1;
+
+/// All that is kept of a project: its own journal and those of its runs, record by record.
+///
+/// As JSON or YAML it can be put back, here or elsewhere; as Markdown or HTML it is a report for
+/// people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Archive {
+    /// The version of this format.
+    pub format: u32,
+    /// The project's id.
+    pub project: String,
+    /// The journals, the project's own first, then its runs by id.
+    pub journals: Vec<ArchivedJournal>,
+}
+
+/// One journal of an [`Archive`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ArchivedJournal {
+    /// The id that it is kept under.
+    pub run: String,
+    /// Its records, all of them.
+    pub records: Vec<Record>,
+}
+
+/// What an import did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Imported {
+    /// Journals that were not there before.
+    pub new: usize,
+    /// Journals that were there and went on.
+    pub extended: usize,
+    /// Journals that were there as they are.
+    pub unchanged: usize,
+}
+
+impl Projects {
+    /// All that is kept of a project.
+    ///
+    /// # Errors
+    /// [`NotFound`](ErrorKind::NotFound); those of the journal.
+    pub async fn export(&self, id: &str) -> Result<Archive, Error> {
+        let own = format!("{}{id}", ProjectState::PREFIX);
+        let mut filter = RunFilter::default();
+        filter.project = Some(id.to_owned());
+        let mut runs = vec![own.clone()];
+        runs.extend(
+            self.journal()
+                .runs(&filter)
+                .await?
+                .into_iter()
+                .filter(|head| !is_ledger(head))
+                .map(|head| head.run),
+        );
+        let mut journals = Vec::new();
+        for run in runs {
+            let records = self.journal().read(&run, 1, usize::MAX).await?;
+            if records.is_empty() && run == own {
+                return Err(Error::not_found("project", id, []));
+            }
+            journals.push(ArchivedJournal { run, records });
+        }
+        Ok(Archive { format: FORMAT, project: id.to_owned(), journals })
+    }
+
+    /// Puts back what was exported, under the same ids. What is there already must be the same as
+    /// far as it goes; doing it again does nothing.
+    ///
+    /// # Errors
+    /// [`Problems`](ErrorKind::Problems) naming every journal that does not fit, before anything is
+    /// written; those of the journal.
+    pub async fn import(&self, archive: &Archive) -> Result<Imported, Error> {
+        archive.check()?;
+        let mut problems = Vec::new();
+        let mut there = Vec::new();
+        for ArchivedJournal { run, records } in &archive.journals {
+            let found = self.journal().read(run, 1, usize::MAX).await?;
+            if found.iter().zip(records).any(|(found, record)| found != record) {
+                problems.push(format!("`{run}` is there and holds something else"));
+            }
+            there.push(found.len());
+        }
+        if !problems.is_empty() {
+            return Err(Error::new(ErrorKind::Problems { what: "import".into(), problems })
+                .with_help("import into a store that does not hold another project of this id"));
+        }
+        let mut imported = Imported::default();
+        for (ArchivedJournal { run, records }, there) in archive.journals.iter().zip(there) {
+            let missing = records.get(there..).unwrap_or_default();
+            match (there, missing) {
+                (_, []) => imported.unchanged += 1,
+                (there, missing) => {
+                    let epoch = self.journal().acquire(run).await?;
+                    self.journal().append(run, epoch, there as u64, missing.to_vec().into()).await?;
+                    imported.new += usize::from(there == 0);
+                    imported.extended += usize::from(there > 0);
+                }
+            }
+        }
+        Ok(imported)
+    }
+}
+
+impl Archive {
+    /// Reads JSON, or YAML where the feature `yaml` is on.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if it is neither or not an archive,
+    /// [`Problems`](ErrorKind::Problems) if it does not hold together.
+    pub fn from_text(text: &str) -> Result<Self, Error> {
+        let bad = |e: &dyn std::fmt::Display| Error::invalid("archive", e.to_string());
+        let archive: Archive = if text.trim_start().starts_with('{') || !cfg!(feature = "yaml") {
+            serde_json::from_str(text).map_err(|e| bad(&e))?
+        } else {
+            yaml::parse(text).map_err(|e| bad(&e))?
+        };
+        archive.check()?;
+        Ok(archive)
+    }
+
+    /// As JSON.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if a value can't be JSON.
+    pub fn to_json(&self) -> Result<String, Error> {
+        serde_json::to_string_pretty(self).map_err(|e| Error::invalid("archive", e.to_string()))
+    }
+
+    /// As YAML.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if a value can't be JSON.
+    pub fn to_yaml(&self) -> Result<String, Error> {
+        let value = serde_json::to_value(self).map_err(|e| Error::invalid("archive", e.to_string()))?;
+        Ok(yaml::write(&value))
+    }
+
+    /// The same without personal data: every text in every record is replaced, the steps' names,
+    /// times and costs stay. Not for putting back.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if a value can't be JSON.
+    #[cfg(feature = "privacy")]
+    pub fn anonymized(&self, anonymizer: &crate::privacy::Anonymizer) -> Result<Self, Error> {
+        let bad = |e: serde_json::Error| Error::invalid("archive", e.to_string());
+        serde_json::from_value(anonymizer.value(serde_json::to_value(self).map_err(bad)?)).map_err(bad)
+    }
+
+    /// A report in Markdown.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the project's journal is of a newer release.
+    pub fn to_markdown(&self) -> Result<String, Error> {
+        Ok(report::markdown(&self.project()?, &self.runs()))
+    }
+
+    /// A report in HTML, one file that needs no other.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the project's journal is of a newer release.
+    pub fn to_html(&self) -> Result<String, Error> {
+        Ok(report::html(&self.project()?, &self.runs()))
+    }
+
+    fn project(&self) -> Result<ProjectState, Error> {
+        let mut project = ProjectState::empty(&self.project);
+        for record in self.journals.first().into_iter().flat_map(|own| &own.records) {
+            if let Event::Noted { note, .. } = &record.event {
+                let change = serde_json::from_value(note.clone()).map_err(|e| {
+                    Error::invalid("archive", format!("an unknown change of the project: {e}"))
+                })?;
+                project.apply(record.at_ms, change);
+            }
+        }
+        Ok(project)
+    }
+
+    fn runs(&self) -> Vec<WorkflowState> {
+        self.journals
+            .iter()
+            .skip(1)
+            .map(|journal| {
+                let mut state = WorkflowState::new(&*journal.run);
+                journal.records.iter().for_each(|record| state.apply(record));
+                state
+            })
+            .collect()
+    }
+
+    /// Whether it holds together: it comes from outside.
+    fn check(&self) -> Result<(), Error> {
+        if self.format != FORMAT {
+            return Err(Error::invalid("archive", format!("its format is {}, not {FORMAT}", self.format))
+                .with_help("read it with the release that wrote it, or a newer one"));
+        }
+        check_id("project", &self.project)?;
+        let own = format!("{}{}", ProjectState::PREFIX, self.project);
+        let mut problems = Vec::new();
+        for (place, ArchivedJournal { run, records }) in self.journals.iter().enumerate() {
+            if (place == 0) != (*run == own) || (place > 0 && run.contains(':')) {
+                problems.push(format!("`{run}` is not where it belongs"));
+            }
+            let project = match records.first().map(|record| &record.event) {
+                Some(Event::RunStarted { project, .. }) => Some(project),
+                _ => None,
+            };
+            if project.is_none_or(|project| **project != *self.project) {
+                problems.push(format!("`{run}` does not begin as a run of the project"));
+            }
+            if records.iter().zip(1..).any(|(record, seq)| record.seq != seq) {
+                problems.push(format!("records of `{run}` are missing"));
+            }
+        }
+        if self.journals.is_empty() {
+            problems.push("it is empty".into());
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Problems { what: "archive".into(), problems }))
+    }
+}

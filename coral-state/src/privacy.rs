@@ -1,0 +1,309 @@
+//! Personal data in texts: finding it, and putting something else in its place.
+
+mod check;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use async_trait::async_trait;
+use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Error, ModelInfo};
+use regex::Regex;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::crypto::{MasterKey, Pseudonyms};
+
+/// What kind of personal data a text holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum PiiKind {
+    /// An e-mail address.
+    Email,
+    /// A bank account by its IBAN, with a right check sum.
+    Iban,
+    /// A payment card's number, with a right check digit.
+    Card,
+    /// A national id: US social security, UK national insurance, Spanish DNI or French NIR number.
+    NationalId,
+    /// An IP address, version 4 or 6.
+    Ip,
+    /// A telephone number.
+    Phone,
+    /// A name of the dictionary that the [`Detector`] was given.
+    Name,
+}
+
+impl PiiKind {
+    /// The kind as a word, such as `email`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PiiKind::Email => "email",
+            PiiKind::Iban => "iban",
+            PiiKind::Card => "card",
+            PiiKind::NationalId => "national_id",
+            PiiKind::Ip => "ip",
+            PiiKind::Phone => "phone",
+            PiiKind::Name => "name",
+        }
+    }
+}
+
+/// Personal data found in a text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PiiFinding {
+    /// What it is.
+    pub kind: PiiKind,
+    /// Where it is, in bytes.
+    pub range: Range<usize>,
+}
+
+/// The length of what is truly meant, from the beginning of a match; `None` if nothing is.
+type Confirm = fn(&str) -> Option<usize>;
+
+struct Pattern {
+    kind: PiiKind,
+    regex: Regex,
+    confirm: Confirm,
+}
+
+/// In the order of preference where two overlap.
+static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
+    let whole: Confirm = |text| Some(text.len());
+    let patterns: [(PiiKind, &str, Confirm); 9] = [
+        (PiiKind::Email, r"(?i)\b[a-z0-9][a-z0-9._%+-]*@(?:[a-z0-9-]+\.)+[a-z]{2,24}\b", whole),
+        (PiiKind::Iban, r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b", check::iban),
+        (PiiKind::NationalId, r"\b\d{3}-\d{2}-\d{4}\b", check::social_security),
+        (PiiKind::NationalId, r"\b[A-CEGHJ-PR-TW-Z][A-CEGHJ-NPR-TW-Z] ?\d{2} ?\d{2} ?\d{2} ?[A-D]\b", whole),
+        (PiiKind::NationalId, r"\b(?:[XYZ]-?)?\d{7,8}-?[A-Z]\b", check::dni),
+        (
+            PiiKind::NationalId,
+            r"\b[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2A|2B) ?\d{3} ?\d{3} ?\d{2}\b",
+            check::nir,
+        ),
+        (PiiKind::Card, r"\b\d(?:[ -]?\d){12,18}\b", check::card),
+        (PiiKind::Ip, r"(?:\b\d{1,3}(?:\.\d{1,3}){3}\b|(?i)[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})", check::ip),
+        (
+            PiiKind::Phone,
+            r"(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,12}|\(\d{3}\) ?\d{3}-\d{4}|\b\d{3}-\d{3}-\d{4})\b",
+            whole,
+        ),
+    ];
+    patterns
+        .into_iter()
+        .filter_map(|(kind, pattern, confirm)| {
+            Some(Pattern { kind, regex: Regex::new(pattern).ok()?, confirm })
+        })
+        .collect()
+});
+
+/// Finds personal data by patterns and check sums.
+///
+/// It finds what has a form; what only a reader of the sentence would know, it does not. So it
+/// lowers a risk and does not end it.
+///
+/// ```
+/// use coral_state::{Detector, PiiKind};
+///
+/// let detector = Detector::new().with_names(["Ada Lovelace"])?;
+/// let found = detector.find("Ask ada lovelace <ada@example.org>, card 4111 1111 1111 1111.");
+/// let kinds: Vec<_> = found.iter().map(|finding| finding.kind).collect();
+/// assert_eq!(kinds, [PiiKind::Name, PiiKind::Email, PiiKind::Card]);
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Detector {
+    without: Vec<PiiKind>,
+    names: Option<Regex>,
+}
+
+impl Detector {
+    /// Finds every kind but names.
+    pub fn new() -> Self {
+        Detector::default()
+    }
+
+    /// Leaves a kind alone.
+    #[must_use]
+    pub fn without(mut self, kind: PiiKind) -> Self {
+        self.without.push(kind);
+        self
+    }
+
+    /// Also finds these names, in any case, as whole words.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if they are too many for one pattern.
+    pub fn with_names<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
+        let mut names: Vec<String> =
+            names.into_iter().map(str::trim).filter(|name| !name.is_empty()).map(regex::escape).collect();
+        // The longest first, so that a whole name is preferred to its part.
+        names.sort_by_key(|name| std::cmp::Reverse(name.len()));
+        self.names = match names.is_empty() {
+            true => None,
+            false => Some(
+                Regex::new(&format!(r"(?i)\b(?:{})\b", names.join("|")))
+                    .map_err(|e| Error::invalid("dictionary of names", e.to_string()))?,
+            ),
+        };
+        Ok(self)
+    }
+
+    /// What `text` holds, from left to right, nothing twice.
+    pub fn find(&self, text: &str) -> Vec<PiiFinding> {
+        let mut found: Vec<PiiFinding> = Vec::new();
+        let mut add = |kind, range: Range<usize>| {
+            if found.iter().all(|other| range.end <= other.range.start || other.range.end <= range.start) {
+                found.push(PiiFinding { kind, range });
+            }
+        };
+        for Pattern { kind, regex, confirm } in PATTERNS.iter() {
+            if self.without.contains(kind) {
+                continue;
+            }
+            for hit in regex.find_iter(text) {
+                if let Some(length) = confirm(hit.as_str()) {
+                    add(*kind, hit.start()..hit.start() + length);
+                }
+            }
+        }
+        for hit in self.names.iter().flat_map(|names| names.find_iter(text)) {
+            add(PiiKind::Name, hit.range());
+        }
+        found.sort_by_key(|finding| finding.range.start);
+        found
+    }
+}
+
+/// Puts something else in the place of personal data: `[email]`, or with a key a pseudonym such as
+/// `[email~5f0c…]`, the same for the same data everywhere, which the key turns back.
+///
+/// ```
+/// use coral_state::{Anonymizer, Detector, MasterKey};
+///
+/// let anonymizer = Anonymizer::new(Detector::new());
+/// assert_eq!(anonymizer.text("write to ada@example.org"), "write to [email]");
+///
+/// let with_key = anonymizer.with_key(&MasterKey::generate()?);
+/// let text = with_key.text("write to ada@example.org");
+/// assert!(!text.contains("ada"));
+/// assert_eq!(with_key.restore(&text), "write to ada@example.org");
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Anonymizer {
+    detector: Detector,
+    pseudonyms: Option<Pseudonyms>,
+}
+
+impl Anonymizer {
+    /// Replaces what `detector` finds, for good.
+    pub fn new(detector: Detector) -> Self {
+        Anonymizer { detector, pseudonyms: None }
+    }
+
+    /// Replaces it by pseudonyms that `key` makes and turns back.
+    #[must_use]
+    pub fn with_key(mut self, key: &MasterKey) -> Self {
+        self.pseudonyms = Some(key.pseudonyms());
+        self
+    }
+
+    /// `text` without personal data.
+    pub fn text(&self, text: &str) -> String {
+        let mut out = String::with_capacity(text.len());
+        let mut at = 0;
+        for PiiFinding { kind, range } in self.detector.find(text) {
+            out.push_str(text.get(at..range.start).unwrap_or_default());
+            let found = text.get(range.clone()).unwrap_or_default();
+            let kind = kind.as_str();
+            match self.pseudonyms.as_ref().and_then(|pseudonyms| pseudonyms.make(kind, found)) {
+                Some(pseudonym) => out.push_str(&format!("[{kind}~{pseudonym}]")),
+                None => out.push_str(&format!("[{kind}]")),
+            }
+            at = range.end;
+        }
+        out.push_str(text.get(at..).unwrap_or_default());
+        out
+    }
+
+    /// `text` with its pseudonyms turned back, as far as they were made by this key.
+    pub fn restore(&self, text: &str) -> String {
+        static PSEUDONYM: LazyLock<Option<Regex>> =
+            LazyLock::new(|| Regex::new(r"\[([a-z_]+)~([0-9a-f]{34,})\]").ok());
+        let (Some(pseudonyms), Some(pattern)) = (&self.pseudonyms, &*PSEUDONYM) else {
+            return text.to_owned();
+        };
+        let turned = pattern.replace_all(text, |hit: &regex::Captures<'_>| {
+            let part = |n| hit.get(n).map_or("", |part| part.as_str());
+            pseudonyms.turn_back(part(1), part(2)).unwrap_or_else(|| part(0).to_owned())
+        });
+        turned.into_owned()
+    }
+
+    /// `value` with every text in it replaced; keys of objects stay.
+    pub fn value(&self, value: Value) -> Value {
+        each_text(value, &|text| self.text(text))
+    }
+
+    fn data<T: Serialize + DeserializeOwned>(
+        &self,
+        data: &T,
+        change: impl Fn(&str) -> String,
+    ) -> Result<T, Error> {
+        let failed = |e: serde_json::Error| Error::invalid("value", format!("it can't be anonymised: {e}"));
+        serde_json::from_value(each_text(serde_json::to_value(data).map_err(failed)?, &change))
+            .map_err(failed)
+    }
+}
+
+impl fmt::Debug for Anonymizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Anonymizer").field("detector", &self.detector).finish_non_exhaustive()
+    }
+}
+
+fn each_text(value: Value, change: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(change(&text)),
+        Value::Array(items) => items.into_iter().map(|item| each_text(item, change)).collect(),
+        Value::Object(map) => map.into_iter().map(|(key, value)| (key, each_text(value, change))).collect(),
+        other => other,
+    }
+}
+
+/// A model that never sees personal data: what is found in a request is replaced on its way out,
+/// and with a key turned back in the answer. Pieces of a streamed answer come with pseudonyms, as
+/// one may be cut in two.
+#[derive(Clone, Debug)]
+pub struct PrivateModel<M> {
+    model: M,
+    anonymizer: Anonymizer,
+}
+
+impl<M: ChatModel> PrivateModel<M> {
+    /// Stands between `model` and everyone else.
+    pub fn new(model: M, anonymizer: Anonymizer) -> Self {
+        PrivateModel { model, anonymizer }
+    }
+}
+
+#[async_trait]
+impl<M: ChatModel> ChatModel for PrivateModel<M> {
+    fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    fn info(&self) -> ModelInfo {
+        self.model.info()
+    }
+
+    async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        let mut private = request.clone();
+        private.messages = self.anonymizer.data(&request.messages, |text| self.anonymizer.text(text))?;
+        let response = self.model.chat(&private, cx).await?;
+        self.anonymizer.data(&response, |text| self.anonymizer.restore(text))
+    }
+}

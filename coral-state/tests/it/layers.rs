@@ -1,0 +1,248 @@
+//! The cache in layers, over a real Redis server and a file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use coral_core::{Cache, Clock, Error, ManualClock, MemoryCache, SystemClock};
+use coral_state::{LayerOptions, LayeredCache, RedisCache, SqliteStore};
+
+use crate::servers::redis;
+
+fn bytes(text: &str) -> Arc<[u8]> {
+    text.as_bytes().into()
+}
+
+async fn text(cache: &impl Cache, key: &str) -> Option<String> {
+    cache.get(key).await.unwrap().map(|value| String::from_utf8(value.to_vec()).unwrap())
+}
+
+/// A layer that counts what it is asked and fails when told to.
+struct Probe {
+    inner: MemoryCache,
+    gets: AtomicU32,
+    broken: AtomicU32,
+}
+
+impl Probe {
+    fn new() -> Arc<Self> {
+        Arc::new(Probe { inner: MemoryCache::new(1_000), gets: AtomicU32::new(0), broken: AtomicU32::new(0) })
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        match self.broken.load(Ordering::SeqCst) {
+            0 => Ok(()),
+            _ => Err(Error::storage("probe", "broken")),
+        }
+    }
+}
+
+#[async_trait]
+impl Cache for Probe {
+    async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Error> {
+        self.gets.fetch_add(1, Ordering::SeqCst);
+        self.check()?;
+        // So that callers at once are really at once.
+        tokio::task::yield_now().await;
+        self.inner.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        self.check()?;
+        self.inner.put(key, value, ttl_ms).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.check()?;
+        self.inner.remove(key).await
+    }
+}
+
+#[tokio::test]
+async fn reading_fills_what_is_above_and_writing_goes_through() {
+    let (upper, lower) = (Probe::new(), Probe::new());
+    let cache = LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
+    cache.put("k", bytes("v"), None).await.unwrap();
+    for layer in [&upper, &lower] {
+        assert!(layer.inner.get("k").await.unwrap().is_some());
+    }
+    upper.inner.remove("k").await.unwrap();
+    let fresh = LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
+    assert_eq!(text(&fresh, "k").await.as_deref(), Some("v"));
+    assert!(upper.inner.get("k").await.unwrap().is_some(), "filled on the way up");
+    assert_eq!(text(&fresh, "k").await.as_deref(), Some("v"));
+    let stats = fresh.stats();
+    assert_eq!((stats.memory_hits, stats.layer_hits, stats.misses), (1, vec![0, 1], 0));
+    fresh.remove("k").await.unwrap();
+    assert_eq!(text(&fresh, "k").await, None);
+    assert!(lower.inner.get("k").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn callers_at_once_ask_and_make_once() {
+    let lower = Probe::new();
+    let cache = Arc::new(LayeredCache::new(LayerOptions::default()).over(lower.clone()));
+    lower.inner.put("k", [&u64::MAX.to_le_bytes()[..], b"v"].concat().into(), None).await.unwrap();
+    let mut callers = tokio::task::JoinSet::new();
+    let made = Arc::new(AtomicU32::new(0));
+    for _ in 0..50 {
+        let (cache, made) = (cache.clone(), made.clone());
+        callers.spawn(async move {
+            assert_eq!(text(&*cache, "k").await.as_deref(), Some("v"));
+            let make = async {
+                made.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                Ok(bytes("made"))
+            };
+            assert_eq!(*cache.get_or_make("other", None, make).await.unwrap(), *b"made");
+        });
+    }
+    callers.join_all().await;
+    assert_eq!(lower.gets.load(Ordering::SeqCst), 2, "one for each key");
+    assert_eq!(made.load(Ordering::SeqCst), 1);
+    let failing = cache.get_or_make("bad", None, async { Err(Error::invalid("thing", "no")) });
+    assert_eq!(failing.await.unwrap_err().code(), "CORAL0001");
+    assert_eq!(text(&*cache, "bad").await, None, "a failure is not kept");
+}
+
+#[tokio::test]
+async fn no_layer_serves_a_value_past_its_end() {
+    let clock = Arc::new(ManualClock::at_ms(1_000));
+    // Its own clock stands still, so it never forgets.
+    let lower = Arc::new(MemoryCache::with_clock(100, Arc::new(ManualClock::at_ms(0))));
+    let make = || LayeredCache::new(LayerOptions::default()).over(lower.clone()).with_clock(clock.clone());
+    let cache = make();
+    cache.put("k", bytes("v"), Some(50)).await.unwrap();
+    clock.advance_ms(49);
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("v"));
+    assert_eq!(text(&make(), "k").await.as_deref(), Some("v"));
+    clock.advance_ms(1);
+    assert_eq!(text(&cache, "k").await, None);
+    assert_eq!(text(&make(), "k").await, None);
+}
+
+#[tokio::test]
+async fn what_a_layer_missed_while_it_was_away_does_not_come_back() {
+    let clock = Arc::new(ManualClock::at_ms(1_000));
+    let (upper, lower) = (Probe::new(), Probe::new());
+    let mut options = LayerOptions::default();
+    options.memory_bytes = 0;
+    let cache = LayeredCache::new(options).over(upper.clone()).over(lower.clone()).with_clock(clock.clone());
+    cache.put("changed", bytes("old"), None).await.unwrap();
+    cache.put("removed", bytes("old"), None).await.unwrap();
+    upper.broken.store(1, Ordering::SeqCst);
+    cache.put("changed", bytes("new"), None).await.unwrap();
+    cache.remove("removed").await.unwrap();
+    assert_eq!(text(&cache, "changed").await.as_deref(), Some("new"), "by the layer below");
+    let asked = upper.gets.load(Ordering::SeqCst);
+    assert_eq!(text(&cache, "else").await, None);
+    assert_eq!(upper.gets.load(Ordering::SeqCst), asked, "it rests");
+    upper.broken.store(0, Ordering::SeqCst);
+    clock.advance_ms(60_000);
+    assert_eq!(text(&cache, "changed").await.as_deref(), Some("new"));
+    assert_eq!(text(&cache, "removed").await, None);
+    assert_eq!(text(&cache, "changed").await.as_deref(), Some("new"));
+    assert!(cache.stats().layer_failures[0] >= 1);
+}
+
+#[tokio::test]
+async fn a_layer_that_hangs_is_left_alone() {
+    struct Hangs;
+    #[async_trait]
+    impl Cache for Hangs {
+        async fn get(&self, _: &str) -> Result<Option<Arc<[u8]>>, Error> {
+            std::future::pending().await
+        }
+        async fn put(&self, _: &str, _: Arc<[u8]>, _: Option<u64>) -> Result<(), Error> {
+            std::future::pending().await
+        }
+        async fn remove(&self, _: &str) -> Result<(), Error> {
+            std::future::pending().await
+        }
+    }
+    tokio::time::pause();
+    let cache = LayeredCache::new(LayerOptions::default()).over(Arc::new(Hangs));
+    let begun = tokio::time::Instant::now();
+    cache.put("k", bytes("v"), None).await.unwrap();
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("v"));
+    let timeout = LayerOptions::default().timeout;
+    assert!((timeout..2 * timeout).contains(&begun.elapsed()), "it waited once: {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_keeps_expires_and_removes() {
+    let server = tokio::task::spawn_blocking(redis).await.unwrap();
+    let url = format!("redis://127.0.0.1:{}/0", server.port);
+    let cache = RedisCache::new(&url, "coral:").unwrap();
+    let value: Arc<[u8]> = (0..=255).collect::<Vec<u8>>().into();
+    cache.put("k", value.clone(), None).await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), Some(value.clone()));
+    assert_eq!(RedisCache::new(&url, "other:").unwrap().get("k").await.unwrap(), None);
+    cache.remove("k").await.unwrap();
+    assert_eq!(cache.get("k").await.unwrap(), None);
+    cache.put("ages", value.clone(), Some(u64::MAX)).await.unwrap();
+    assert!(cache.get("ages").await.unwrap().is_some());
+    cache.put("none", value.clone(), Some(0)).await.unwrap();
+    assert_eq!(cache.get("none").await.unwrap(), None);
+    cache.put("brief", value, Some(1)).await.unwrap();
+    while cache.get("brief").await.unwrap().is_some() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(RedisCache::new("redis://:secret@", "").unwrap_err().code(), "CORAL0001");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn losing_redis_under_load_costs_time_and_never_truth() {
+    let mut server = tokio::task::spawn_blocking(redis).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = SqliteStore::open(dir.path().join("coral.db")).unwrap();
+    let url = format!("redis://127.0.0.1:{}/0", server.port);
+    let mut options = LayerOptions::default();
+    options.memory_bytes = 0;
+    options.rest = Duration::from_millis(20);
+    // The file's sync may be slow on a busy machine; it must not count as away.
+    options.timeout = Duration::from_secs(20);
+    let cache = Arc::new(
+        LayeredCache::new(options)
+            .over(Arc::new(RedisCache::new(&url, "coral:").unwrap()))
+            .over(Arc::new(file.cache(10_000))),
+    );
+    let end = SystemClock.now_ms() + 4_000;
+    let rounds = Arc::new(AtomicU64::new(0));
+    let mut load = tokio::task::JoinSet::new();
+    for n in 0..4 {
+        let (cache, rounds) = (cache.clone(), rounds.clone());
+        load.spawn(async move {
+            let key = format!("k{n}");
+            let mut round = 0u64;
+            while SystemClock.now_ms() < end || round < 20 {
+                round += 1;
+                cache.put(&key, bytes(&round.to_string()), None).await.unwrap();
+                assert_eq!(text(&*cache, &key).await, Some(round.to_string()));
+                if round.is_multiple_of(7) {
+                    cache.remove(&key).await.unwrap();
+                    assert_eq!(text(&*cache, &key).await, None);
+                }
+                rounds.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    for _ in 0..2 {
+        let so_far = rounds.load(Ordering::SeqCst);
+        while rounds.load(Ordering::SeqCst) < so_far + 8 {
+            tokio::task::yield_now().await;
+        }
+        server = tokio::task::spawn_blocking(move || {
+            server.crash();
+            server.restart();
+            server
+        })
+        .await
+        .unwrap();
+    }
+    load.join_all().await;
+    let stats = cache.stats();
+    assert!(stats.layer_failures[0] > 0 && stats.layer_hits[0] > 0, "{stats:?}");
+    assert_eq!(stats.layer_failures[1], 0, "{stats:?}");
+}
