@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use coral_core::resilience::{Check, Health};
 use coral_core::resources::{
     Capacity, Cpu, Memory, Permit, Pool, PoolUsage, Profile, Resources, ResourcesConfig,
 };
-use coral_core::{Caller, Category, ErrorKind};
+use coral_core::{
+    Agent, AgentContext, AgentError, AgentSpec, Caller, Category, EffectClass, ErrorKind, Event, Flow,
+    Handle, MemoryJournal, Run, RunStatus, Runner, Workflow,
+};
 use proptest::prelude::*;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -397,4 +401,125 @@ proptest! {
         }
         prop_assert_eq!(grants, run());
     }
+}
+
+/// An agent that works for a second, asks a person, and works for another.
+struct Asker(AgentSpec);
+
+#[async_trait]
+impl Agent for Asker {
+    type Input = u32;
+    type Output = u32;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, input: u32, cx: &mut AgentContext) -> Result<u32, AgentError> {
+        let work = |_key| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(())
+        };
+        cx.effect("before", EffectClass::Pure, &input, work).await?;
+        let more: u32 = cx.ask("how much more?", &input).await?;
+        cx.effect("after", EffectClass::Pure, &input, work).await?;
+        Ok(input + more)
+    }
+}
+
+/// A workflow with one asker for each item.
+struct Poll;
+
+impl Workflow for Poll {
+    type Input = Vec<u32>;
+    type Output = Vec<u32>;
+
+    fn name(&self) -> &str {
+        "poll"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<Vec<u32>> {
+        flow.map("each", 100, flow.input(), |flow: &mut Flow<u32>| {
+            flow.step(Asker(AgentSpec::new("asker", "Asker")), flow.input())
+        })
+    }
+}
+
+async fn questions(run: &Run<Vec<u32>>, count: usize) -> Vec<String> {
+    let mut events = run.events(1);
+    let mut asked = Vec::new();
+    while asked.len() < count {
+        if let Event::QuestionAsked { question, .. } = events.next().await.unwrap().unwrap().event {
+            asked.push(question.id.to_string());
+        }
+    }
+    asked
+}
+
+#[tokio::test(start_paused = true)]
+async fn agents_of_a_run_share_a_pool_and_leave_it_while_a_person_thinks() {
+    let resources = Resources::new(pool(2, 2, 100)).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let begin = Instant::now();
+    let run = runner.start(&Poll, vec![1, 2, 3, 4, 5, 6]).await.unwrap();
+    let asked = questions(&run, 6).await;
+    assert!((3_000..3_100).contains(&since(begin)), "six, two at a time: {} ms", since(begin));
+    settle().await;
+    assert_eq!(resources.usage().in_use(), 0, "six wait for a person, and none of them holds a permit");
+    let begin = Instant::now();
+    for id in &asked {
+        assert!(run.answer(id, 10_u32, "person").await.unwrap());
+    }
+    assert_eq!(run.output().await.unwrap(), [11, 12, 13, 14, 15, 16]);
+    assert!((3_000..3_100).contains(&since(begin)), "two at a time again: {} ms", since(begin));
+    settle().await;
+    assert_eq!(resources.usage().in_use(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_cancelled_leaves_the_line() {
+    let resources = Resources::new(pool(1, 1, 100)).unwrap();
+    let held = resources.acquire(&caller("other", "a")).await.unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let run = runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 2 {
+        tokio::task::yield_now().await;
+    }
+    run.cancel("enough").await;
+    assert_eq!(run.wait().await.unwrap(), RunStatus::Cancelled);
+    settle().await;
+    let usage = resources.usage();
+    assert_eq!((usage.in_use(), usage.waiting()), (1, 0));
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_shut_down_gives_everything_back() {
+    let resources = Resources::new(pool(1, 1, 100)).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 1 {
+        tokio::task::yield_now().await;
+    }
+    runner.shutdown().await;
+    settle().await;
+    let usage = resources.usage();
+    assert_eq!((usage.in_use(), usage.waiting()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_new_run_begins_while_the_line_is_full() {
+    let resources = Resources::new(ResourcesConfig { max_waiting: 1, ..pool(1, 1, 100) }).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let run = runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 1 {
+        tokio::task::yield_now().await;
+    }
+    let error = runner.start(&Poll, vec![3]).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { max: 1, .. }), "{error}");
+    for id in questions(&run, 2).await {
+        run.answer(&id, 0_u32, "person").await.unwrap();
+    }
+    assert_eq!(run.output().await.unwrap(), [1, 2]);
+    runner.start(&Poll, vec![3]).await.unwrap();
 }
