@@ -740,7 +740,6 @@ impl Driver {
                     let work = async {
                         condition?;
                         let input = feed.apply(&outputs, &cx)?;
-                        let _permit = context.admit().await?;
                         agent.run_erased(input, &mut context).await
                     };
                     // Only a conversion can panic here; the agent's own panics are caught inside,

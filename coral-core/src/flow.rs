@@ -370,6 +370,12 @@ impl<S: Source> Source for &S {
 /// What can feed an agent that takes `Next`: a [`Handle`] or [`MaybeHandle`], a tuple of them, an
 /// array (as [`All`]), or another join ([`FirstOk`], [`Quorum`], [`Settle`]), wherever what they
 /// give together is [`Handoff<Next>`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not feed an agent that takes `{Next}`",
+    label = "not handles, or what they give together can't be handed off to that agent",
+    note = "expected is a handle, a tuple of handles, or a join of them; a tuple gives its outputs in its order",
+    note = "implement `Handoff<{Next}>` for what they give together, or put a function step in between"
+)]
 pub trait Feeds<Next> {
     #[doc(hidden)]
     fn wire(&self, wires: &mut Wires<'_>);
@@ -414,6 +420,7 @@ where
 
 macro_rules! feed_tuples {
     ($(($($name:ident)+))+) => {$(
+        #[diagnostic::do_not_recommend]
         impl<$($name,)+ Next> Feeds<Next> for ($($name,)+)
         where
             $($name: Source,)+
@@ -453,6 +460,7 @@ pub struct Settle<S, const N: usize>(pub [S; N]);
 
 macro_rules! feed_joins {
     ($($join:ident($([$how:ident],)? $steps:ident) gives $value:ty as $policy:expr, $collect:expr;)+) => {$(
+        #[diagnostic::do_not_recommend]
         impl<S, Next, const N: usize> Feeds<Next> for $join<S, N>
         where
             S: Source,

@@ -40,8 +40,8 @@ pub(crate) struct Ports {
     pub(crate) tools: Arc<dyn Toolbox>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) retry: RetryPolicy,
-    pub(crate) resources: Option<Resources>,
     pub(crate) on_delta: Option<DeltaListener>,
+    pub(crate) resources: Option<Resources>,
 }
 
 /// Runs workflows. Cheap to clone; one runner drives any number of runs at once, on the tokio
@@ -90,17 +90,17 @@ impl RunnerBuilder {
         self
     }
 
-    /// What agents share: pools by category, profiles as permits, a fair line between runs. An agent
-    /// begins when it is let in, and a run is refused while too many wait. Default: no bounds.
-    pub fn resources(mut self, resources: Resources) -> Self {
-        self.ports.resources = Some(resources);
-        self
-    }
-
     /// Listens to answers while they stream: the step's path and the piece. For display alone;
     /// the listener must not block.
     pub fn on_delta(mut self, listener: impl Fn(&Arc<str>, &Delta) + Send + Sync + 'static) -> Self {
         self.ports.on_delta = Some(Arc::new(listener));
+        self
+    }
+
+    /// What agents share: each waits for its permit before it works, and gives it back while it
+    /// waits for a person, a time or a signal. Default: no bounds.
+    pub fn resources(mut self, resources: Resources) -> Self {
+        self.ports.resources = Some(resources);
         self
     }
 
@@ -192,8 +192,8 @@ impl Runner {
                 tools: Arc::new(NoTools),
                 clock: Arc::new(SystemClock),
                 retry: RetryPolicy::attempts(4),
-                resources: None,
                 on_delta: None,
+                resources: None,
             },
         }
     }
@@ -218,7 +218,8 @@ impl Runner {
     ///
     /// # Errors
     /// As [`start`](Self::start); [`Invalid`](ErrorKind::Invalid) if the id can't be one;
-    /// [`Conflict`](ErrorKind::Conflict) if there is a run of this id.
+    /// [`Conflict`](ErrorKind::Conflict) if there is a run of this id;
+    /// [`Limit`](ErrorKind::Limit) while as many steps wait for resources as may.
     pub async fn start_with<P: IntoProgram>(
         &self,
         workflow: P,

@@ -204,10 +204,7 @@ impl Ledger {
     pub(super) fn leave(&mut self, entry: &Entry, now: Instant) {
         self.scale(now);
         let Some(pool) = self.pools.get_mut(&entry.category) else { return };
-        if pool.give_up(entry.id) {
-            // It may have been the one that all others waited for.
-            self.short = None;
-        } else {
+        if !pool.give_up(entry.id) {
             pool.in_use = pool.in_use.saturating_sub(1);
             self.used = minus(&self.used, &entry.profile);
         }
@@ -230,8 +227,7 @@ impl Ledger {
 
     /// Grants in the order of the turns, as far as there is room.
     fn grant(&mut self) {
-        let first = self.short.take();
-        let order: Vec<Category> = first.into_iter().chain(self.pools.keys().copied()).collect();
+        let order: Vec<Category> = self.short.take().into_iter().chain(self.pools.keys().copied()).collect();
         for category in order {
             let Some(pool) = self.pools.get_mut(&category) else { continue };
             while pool.has_room() {
@@ -246,10 +242,6 @@ impl Ledger {
                 self.used = plus(&self.used, &waiter.profile);
                 // One that was dropped meanwhile gives back what it got.
                 let _ = waiter.granted.send(());
-                if first == Some(category) {
-                    // It has had its turn; the others are not to wait for its successors.
-                    break;
-                }
             }
         }
     }

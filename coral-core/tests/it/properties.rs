@@ -97,7 +97,7 @@ fn conditions() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => prop::collection::vec(word, 0..25).prop_map(|words| words.join(" ")),
         1 => any::<String>(),
-        1 => (select(vec!["(", "[", "not ", "-", "{'a':", "x.", "x|"]), 1_usize..200)
+        1 => (select(vec!["(", "[", "not ", "-", "{'a':", "x.", "x|"]), 1_usize..3_000)
             .prop_map(|(text, times)| text.repeat(times)),
     ]
 }
@@ -355,7 +355,17 @@ fn values() -> impl Strategy<Value = Value> {
 }
 
 fn numbers() -> impl Strategy<Value = Value> {
-    select(vec![json!(-1), json!(0), json!(1), json!(2), json!(0.5), json!(1.5), json!(1e30)])
+    select(vec![
+        json!(-1),
+        json!(0),
+        json!(1),
+        json!(2),
+        json!(0.5),
+        json!(1.0),
+        json!(1.5),
+        json!(2.0),
+        json!(1e30),
+    ])
 }
 
 fn texts() -> impl Strategy<Value = String> {
@@ -438,6 +448,28 @@ fn named(schema: &Value, found: &mut Vec<Value>) {
     }
 }
 
+/// The same number, written as a float where it was whole, or the other way round.
+fn otherwise(value: &Value) -> Option<Value> {
+    match value.as_i64() {
+        Some(whole) => Some(json!(whole as f64)),
+        None => value.as_f64().filter(|n| n.fract() == 0.0).map(|n| json!(n as i64)),
+    }
+}
+
+#[test]
+fn large_whole_numbers_are_compared_exactly() {
+    for (schema, value) in [
+        (json!({"maximum": 1_u64 << 53}), json!((1_u64 << 53) + 1)),
+        (json!({"exclusiveMinimum": u64::MAX - 1}), json!(u64::MAX - 1)),
+        (json!({"const": u64::MAX}), json!(u64::MAX - 1)),
+        (json!({"minimum": -9_007_199_254_740_992_i64}), json!(-9_007_199_254_740_993_i64)),
+    ] {
+        assert_eq!(Schema::new(schema.clone()).unwrap().problems(&value).len(), 1, "{schema} {value}");
+    }
+    let schema = Schema::new(json!({"exclusiveMaximum": u64::MAX})).unwrap();
+    assert!(schema.problems(&json!(u64::MAX - 1)).is_empty());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
@@ -454,6 +486,7 @@ proptest! {
             schema.insert("$defs".to_owned(), json!({"one": {"enum": [one]}, "two": two}));
         }
         named(&schema, &mut tries);
+        tries.extend(tries.iter().filter_map(otherwise).collect::<Vec<_>>());
         let (ours, oracle) = (Schema::new(schema.clone()).unwrap(), Oracle::new(&schema));
         for value in tries.iter().flat_map(|value| [value.clone(), json!([value]), json!({"a": value})]) {
             let problems = ours.problems(&value);

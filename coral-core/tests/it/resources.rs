@@ -1,7 +1,6 @@
 //! Pools, profiles and the lines of those who wait, on a paused clock.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +10,8 @@ use coral_core::resources::{
     Capacity, Cpu, Memory, Permit, Pool, PoolUsage, Profile, Resources, ResourcesConfig,
 };
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Caller, Category, ErrorKind, Flow, Handle, Runner, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, Caller, Category, EffectClass, ErrorKind, Event, Flow,
+    Handle, MemoryJournal, Run, RunStatus, Runner, Workflow,
 };
 use proptest::prelude::*;
 use serde_json::json;
@@ -403,63 +403,123 @@ proptest! {
     }
 }
 
-/// Counts how many of it work at once.
-struct Counted {
-    spec: AgentSpec,
-    at_work: Arc<AtomicUsize>,
-    most: Arc<AtomicUsize>,
-}
+/// An agent that works for a second, asks a person, and works for another.
+struct Asker(AgentSpec);
 
 #[async_trait]
-impl Agent for Counted {
+impl Agent for Asker {
     type Input = u32;
     type Output = u32;
 
     fn spec(&self) -> &AgentSpec {
-        &self.spec
+        &self.0
     }
 
-    async fn run(&self, n: u32, cx: &mut AgentContext) -> Result<u32, AgentError> {
-        self.most.fetch_max(1 + self.at_work.fetch_add(1, Ordering::SeqCst), Ordering::SeqCst);
-        cx.sleep_ms(100).await?;
-        self.at_work.fetch_sub(1, Ordering::SeqCst);
-        Ok(n)
+    async fn run(&self, input: u32, cx: &mut AgentContext) -> Result<u32, AgentError> {
+        let work = |_key| async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok(())
+        };
+        cx.effect("before", EffectClass::Pure, &input, work).await?;
+        let more: u32 = cx.ask("how much more?", &input).await?;
+        cx.effect("after", EffectClass::Pure, &input, work).await?;
+        Ok(input + more)
     }
 }
 
-struct Crowd(Arc<AtomicUsize>, Arc<AtomicUsize>);
+/// A workflow with one asker for each item.
+struct Poll;
 
-impl Workflow for Crowd {
+impl Workflow for Poll {
     type Input = Vec<u32>;
     type Output = Vec<u32>;
 
     fn name(&self) -> &str {
-        "crowd"
+        "poll"
     }
 
     fn build(&self, flow: &mut Flow<Vec<u32>>) -> Handle<Vec<u32>> {
-        let (at_work, most) = (self.0.clone(), self.1.clone());
-        flow.map("each", 100, flow.input(), move |flow: &mut Flow<u32>| {
-            flow.step(Counted { spec: AgentSpec::new("counted", "Counted"), at_work, most }, flow.input())
+        flow.map("each", 100, flow.input(), |flow: &mut Flow<u32>| {
+            flow.step(Asker(AgentSpec::new("asker", "Asker")), flow.input())
         })
     }
 }
 
+async fn questions(run: &Run<Vec<u32>>, count: usize) -> Vec<String> {
+    let mut events = run.events(1);
+    let mut asked = Vec::new();
+    while asked.len() < count {
+        if let Event::QuestionAsked { question, .. } = events.next().await.unwrap().unwrap().event {
+            asked.push(question.id.to_string());
+        }
+    }
+    asked
+}
+
 #[tokio::test(start_paused = true)]
-async fn a_runner_lets_agents_in_as_its_resources_allow() {
-    let pool = Pool { min: 1, max: 3, threshold: 70 };
-    let config = ResourcesConfig { pools: [(Category::Specialist, pool)].into(), ..Default::default() };
-    let resources = Resources::new(config).unwrap();
-    let runner = Runner::builder().resources(resources.clone()).build();
-    let crowd = Crowd(Arc::default(), Arc::default());
-    let one = runner.start(&crowd, (0..20).collect()).await.unwrap();
-    let two = runner.start(&crowd, (0..20).collect()).await.unwrap();
-    assert_eq!(one.output().await.unwrap().len(), 20);
-    assert_eq!(two.output().await.unwrap().len(), 20);
-    assert_eq!(crowd.1.load(Ordering::SeqCst), 3);
+async fn agents_of_a_run_share_a_pool_and_leave_it_while_a_person_thinks() {
+    let resources = Resources::new(pool(2, 2, 100)).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let begin = Instant::now();
+    let run = runner.start(&Poll, vec![1, 2, 3, 4, 5, 6]).await.unwrap();
+    let asked = questions(&run, 6).await;
+    assert!((3_000..3_100).contains(&since(begin)), "six, two at a time: {} ms", since(begin));
+    settle().await;
+    assert_eq!(resources.usage().in_use(), 0, "six wait for a person, and none of them holds a permit");
+    let begin = Instant::now();
+    for id in &asked {
+        assert!(run.answer(id, 10_u32, "person").await.unwrap());
+    }
+    assert_eq!(run.output().await.unwrap(), [11, 12, 13, 14, 15, 16]);
+    assert!((3_000..3_100).contains(&since(begin)), "two at a time again: {} ms", since(begin));
+    settle().await;
     assert_eq!(resources.usage().in_use(), 0);
-    let three = runner.start(&crowd, (0..20).collect()).await.unwrap();
-    three.cancel("enough").await;
-    three.wait().await.unwrap();
-    assert_eq!(resources.usage().waiting(), 0, "whoever waited has left the line");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_is_cancelled_leaves_the_line() {
+    let resources = Resources::new(pool(1, 1, 100)).unwrap();
+    let held = resources.acquire(&caller("other", "a")).await.unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let run = runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 2 {
+        tokio::task::yield_now().await;
+    }
+    run.cancel("enough").await;
+    assert_eq!(run.wait().await.unwrap(), RunStatus::Cancelled);
+    settle().await;
+    let usage = resources.usage();
+    assert_eq!((usage.in_use(), usage.waiting()), (1, 0));
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_runner_that_is_shut_down_gives_everything_back() {
+    let resources = Resources::new(pool(1, 1, 100)).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 1 {
+        tokio::task::yield_now().await;
+    }
+    runner.shutdown().await;
+    settle().await;
+    let usage = resources.usage();
+    assert_eq!((usage.in_use(), usage.waiting()), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_new_run_begins_while_the_line_is_full() {
+    let resources = Resources::new(ResourcesConfig { max_waiting: 1, ..pool(1, 1, 100) }).unwrap();
+    let runner = Runner::builder().journal(MemoryJournal::new()).resources(resources.clone()).build();
+    let run = runner.start(&Poll, vec![1, 2]).await.unwrap();
+    while resources.usage().waiting() < 1 {
+        tokio::task::yield_now().await;
+    }
+    let error = runner.start(&Poll, vec![3]).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { max: 1, .. }), "{error}");
+    for id in questions(&run, 2).await {
+        run.answer(&id, 0_u32, "person").await.unwrap();
+    }
+    assert_eq!(run.output().await.unwrap(), [1, 2]);
+    runner.start(&Poll, vec![3]).await.unwrap();
 }

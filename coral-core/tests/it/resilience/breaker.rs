@@ -106,13 +106,14 @@ async fn a_trial_that_is_dropped_does_not_count_and_frees_its_place() {
 async fn a_call_from_before_has_no_say_after() {
     let breaker = breaker(1);
     let (slow_success, slow_failure) = (breaker.admit().unwrap(), breaker.admit().unwrap());
-    let dropped = breaker.admit().unwrap();
+    let (dropped, later_success) = (breaker.admit().unwrap(), breaker.admit().unwrap());
     breaker.admit().unwrap().failure();
     slow_success.success();
     assert_eq!(breaker.state(), BreakerState::Open, "it began before the endpoint went down");
     wait(10_000).await;
     let trial = breaker.admit().unwrap();
     slow_failure.failure();
+    later_success.success();
     drop(dropped);
     assert_eq!(breaker.state(), BreakerState::HalfOpen);
     assert!(breaker.admit().is_err(), "one dropped late frees no place of a trial");

@@ -169,6 +169,23 @@ async fn outside_of_a_run_nobody_repeats_so_the_chain_goes_on_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_that_is_over_is_forgotten() {
+    let large = FnModel::new(|count, _| match count {
+        3 => Ok(ChatResponse::text("large", "large")),
+        _ => Err(fault(ModelFault::Overloaded)),
+    });
+    let (small, _) = named("small", None);
+    let chain = Fallback::first(large).then(small);
+    let cx = CallContext::default().with_key("call-1");
+    let mut answers = Vec::new();
+    for _ in 0..6 {
+        let answer = chain.chat(&ChatRequest::user("?"), &cx).await;
+        answers.push(answer.map_or_else(|_| "again".to_owned(), |answer| answer.model));
+    }
+    assert_eq!(answers, ["again", "again", "large", "again", "again", "small"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_name_of_a_model_is_for_the_first_alone() {
     let large = FnModel::new(|_, request| {
         assert_eq!(request.model.as_deref(), Some("large-2"));
