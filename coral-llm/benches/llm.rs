@@ -132,7 +132,19 @@ impl Table {
     }
 }
 
-/// The median of `turns` measures of CPU microseconds per call, for two ways to make it, taken in turn.
+/// Whether only to show that it runs: `--quick`, `CORAL_BENCH_QUICK=1`, or a build that is not optimised. Its figures
+/// mean nothing then, and none are written.
+fn is_quick() -> bool {
+    cfg!(debug_assertions)
+        || std::env::args().any(|argument| argument == "--quick")
+        || std::env::var("CORAL_BENCH_QUICK").is_ok_and(|value| value == "1")
+}
+
+fn turns() -> usize {
+    if is_quick() { 1 } else { 7 }
+}
+
+/// The median of several measures of CPU microseconds per call, for two ways to make it, taken in turn.
 async fn compare<A, B>(
     calls: usize,
     at_once: usize,
@@ -144,7 +156,7 @@ where
     B: Future<Output = ()> + Send + 'static,
 {
     let (mut a, mut b) = (Vec::new(), Vec::new());
-    for _ in 0..7 {
+    for _ in 0..turns() {
         a.push(measure(calls, at_once, &ours).await);
         b.push(measure(calls, at_once, &theirs).await);
     }
@@ -192,7 +204,13 @@ async fn run() {
     for stream in [false, true] {
         let body = body(stream);
         for at_once in [1, 64] {
-            let calls = if stream { 400 } else { 2_000 };
+            let calls = if is_quick() {
+                at_once
+            } else if stream {
+                400
+            } else {
+                2_000
+            };
             let ours = || {
                 let (provider, request) = (provider.clone(), request.clone());
                 async move {
@@ -245,7 +263,7 @@ async fn run() {
     let bytes: Vec<bytes::Bytes> =
         (0..CHUNKS).map(|_| event("word ")).chain([end()]).map(Into::into).collect();
     let per_event = median(
-        (0..7)
+        (0..turns())
             .map(|_| {
                 let began = cpu_ns();
                 for _ in 0..200 {
@@ -265,7 +283,7 @@ async fn run() {
     let cx = CallContext::default();
     cached.chat(&request, &cx).await.unwrap();
     let began = (cpu_ns(), Instant::now());
-    let hits = 20_000;
+    let hits = if is_quick() { 100 } else { 20_000 };
     for _ in 0..hits {
         cached.chat(&request, &cx).await.unwrap();
     }
@@ -274,6 +292,10 @@ async fn run() {
 
     println!("{:44} {:>10} {:>10} {:>6}", "case", "ours", "peer", "ratio");
     println!("{}", table.text);
+    if is_quick() {
+        println!("quick: these figures mean nothing");
+        return;
+    }
     let target = std::env::var("CARGO_TARGET_DIR")
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../target").to_owned());
     let directory = std::path::Path::new(&target).join("bench");

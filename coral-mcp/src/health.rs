@@ -1,7 +1,7 @@
 //! What a transport tells of its server beside the messages.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
@@ -12,6 +12,7 @@ pub(crate) struct Health {
     problem: Mutex<Option<String>>,
     changed: AtomicBool,
     tools: Mutex<BTreeMap<String, Value>>,
+    first_id: AtomicI64,
 }
 
 impl Health {
@@ -32,6 +33,17 @@ impl Health {
     /// Whether the tools were said to be others since this was asked last.
     pub(crate) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// The older handshake began with request `id`: what was asked before is not waited for.
+    pub(crate) fn began_again(&self, id: i64) {
+        self.first_id.store(id, Ordering::Relaxed);
+    }
+
+    /// Whether an answer is one that nobody waits for any more. A server that starts slowly answers
+    /// the newer handshake after the older was begun, and must not be taken to answer that.
+    pub(crate) fn is_late(&self, id: &Value) -> bool {
+        id.as_i64().is_some_and(|id| id < self.first_id.load(Ordering::Relaxed))
     }
 
     /// Keeps tools as the server sent them: what the protocol's types leave out is part of what

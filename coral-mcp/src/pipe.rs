@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::RoleClient;
-use rmcp::model::{ErrorData, JsonRpcError, JsonRpcMessage, RequestId};
+use rmcp::model::{ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::Value;
@@ -134,6 +134,9 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
     }
     let id = value.get("id").cloned();
     let is_answer = value.get("method").is_none();
+    if is_answer && id.as_ref().is_some_and(|id| health.is_late(id)) {
+        return None;
+    }
     match serde_json::from_value(value) {
         Ok(message) => Some(message),
         // The call that waits for it must not wait for ever.
@@ -154,6 +157,12 @@ impl Transport<RoleClient> for Pipe {
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
         let writer = self.writer.clone();
+        if let JsonRpcMessage::Request(request) = &item
+            && let (ClientRequest::InitializeRequest(_), RequestId::Number(id)) =
+                (&request.request, &request.id)
+        {
+            self.health.began_again(*id);
+        }
         async move {
             let writer = writer.ok_or(io::ErrorKind::BrokenPipe)?;
             let mut line = serde_json::to_vec(&item)?;
@@ -181,5 +190,22 @@ impl Transport<RoleClient> for Pipe {
         let _ = tokio::time::timeout(GRACE, ended).await;
         self.process.kill();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_late_answer_to_the_newer_handshake_is_passed_over() {
+        let health = Health::default();
+        let answer = |id: i64| format!(r#"{{"jsonrpc":"2.0","id":{id},"result":{{}}}}"#);
+        assert!(understand(answer(0).as_bytes(), &health).is_some());
+        health.began_again(1);
+        assert!(understand(answer(0).as_bytes(), &health).is_none());
+        assert!(understand(answer(1).as_bytes(), &health).is_some());
+        let request = br#"{"jsonrpc":"2.0","id":0,"method":"ping"}"#;
+        assert!(understand(request, &health).is_some(), "the server counts its own requests");
     }
 }

@@ -138,7 +138,7 @@ impl ToolProfile {
     pub(crate) fn read(
         &self,
         arguments: &Map<String, Value>,
-        spell: &dyn Fn(&ProjectPath) -> String,
+        spell: &dyn Fn(&ProjectPath) -> Result<String, String>,
     ) -> Result<Reading, String> {
         let mut arguments = arguments.clone();
         for (key, value) in &self.defaults {
@@ -148,7 +148,7 @@ impl ToolProfile {
         for selector in &self.paths {
             selector.rewrite(&mut arguments, &mut |text| {
                 let path = ProjectPath::parse(text)?;
-                let spelled = spell(&path);
+                let spelled = spell(&path)?;
                 paths.push(path);
                 Ok(spelled)
             })?;

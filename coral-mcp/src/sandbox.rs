@@ -39,7 +39,10 @@ pub(crate) trait Connector: Send + Sync {
     async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error>;
 
     /// How the server spells a place in the project.
-    fn spell(&self, path: &ProjectPath) -> String;
+    ///
+    /// # Errors
+    /// Why the place can't be named to it.
+    fn spell(&self, path: &ProjectPath) -> Result<String, String>;
 }
 
 /// A server that was configured; connected when it is first needed.

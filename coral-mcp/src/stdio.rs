@@ -53,7 +53,17 @@ impl Connector for Stdio {
         Connection::open(name, pipe, limits.clone(), health, Some(process), self.spec.secrets.clone()).await
     }
 
-    fn spell(&self, path: &ProjectPath) -> String {
-        self.root.join(path.relative()).to_string_lossy().into_owned()
+    /// The server follows links, so a place that is reached by one is not named to it: what was
+    /// granted is where the path leads by its spelling. A link that is put there a moment later
+    /// still ends at the walls of the OS sandbox.
+    fn spell(&self, path: &ProjectPath) -> Result<String, String> {
+        let mut place = self.root.clone();
+        for part in path.relative().split('/').filter(|part| !part.is_empty()) {
+            place.push(part);
+            if place.symlink_metadata().is_ok_and(|meta| meta.file_type().is_symlink()) {
+                return Err(format!("`{part}` in `{path}` is a symbolic link, and links are not followed"));
+            }
+        }
+        Ok(place.to_string_lossy().into_owned())
     }
 }

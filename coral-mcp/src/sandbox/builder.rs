@@ -311,7 +311,7 @@ impl<H: ServerHandler + Clone> Connector for BuiltIn<H> {
         server::in_process(name, self.handler.clone(), limits.clone()).await
     }
 
-    fn spell(&self, path: &ProjectPath) -> String {
-        if path.relative().is_empty() { ".".to_owned() } else { path.relative().to_owned() }
+    fn spell(&self, path: &ProjectPath) -> Result<String, String> {
+        Ok(if path.relative().is_empty() { ".".to_owned() } else { path.relative().to_owned() })
     }
 }

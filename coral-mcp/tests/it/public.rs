@@ -88,6 +88,9 @@ async fn filesystem() {
     assert!(
         Desk::denied(desk.call("dev", "files__read_multiple_files", several).await).contains("docs/plan.md")
     );
+    std::os::unix::fs::symlink("../docs", desk.project().join("src/link")).unwrap();
+    let linked = desk.call("dev", "files__read_text_file", json!({"path": "src/link/plan.md"})).await;
+    assert!(Desk::denied(linked).contains("symbolic link"));
     let moved = json!({"source": "src/new.rs", "destination": "docs/new.rs"});
     assert!(Desk::denied(desk.call("dev", "files__move_file", moved).await).contains("docs/new.rs"));
     let shown = desk.tools.list(&Caller::agent("reader")).await.unwrap();

@@ -53,10 +53,14 @@ impl Server {
     fn start(name: &str, prepare: &str, command: &str) -> Self {
         let user = servant();
         let port = free_port();
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{port}"));
+        // Both belong to the keeper's user, who must be able to remove the inner one.
+        let servers = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers");
+        let dir = servers.join(format!("{name}-{port}"));
         std::fs::create_dir_all(&dir).unwrap();
         if let Some((uid, gid)) = user {
-            std::os::unix::fs::chown(&dir, Some(uid), Some(gid)).unwrap();
+            for path in [&servers, &dir] {
+                std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+            }
         }
         let fill = |text: &str| text.replace("PORT", &port.to_string()).replace("DIR", dir.to_str().unwrap());
         let prepared = shell(&fill(prepare), user).status().unwrap();
