@@ -49,8 +49,7 @@ impl Writers {
                 "input": null,
                 "facts": {},
             } }))?;
-            let first = Record { seq: 1, at_ms: 0, event };
-            journal.append(&run, epoch, 0, [first].into_iter().collect()).await?;
+            journal.append(&run, epoch, 0, vec![Record { seq: 1, at_ms: 0, event }].into()).await?;
             heads.push((run, epoch, 1));
         }
         Ok(Writers { journal, heads })
@@ -74,7 +73,7 @@ impl Writers {
                             note: "x".repeat(EVENT_BYTES).into(),
                         };
                         let record = Record { seq: last + 1, at_ms: 0, event };
-                        journal.append(&run, epoch, last, [record].into_iter().collect()).await?;
+                        journal.append(&run, epoch, last, vec![record].into()).await?;
                         last += 1;
                     }
                     Outcome::Ok((run, epoch, last))

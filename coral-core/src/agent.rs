@@ -206,7 +206,16 @@ impl<A: Agent> ErasedAgent for A {
     async fn run_erased(&self, input: Payload, cx: &mut AgentContext) -> Result<Payload, Error> {
         let timeout_ms = cx.timeout_ms().or(Agent::spec(self).limits.timeout_ms);
         let cancelled = cx.cancelled();
+        tokio::pin!(cancelled);
         let name = cx.path().clone();
+        // Waiting for a permit is not working: the time limit begins after it.
+        tokio::select! {
+            biased;
+            permitted = cx.begin_work() => permitted?,
+            reason = &mut cancelled => {
+                return Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() }));
+            }
+        }
         let result = {
             let stages = AssertUnwindSafe(stages(self, input, cx)).catch_unwind();
             let limit = async {
@@ -218,7 +227,7 @@ impl<A: Agent> ErasedAgent for A {
             tokio::select! {
                 biased;
                 result = stages => result.unwrap_or_else(|panic| Err(panicked(&name, &*panic))),
-                reason = cancelled => Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
+                reason = &mut cancelled => Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
                 () = limit => Err(Error::new(ErrorKind::TimedOut {
                     what: name.to_string(),
                     limit_ms: timeout_ms.unwrap_or_default(),

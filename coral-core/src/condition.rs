@@ -28,8 +28,15 @@ pub(crate) struct Condition {
     steps: BTreeSet<String>,
 }
 
+/// Bytes of a condition at the most. The parser recurses once for each operator, so a long chain
+/// of them would overflow the stack, and that ends the process.
+const MAX_LENGTH: usize = 1_000;
+
 impl Condition {
     pub(crate) fn parse(source: &str) -> Result<Self, String> {
+        if source.len() > MAX_LENGTH {
+            return Err(format!("it is {} bytes long, and may be at most {MAX_LENGTH}", source.len()));
+        }
         let expression = ENVIRONMENT.compile_expression_owned(source.to_owned()).map_err(|e| explain(&e))?;
         let steps = expression
             .undeclared_variables(true)
@@ -140,6 +147,14 @@ mod tests {
     fn conditions_name_the_steps_they_read() {
         let condition = Condition::parse("steps.qa.passed or steps.dev.done and x").unwrap();
         assert_eq!(condition.steps().collect::<Vec<_>>(), ["dev", "qa"]);
+    }
+
+    #[test]
+    fn a_condition_that_would_overflow_the_stack_is_refused() {
+        let error = Condition::parse(&"not ".repeat(10_000)).unwrap_err();
+        assert_eq!(error, "it is 40000 bytes long, and may be at most 1000");
+        assert!(Condition::parse(&"-".repeat(999)).is_err());
+        assert!(Condition::parse(&format!("{}x", "-".repeat(999))).is_ok());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::handoff::derived_uuid;
 use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse};
 use crate::payload::{Data, Payload};
+use crate::resources::Permit;
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
 use crate::tool::{EffectClass, ToolCall, ToolDef, ToolOutput};
@@ -40,6 +41,7 @@ pub struct AgentContext {
     tools: Option<Arc<[ToolDef]>>,
     caller: Arc<Caller>,
     cancel: Option<oneshot::Receiver<Arc<str>>>,
+    permit: Option<Permit>,
 }
 
 /// Where a step stands in its graph.
@@ -116,7 +118,7 @@ impl AgentContext {
             project: run.project.clone(),
             phase: step.phase.clone(),
         });
-        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel }
+        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel, permit: None }
     }
 
     /// The run's id.
@@ -435,6 +437,7 @@ impl AgentContext {
         let path = self.step.path.clone();
         let (reply, answer) = oneshot::channel();
         self.run.send(ToDriver::Ask { path, question: Arc::new(question), reply }).await;
+        let worked = self.permit.take().is_some();
         let answer = async {
             match answer.await {
                 Ok(answer) => answer,
@@ -460,6 +463,9 @@ impl AgentContext {
         };
         let result = Ok(answer);
         self.end(index, &result, Spent::default()).await;
+        if worked {
+            self.begin_work().await?;
+        }
         result
     }
 
@@ -476,7 +482,7 @@ impl AgentContext {
             class: EffectClass::Pure,
         };
         let clock = self.run.ports.clock.clone();
-        self.perform(intent, |_| async move {
+        self.wait(intent, |_| async move {
             let now_ms = clock.now_ms();
             let due_ms = began_ms.unwrap_or(now_ms).saturating_add(ms);
             tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))).await;
@@ -503,7 +509,7 @@ impl AgentContext {
             class: EffectClass::Pure,
         };
         let (run, name) = (self.run.clone(), intent.label.clone());
-        self.perform(intent, |_| async move {
+        self.wait(intent, |_| async move {
             let (reply, signal) = oneshot::channel();
             run.send(ToDriver::AwaitSignal { name, reply }).await;
             match signal.await {
@@ -536,6 +542,33 @@ impl AgentContext {
         let result = act(self.key(index)).await;
         self.end(index, &result, Spent::default()).await;
         result
+    }
+
+    /// As [`perform`](Self::perform), for a wait: meanwhile others may have the agent's permit.
+    async fn wait<T, F>(&mut self, intent: Intent, act: impl FnOnce(Arc<str>) -> F) -> Result<T, Error>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<T, Error>>,
+    {
+        let index = self.take(1);
+        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            return replayed(outcome);
+        }
+        let worked = self.permit.take().is_some();
+        let result = act(self.key(index)).await;
+        self.end(index, &result, Spent::default()).await;
+        if worked {
+            self.begin_work().await?;
+        }
+        result
+    }
+
+    /// Waits until the agent may work, where the runner's resources are bounded.
+    pub(crate) async fn begin_work(&mut self) -> Result<(), Error> {
+        if let Some(resources) = &self.run.ports.resources {
+            self.permit = Some(resources.acquire(&self.caller).await?);
+        }
+        Ok(())
     }
 
     fn take(&mut self, count: u32) -> u32 {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde_json::Value;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
@@ -24,7 +25,7 @@ use crate::machine::{Command, Machine, StepState};
 use crate::money::Usd;
 use crate::outside::{Outside, Told};
 use crate::payload::Payload;
-use crate::program::{self, Body};
+use crate::program::{self, Body, Feed, StepFuture};
 use crate::runner::Ports;
 use crate::spec::AgentSpec;
 use crate::task::{Deliverable, HandoffMessage};
@@ -114,7 +115,10 @@ impl RunShared {
 
     pub(crate) async fn send(&self, message: ToDriver) {
         // A driver that is gone has said why through `end`; nothing more can be recorded.
-        let _ = self.inbox.send(message).await;
+        if let Err(TrySendError::Full(message)) = self.inbox.try_send(message) {
+            // Boxed, so that the tasks of steps are small: this is rare.
+            let _ = Box::pin(self.inbox.send(message)).await;
+        }
     }
 }
 
@@ -502,7 +506,7 @@ impl Driver {
         self.urgent = false;
         let at_ms = self.shared.ports.clock.now_ms();
         let mut about = Vec::with_capacity(self.batch.len());
-        let records: Vec<Record> = self
+        let records: Arc<[Record]> = self
             .batch
             .drain(..)
             .zip(self.seq + 1..)
@@ -513,7 +517,8 @@ impl Driver {
             .collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
         let shared = self.shared.clone();
-        let appended = shared.ports.journal.append(&shared.id, self.epoch, self.seq, records.clone()).await;
+        let appended =
+            shared.ports.journal.append(&shared.id, self.epoch, self.seq, Arc::clone(&records)).await;
         for ack in self.acks.drain(..) {
             // A step that was dropped meanwhile does not wait for its answer.
             let _ = ack.send(appended.clone());
@@ -647,13 +652,13 @@ impl Driver {
                 ledger.settle(&path, ONE_AGENT, ONE_AGENT);
             }
         }
-        let outputs = self.machine.inputs_of(at);
         let condition = self.machine.condition_holds(at).map(|_| ());
         let shared = self.shared.clone();
         let mut cancel = None;
         let task = match &step.body {
             Body::Composite { feed, .. } => {
-                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                let (cx, feed, outputs) =
+                    (self.handoff_context(at), feed.clone(), self.machine.inputs_of(at));
                 tokio::spawn(async move {
                     let open = AssertUnwindSafe(async {
                         condition?;
@@ -665,33 +670,44 @@ impl Driver {
                 })
             }
             Body::Function { call, feed } => {
-                let cx =
-                    if feed.is_identity() { HandoffContext::default() } else { self.handoff_context(at) };
-                let (call, feed) = (call.clone(), feed.clone());
-                let mut work = Box::pin(
-                    AssertUnwindSafe(async move {
-                        condition?;
-                        call(feed.apply(&outputs, &cx)?).await
-                    })
-                    .catch_unwind()
-                    .map(move |result| result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)))),
-                );
-                if alone && place.successors.is_empty() {
+                let input = if feed.is_identity() {
+                    FunctionInput::Is(self.machine.input_of(at))
+                } else {
+                    let cx = if feed.looks_around() {
+                        self.handoff_context(at)
+                    } else {
+                        HandoffContext::default()
+                    };
+                    FunctionInput::From(Box::new((feed.clone(), self.machine.inputs_of(at), cx)))
+                };
+                let after = (!place.successors.is_empty()).then(|| Box::new((place, log)));
+                let call = call.clone();
+                if alone && after.is_none() {
+                    let mut work = AssertUnwindSafe(begin_function(&*call, condition, input)).catch_unwind();
                     let mut cx = Context::from_waker(Waker::noop());
-                    if let Poll::Ready(result) = work.as_mut().poll(&mut cx) {
+                    if let Poll::Ready(result) = work.poll_unpin(&mut cx) {
+                        let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                         return self.settle(at, attempt, result);
                     }
+                    tokio::spawn(async move {
+                        let result = work.await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                        shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
+                    })
+                } else {
+                    tokio::spawn(async move {
+                        let work = AssertUnwindSafe(begin_function(&*call, condition, input)).catch_unwind();
+                        let result = work.await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                        if let (Ok(_), Some(after)) = (&result, after) {
+                            let (place, log) = *after;
+                            Box::pin(hand_off_function(shared.clone(), place, attempt, log)).await;
+                        }
+                        shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
+                    })
                 }
-                tokio::spawn(async move {
-                    let result = work.await;
-                    if result.is_ok() && !place.successors.is_empty() {
-                        Box::pin(hand_off_function(shared.clone(), place, attempt, log)).await;
-                    }
-                    shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
-                })
             }
             Body::Wait { feed } => {
-                let (cx, feed) = (self.handoff_context(at), feed.clone());
+                let (cx, feed, outputs) =
+                    (self.handoff_context(at), feed.clone(), self.machine.inputs_of(at));
                 let kind = self.machine.data(at).map(|data| data.kind.clone());
                 let spec = Arc::new(AgentSpec::new(&*path, &*path));
                 let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log, None);
@@ -706,7 +722,7 @@ impl Driver {
                 })
             }
             Body::Agent { agent, feed } => {
-                let cx = self.handoff_context(at);
+                let (cx, outputs) = (self.handoff_context(at), self.machine.inputs_of(at));
                 let (agent, feed, spec) = (agent.clone(), feed.clone(), step.spec.clone());
                 let (ask, cancelled) = oneshot::channel();
                 cancel = Some(ask);
@@ -831,5 +847,39 @@ async fn wait_for(kind: Option<StepKind>, input: Payload, cx: &mut AgentContext)
         Some(StepKind::Timer(ms)) => cx.sleep_ms(ms).await.map(|()| input),
         Some(StepKind::Signal(name)) => cx.wait_for_signal(&name).await,
         _ => Ok(input),
+    }
+}
+
+/// What a function takes.
+enum FunctionInput {
+    /// The output before it, as it is.
+    Is(Option<Payload>),
+    /// What its feed makes of the outputs before it.
+    From(Box<(Feed, Vec<Option<Payload>>, HandoffContext)>),
+}
+
+/// Calls a function; a panic of its is the future's.
+fn begin_function(
+    call: &(dyn Fn(Payload) -> StepFuture + Send + Sync),
+    condition: Result<(), Error>,
+    input: FunctionInput,
+) -> StepFuture {
+    let begin = || {
+        condition?;
+        let input = match input {
+            FunctionInput::Is(input) => {
+                input.ok_or_else(|| Error::invalid("input", "the step before gave no output"))?
+            }
+            FunctionInput::From(from) => {
+                let (feed, outputs, cx) = *from;
+                feed.apply(&outputs, &cx)?
+            }
+        };
+        Ok(call(input))
+    };
+    match std::panic::catch_unwind(AssertUnwindSafe(begin)) {
+        Ok(Ok(work)) => work,
+        Ok(Err(error)) => Box::pin(std::future::ready(Err(error))),
+        Err(panic) => Box::pin(async move { std::panic::resume_unwind(panic) }),
     }
 }

@@ -11,7 +11,7 @@ use crate::agent::{Agent, ErasedAgent};
 use crate::budget::Budget;
 use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
-use crate::handoff::Handoff;
+use crate::handoff::{Handoff, HandoffContext};
 use crate::payload::{Data, Payload};
 use crate::program::{Body, Feed, Program};
 
@@ -370,6 +370,12 @@ impl<S: Source> Source for &S {
 /// What can feed an agent that takes `Next`: a [`Handle`] or [`MaybeHandle`], a tuple of them, an
 /// array (as [`All`]), or another join ([`FirstOk`], [`Quorum`], [`Settle`]), wherever what they
 /// give together is [`Handoff<Next>`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not feed an agent that takes `{Next}`",
+    label = "not handles, or what they give together can't be handed off to that agent",
+    note = "expected is a handle, a tuple of handles, or a join of them; a tuple gives its outputs in its order",
+    note = "implement `Handoff<{Next}>` for what they give together, or put a function step in between"
+)]
 pub trait Feeds<Next> {
     #[doc(hidden)]
     fn wire(&self, wires: &mut Wires<'_>);
@@ -383,13 +389,15 @@ pub trait Feeds<Next> {
 
 fn feed_of<V, Next>(collect: impl Fn(&[Option<Payload>]) -> Result<V, Error> + Send + Sync + 'static) -> Feed
 where
-    V: Handoff<Next>,
+    V: Handoff<Next> + 'static,
     Next: Data,
 {
-    Feed::convert(move |outputs, cx| {
+    let convert = move |outputs: &[Option<Payload>], cx: &HandoffContext| {
         let next = collect(outputs)?.hand_off(cx).map_err(AgentError::into_error)?;
         Ok(Payload::new(next))
-    })
+    };
+    // Handing a value on as it is never looks around.
+    if TypeId::of::<V>() == TypeId::of::<Next>() { Feed::plain(convert) } else { Feed::convert(convert) }
 }
 
 impl<S, Next> Feeds<Next> for S
@@ -412,6 +420,7 @@ where
 
 macro_rules! feed_tuples {
     ($(($($name:ident)+))+) => {$(
+        #[diagnostic::do_not_recommend]
         impl<$($name,)+ Next> Feeds<Next> for ($($name,)+)
         where
             $($name: Source,)+
@@ -451,6 +460,7 @@ pub struct Settle<S, const N: usize>(pub [S; N]);
 
 macro_rules! feed_joins {
     ($($join:ident($([$how:ident],)? $steps:ident) gives $value:ty as $policy:expr, $collect:expr;)+) => {$(
+        #[diagnostic::do_not_recommend]
         impl<S, Next, const N: usize> Feeds<Next> for $join<S, N>
         where
             S: Source,

@@ -167,6 +167,7 @@ impl<T: Contribution> Contribution for Vec<T> {
 
 macro_rules! hand_off_to_task {
     ($(($($name:ident)+))+) => {$(
+        #[diagnostic::do_not_recommend]
         impl<$($name: Contribution),+> Handoff<Task> for ($($name,)+) {
             #[expect(non_snake_case, reason = "the variables are named as their types")]
             fn hand_off(self, cx: &HandoffContext) -> Result<Task, AgentError> {
@@ -184,6 +185,7 @@ hand_off_to_task! { (A B) (A B C) (A B C D) (A B C D E) (A B C D E F) }
 
 macro_rules! hand_off_alone {
     ($($one:ty),+) => {$(
+        #[diagnostic::do_not_recommend]
         impl Handoff<Task> for $one {
             fn hand_off(self, cx: &HandoffContext) -> Result<Task, AgentError> {
                 let mut task = cx.task();

@@ -30,7 +30,8 @@ pub trait Journal: Send + Sync {
     async fn acquire(&self, run: &str) -> Result<u64, Error>;
 
     /// Appends `records`, the first of which has seq `expected + 1`.
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error>;
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Arc<[Record]>)
+    -> Result<(), Error>;
 
     /// At most `limit` records from seq `from` on; none if the run has no more, or does not exist.
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error>;
@@ -48,7 +49,13 @@ impl<J: Journal + ?Sized> Journal for Arc<J> {
         (**self).acquire(run).await
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         (**self).append(run, epoch, expected, records).await
     }
 
@@ -181,7 +188,8 @@ pub struct MemoryJournal(Mutex<BTreeMap<Box<str>, RunLog>>);
 struct RunLog {
     epoch: u64,
     head: RunHead,
-    records: Vec<Record>,
+    /// As they were appended: no record is ever copied.
+    batches: Vec<Arc<[Record]>>,
 }
 
 impl MemoryJournal {
@@ -207,25 +215,35 @@ impl Journal for MemoryJournal {
         })
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         self.with(|runs| {
             let Some(log) = runs.get_mut(run) else {
                 return Err(Error::new(ErrorKind::Fenced { run: run.to_owned(), held: epoch, found: 0 }));
             };
             check_append(&log.head, log.epoch, epoch, expected, &records)?;
-            for record in &records {
+            for record in records.iter() {
                 log.head.apply(record);
             }
-            log.records.extend(records);
+            if !records.is_empty() {
+                log.batches.push(records);
+            }
             Ok(())
         })
     }
 
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        let skip = usize::try_from(from.saturating_sub(1)).unwrap_or(usize::MAX);
         Ok(self.with(|runs| {
-            runs.get(run)
-                .map_or_else(Vec::new, |log| log.records.iter().skip(skip).take(limit).cloned().collect())
+            let Some(log) = runs.get(run) else { return Vec::new() };
+            let before = |batch: &Arc<[Record]>| batch.last().is_some_and(|last| last.seq < from);
+            let first = log.batches.partition_point(before);
+            let records = log.batches.iter().skip(first).flat_map(|batch| batch.iter());
+            records.skip_while(|record| record.seq < from).take(limit).cloned().collect()
         }))
     }
 

@@ -24,6 +24,8 @@ mod payload;
 mod program;
 mod prompt;
 mod prompt_agent;
+pub mod resilience;
+pub mod resources;
 mod runner;
 mod schema;
 mod spec;

@@ -235,6 +235,17 @@ impl Machine {
             .collect()
     }
 
+    /// The first of [`inputs_of`](Self::inputs_of).
+    pub(crate) fn input_of(&self, step: usize) -> Option<Payload> {
+        let (scope, wires) = self.surroundings(step)?;
+        let taken = self.slots.get(step).and_then(|slot| slot.taken.as_ref());
+        match wires.inputs.first()? {
+            None => Some(scope.input.clone()),
+            Some(from) if taken.is_some_and(|taken| !taken.contains(from)) => None,
+            Some(from) => self.state(scope.first + from)?.output().cloned(),
+        }
+    }
+
     /// Folds one event in and appends what follows from it to `commands`.
     pub fn on_event(&mut self, event: &Event, commands: &mut Vec<Command>) {
         let step = match event.path() {

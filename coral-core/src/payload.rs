@@ -15,8 +15,14 @@ use crate::error::Error;
 ///
 /// Implemented for every type that qualifies; there is nothing to write. A large value is best
 /// held by an [`Arc`], so that handing it on is free.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` can't be what a step takes or gives",
+    label = "not plain data",
+    note = "derive `Clone`, `serde::Serialize`, `serde::Deserialize` and `schemars::JsonSchema` for it; it must own all that it holds"
+)]
 pub trait Data: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static {}
 
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + DeserializeOwned + JsonSchema + Clone + Send + Sync + 'static> Data for T {}
 
 /// A value on its way from one step to the next, shared and never copied.

@@ -28,27 +28,43 @@ type Convert = dyn Fn(&[Option<Payload>], &HandoffContext) -> Result<Payload, Er
 /// How the outputs of the steps before become a step's input.
 #[doc(hidden)]
 #[derive(Clone)]
-pub struct Feed(Option<Arc<Convert>>);
+pub struct Feed {
+    /// `None` for the one output as it is.
+    convert: Option<Arc<Convert>>,
+    looks_around: bool,
+}
 
 impl Feed {
     /// The one output as it is.
     pub(crate) fn identity() -> Self {
-        Feed(None)
+        Feed { convert: None, looks_around: false }
     }
 
     pub(crate) fn convert(
         convert: impl Fn(&[Option<Payload>], &HandoffContext) -> Result<Payload, Error> + Send + Sync + 'static,
     ) -> Self {
-        Feed(Some(Arc::new(convert)))
+        Feed { convert: Some(Arc::new(convert)), looks_around: true }
+    }
+
+    /// One that needs no context.
+    pub(crate) fn plain(
+        convert: impl Fn(&[Option<Payload>], &HandoffContext) -> Result<Payload, Error> + Send + Sync + 'static,
+    ) -> Self {
+        Feed { looks_around: false, ..Feed::convert(convert) }
+    }
+
+    /// Whether it gives the one output as it is.
+    pub(crate) fn is_identity(&self) -> bool {
+        self.convert.is_none()
     }
 
     /// Whether it looks at its context.
-    pub(crate) fn is_identity(&self) -> bool {
-        self.0.is_none()
+    pub(crate) fn looks_around(&self) -> bool {
+        self.looks_around
     }
 
     pub(crate) fn apply(&self, outputs: &[Option<Payload>], cx: &HandoffContext) -> Result<Payload, Error> {
-        match &self.0 {
+        match &self.convert {
             Some(convert) => convert(outputs, cx),
             None => outputs
                 .first()
@@ -59,7 +75,7 @@ impl Feed {
     }
 }
 
-type BoxFuture = Pin<Box<dyn Future<Output = Result<Payload, Error>> + Send>>;
+pub(crate) type StepFuture = Pin<Box<dyn Future<Output = Result<Payload, Error>> + Send>>;
 
 /// What a step runs.
 #[derive(Clone)]
@@ -69,7 +85,7 @@ pub(crate) enum Body {
         feed: Feed,
     },
     Function {
-        call: Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>,
+        call: Arc<dyn Fn(Payload) -> StepFuture + Send + Sync>,
         feed: Feed,
     },
     /// A wait for a person, a time or a signal, as the graph says.
@@ -94,7 +110,7 @@ impl Body {
         U: Data,
         Fut: Future<Output = Result<U, AgentError>> + Send + 'static,
     {
-        let call = move |input: Payload| -> BoxFuture {
+        let call = move |input: Payload| -> StepFuture {
             match input.get::<N>() {
                 Ok(input) => {
                     let future = function(input);
@@ -342,7 +358,7 @@ fn check_dependencies<'a>(
 pub struct Team {
     agents: BTreeMap<String, Arc<dyn ErasedAgent>>,
     aliases: BTreeMap<String, String>,
-    functions: BTreeMap<Arc<str>, Arc<dyn Fn(Payload) -> BoxFuture + Send + Sync>>,
+    functions: BTreeMap<Arc<str>, Arc<dyn Fn(Payload) -> StepFuture + Send + Sync>>,
 }
 
 impl Team {

@@ -68,6 +68,7 @@ impl Prompt {
         let place = |name: &str| format!("agent `{}`, template `{}`", spec.id, name.trim_start_matches('@'));
         let shared = partials.0.iter().map(|(name, text)| (name.as_str(), text));
         for (name, text) in own.iter().map(|(name, text, _)| (*name, *text)).chain(shared) {
+            bounded(text).map_err(|problem| Error::invalid(place(name), problem))?;
             env.add_template_owned(name.to_owned(), text.clone())
                 .map_err(|error| bad(&place(name), &error))?;
         }
@@ -110,6 +111,31 @@ impl Prompt {
     }
 }
 
+/// The parser of templates recurses for each operator of a tag and each branch of an `if`; a
+/// template from outside must not be able to overflow its stack.
+fn bounded(text: &str) -> Result<(), String> {
+    const TAG: usize = 1_000;
+    const BRANCHES: usize = 200;
+    let ends = |open: usize| {
+        let rest = text.get(open..)?;
+        rest.find("%}").into_iter().chain(rest.find("}}")).min()
+    };
+    let opens = text.match_indices("{%").chain(text.match_indices("{{"));
+    if let Some((at, _)) = opens.clone().find(|(at, _)| ends(*at).unwrap_or(text.len() - at) > TAG) {
+        let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
+        return Err(format!("the tag in line {line} is longer than {TAG} bytes"));
+    }
+    if text.matches("elif").count() > BRANCHES
+        || text.matches("{% if").count() + text.matches("{%- if").count() > BRANCHES
+    {
+        return Err(format!("it has more than {BRANCHES} branches"));
+    }
+    if opens.filter(|(_, tag)| *tag == "{%").count() > 1_000 {
+        return Err("it has more than 1,000 block tags".to_owned());
+    }
+    Ok(())
+}
+
 fn bad(place: &str, error: &minijinja::Error) -> Error {
     let mut problem = explain(error);
     if let Some(line) = error.line() {
@@ -123,4 +149,23 @@ fn bad(place: &str, error: &minijinja::Error) -> Error {
         source = cause.source();
     }
     Error::invalid(place, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_would_overflow_the_parser_is_refused() {
+        for text in [
+            format!("{{{{ {}x }}}}", "not ".repeat(20_000)),
+            format!("{{% if a %}}{}{{% endif %}}", "{% elif b %}".repeat(20_000)),
+            format!("{}{}", "{% for a in b %}".repeat(20_000), "{% endfor %}".repeat(20_000)),
+        ] {
+            let mut spec = AgentSpec::new("long", "Long");
+            spec.prompt.task_template = text;
+            let error = Prompt::new(&spec, &Partials::new()).unwrap_err().to_string();
+            assert!(error.starts_with("agent `long`, template `task` is not valid:"), "{error}");
+        }
+    }
 }

@@ -24,6 +24,7 @@ use crate::machine::Machine;
 use crate::model::{ChatModel, Delta};
 use crate::payload::{Data, Payload};
 use crate::program::{self, IntoProgram, Program};
+use crate::resources::Resources;
 use crate::task::Brief;
 use crate::tool::{NoTools, Toolbox};
 
@@ -40,6 +41,7 @@ pub(crate) struct Ports {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) retry: RetryPolicy,
     pub(crate) on_delta: Option<DeltaListener>,
+    pub(crate) resources: Option<Resources>,
 }
 
 /// Runs workflows. Cheap to clone; one runner drives any number of runs at once, on the tokio
@@ -92,6 +94,13 @@ impl RunnerBuilder {
     /// the listener must not block.
     pub fn on_delta(mut self, listener: impl Fn(&Arc<str>, &Delta) + Send + Sync + 'static) -> Self {
         self.ports.on_delta = Some(Arc::new(listener));
+        self
+    }
+
+    /// What agents share: each waits for its permit before it works, and gives it back while it
+    /// waits for a person, a time or a signal. Default: no bounds.
+    pub fn resources(mut self, resources: Resources) -> Self {
+        self.ports.resources = Some(resources);
         self
     }
 
@@ -184,6 +193,7 @@ impl Runner {
                 clock: Arc::new(SystemClock),
                 retry: RetryPolicy::attempts(4),
                 on_delta: None,
+                resources: None,
             },
         }
     }
@@ -208,7 +218,8 @@ impl Runner {
     ///
     /// # Errors
     /// As [`start`](Self::start); [`Invalid`](ErrorKind::Invalid) if the id can't be one;
-    /// [`Conflict`](ErrorKind::Conflict) if there is a run of this id.
+    /// [`Conflict`](ErrorKind::Conflict) if there is a run of this id;
+    /// [`Limit`](ErrorKind::Limit) while as many steps wait for resources as may.
     pub async fn start_with<P: IntoProgram>(
         &self,
         workflow: P,
@@ -216,6 +227,9 @@ impl Runner {
         options: StartOptions,
     ) -> Result<Run<P::Output>, Error> {
         let program = workflow.into_program()?;
+        if let Some(resources) = &self.ports.resources {
+            resources.admit()?;
+        }
         let input = Payload::new(input);
         let brief = input.typed::<Brief>();
         let project =
@@ -289,7 +303,7 @@ impl Runner {
         *forked_from = Some(ForkPoint { run: run.into(), seq: at });
         let workflow = graph.name.clone();
         let (id, epoch) = self.claim(id, &workflow).await?;
-        self.ports.journal.append(&id, epoch, 0, records).await?;
+        self.ports.journal.append(&id, epoch, 0, records.into()).await?;
         self.resume_inner(&program.inner, &id, ResumeOptions::default()).await
     }
 

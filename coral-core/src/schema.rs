@@ -1,6 +1,8 @@
 //! A check of JSON against the part of JSON Schema that model providers take for structured output.
 
-use serde_json::{Map, Value};
+use std::cmp::Ordering;
+
+use serde_json::{Map, Number, Value};
 
 use crate::error::Error;
 
@@ -203,13 +205,13 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str, depth: usize, pr
         }
     }
     if let Some(options) = map.get("enum").and_then(Value::as_array)
-        && !options.contains(value)
+        && !options.iter().any(|option| is_same(option, value))
     {
         let options: Vec<String> = options.iter().map(ToString::to_string).collect();
         problems.push(format!("{place}: {} is none of {}", short(value), options.join(", ")));
     }
     if let Some(only) = map.get("const")
-        && only != value
+        && !is_same(only, value)
     {
         problems.push(format!("{place}: {} is not {only}", short(value)));
     }
@@ -248,20 +250,45 @@ fn check(root: &Value, schema: &Value, value: &Value, at: &str, depth: usize, pr
             bound(map, "maxLength", place, count, "characters", problems);
         }
         Value::Number(number) => {
-            let n = number.as_f64().unwrap_or(f64::NAN);
-            let limit = |keyword: &str| map.get(keyword).and_then(Value::as_f64);
+            let is = |keyword: &str, broken: fn(Ordering) -> bool| {
+                let limit = map.get(keyword).and_then(Value::as_number);
+                limit.is_some_and(|limit| compare(number, limit).is_some_and(broken))
+            };
             let words = [
-                ("minimum", limit("minimum").filter(|limit| n < *limit), "less than"),
-                ("maximum", limit("maximum").filter(|limit| n > *limit), "more than"),
-                ("exclusiveMinimum", limit("exclusiveMinimum").filter(|limit| n <= *limit), "not more than"),
-                ("exclusiveMaximum", limit("exclusiveMaximum").filter(|limit| n >= *limit), "not less than"),
+                ("minimum", is("minimum", Ordering::is_lt), "less than"),
+                ("maximum", is("maximum", Ordering::is_gt), "more than"),
+                ("exclusiveMinimum", is("exclusiveMinimum", Ordering::is_le), "not more than"),
+                ("exclusiveMaximum", is("exclusiveMaximum", Ordering::is_ge), "not less than"),
             ];
-            for (keyword, _, word) in words.iter().filter(|(_, broken, _)| broken.is_some()) {
+            for (keyword, _, word) in words.iter().filter(|(_, broken, _)| *broken) {
                 let limit = map.get(*keyword).unwrap_or(&Value::Null);
                 problems.push(format!("{place}: {number} is {word} {limit}"));
             }
         }
         Value::Null | Value::Bool(_) => {}
+    }
+}
+
+/// Whole numbers are compared as such, since a float has no room for the large ones.
+fn compare(a: &Number, b: &Number) -> Option<Ordering> {
+    match (a.as_i128(), b.as_i128()) {
+        (Some(a), Some(b)) => Some(a.cmp(&b)),
+        _ => a.as_f64()?.partial_cmp(&b.as_f64()?),
+    }
+}
+
+/// Whether two values are equal to JSON Schema, to which 1 and 1.0 are the same number.
+fn is_same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Number(a), Value::Number(b)) => compare(a, b) == Some(Ordering::Equal),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| is_same(a, b))
+        }
+        (Value::Object(a), Value::Object(b)) => {
+            let in_b = |(name, value)| b.get(name).is_some_and(|other| is_same(value, other));
+            a.len() == b.len() && a.iter().all(in_b)
+        }
+        _ => a == b,
     }
 }
 

@@ -86,7 +86,7 @@ async fn appended(journal: &SqliteJournal, writers: usize, time: Duration) -> f6
             let epoch = journal.acquire(&run).await.unwrap();
             let mut at = 0;
             while start.elapsed() < time {
-                journal.append(&run, epoch, at, vec![record(at + 1)]).await.unwrap();
+                journal.append(&run, epoch, at, vec![record(at + 1)].into()).await.unwrap();
                 at += 1;
             }
             at
@@ -167,7 +167,7 @@ fn journal(runtime: &Runtime, dir: &Path, table: &mut Table) {
         let side = Connection::open(&path).unwrap();
         let empty = bytes(&side);
         for at in (0..10_000).step_by(2) {
-            journal.append("run", epoch, at, vec![record(at + 1), record(at + 2)]).await.unwrap();
+            journal.append("run", epoch, at, vec![record(at + 1), record(at + 2)].into()).await.unwrap();
         }
         let payload: usize =
             (1..=10_000).map(|seq| serde_json::to_vec(&record(seq).event).unwrap().len()).sum();
@@ -241,7 +241,7 @@ fn query(runtime: &Runtime, _: &Path, table: &mut Table) {
             ];
             let run = format!("run-{n:06}");
             let epoch = journal.acquire(&run).await.unwrap();
-            journal.append(&run, epoch, 0, records).await.unwrap();
+            journal.append(&run, epoch, 0, records.into()).await.unwrap();
         }
         index.refresh().await.unwrap();
     });

@@ -107,7 +107,7 @@ impl Projects {
                 (_, []) => imported.unchanged += 1,
                 (there, missing) => {
                     let epoch = self.journal().acquire(run).await?;
-                    self.journal().append(run, epoch, there as u64, missing.to_vec()).await?;
+                    self.journal().append(run, epoch, there as u64, missing.to_vec().into()).await?;
                     imported.new += usize::from(there == 0);
                     imported.extended += usize::from(there > 0);
                 }

@@ -48,7 +48,13 @@ impl<J: Journal> Journal for Polled<J> {
         self.journal.acquire(run).await
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         self.journal.append(run, epoch, expected, records).await
     }
 
@@ -98,7 +104,7 @@ impl<J: Journal> Follow for Polled<J> {
 /// let every = std::time::Duration::from_millis(10);
 /// let mut follower = Follower::new(Polled::new(journal.clone(), every), "run", 1);
 /// let epoch = journal.acquire("run").await?;
-/// journal.append("run", epoch, 0, vec![first]).await?;
+/// journal.append("run", epoch, 0, vec![first].into()).await?;
 /// assert_eq!(follower.next().await?.seq, 1);
 /// # Ok::<(), coral_core::Error>(())
 /// # }).unwrap();

@@ -307,7 +307,13 @@ impl Journal for PostgresJournal {
         row.try_get::<_, i64>(0).map(i64::cast_unsigned).map_err(codec::corrupt)
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         // What can be told without asking the server; where it stands is checked there.
         let assumed = RunHead { last_seq: expected, ..RunHead::new(run) };
         let numbered = check_append(&assumed, epoch, epoch, expected, &records);

@@ -1,19 +1,20 @@
-use coral_agents::{Registry, parse_workflow};
-use coral_core::{AgentSpec, Brief, Error, Program, Runner};
+use coral_agents::{Registry, parse_brief};
+use coral_core::{Program, Runner};
+use coral_mcp::{Permissions, Sandbox};
+use coral_state::SqliteJournal;
 
 #[tokio::main]
-async fn main() -> Result<(), Error> {
-    let mut registry = Registry::new();
-    for (id, task) in [("planner", "Plan {{ brief.text }}"), ("writer", "Describe {{ brief.text }}")] {
-        let mut agent = AgentSpec::new(id, id);
-        agent.prompt.task_template = task.into();
-        registry.insert(agent)?;
-    }
-    let steps = "steps: [{agent: planner}, {agent: writer, inputs: [planner]}]";
-    let program = Program::from_graph(parse_workflow("hello.yaml", steps, &registry)?, &registry.team()?)?;
-    let runner = Runner::builder().model(coral_llm::from_env()?).build();
-    let brief = Brief { project: "Hello".into(), text: "a page that greets".into(), ..Brief::default() };
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let (registry, out) = (Registry::builtin(), std::env::temp_dir().join("coral-hello"));
+    std::fs::create_dir_all(out.join("project"))?;
+    let program = Program::from_graph((**registry.workflow("backend_only")?).clone(), &registry.team()?)?;
+    let permissions = Permissions::from_yaml(include_str!("../permissions.yaml"), "permissions.yaml")?;
+    let tools =
+        Sandbox::builder().permissions(permissions).root(out.join("project")).filesystem().build().await?;
+    let journal = SqliteJournal::open(out.join("journal.db"))?;
+    let runner = Runner::builder().model(coral_llm::from_env()?).tools(tools).journal(journal).build();
+    let brief = parse_brief("reef.md", "# Reef\n\nA service that knows what lives on a reef.\n")?;
     let run = runner.start(&program, brief).await?;
-    println!("{}", run.output().await?["writer"]["summary"]);
+    println!("{}: {:#}", run.id(), run.output().await?);
     Ok(())
 }

@@ -6,59 +6,12 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, ChatRequest, ChatResponse, EffectClass, Error, ErrorKind,
-    Event, Flow, Handle, Journal, MemoryJournal, Outcome, Record, RunFilter, RunHead, RunStatus, Runner, Seq,
-    StartOptions, ToolCall, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, ChatRequest, ChatResponse, EffectClass, ErrorKind, Event,
+    Flow, Handle, Journal, MemoryJournal, Outcome, RunStatus, Runner, StartOptions, ToolCall, Workflow,
 };
 use serde_json::{Value, json};
 
-use crate::support::{FnModel, Sink, records};
-
-/// A journal that "loses its process" after so many appends.
-struct CrashJournal {
-    inner: Arc<MemoryJournal>,
-    left: AtomicUsize,
-    /// Whether the append that crashes still takes effect, only its answer being lost.
-    lands: bool,
-}
-
-impl CrashJournal {
-    fn crash() -> Error {
-        Error::storage("append", "the process was killed")
-    }
-}
-
-#[async_trait]
-impl Journal for CrashJournal {
-    async fn acquire(&self, run: &str) -> Result<u64, Error> {
-        self.inner.acquire(run).await
-    }
-
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
-        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
-            Ok(1) => {
-                if self.lands {
-                    self.inner.append(run, epoch, expected, records).await?;
-                }
-                Err(Self::crash())
-            }
-            Ok(_) => self.inner.append(run, epoch, expected, records).await,
-            Err(_) => Err(Self::crash()),
-        }
-    }
-
-    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        self.inner.read(run, from, limit).await
-    }
-
-    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
-        self.inner.head(run).await
-    }
-
-    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
-        self.inner.runs(filter).await
-    }
-}
+use crate::support::{CrashJournal, FnModel, Sink, records};
 
 /// A service outside: it remembers each key once, as a sink that honours keys does.
 type Ledger = Arc<Mutex<BTreeMap<String, usize>>>;
@@ -202,7 +155,7 @@ async fn a_run_killed_at_any_append_ends_as_if_it_had_not_been() {
         for after in 1.. {
             let world = World::new();
             let workflow = Team(world.ledger.clone());
-            let crash = CrashJournal { inner: world.journal.clone(), left: AtomicUsize::new(after), lands };
+            let crash = CrashJournal::new(world.journal.clone(), after, lands);
             let runner = world.runner(crash);
             let started = runner.start_with(&workflow, "go".to_owned(), StartOptions::new().id("run")).await;
             let output = match started {

@@ -1,12 +1,13 @@
 //! What the tests share.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, EffectClass, Error, Event, Journal, Record,
-    Run, ToolCall, ToolDef, ToolOutput, Toolbox,
+    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, EffectClass, Error, Event, Journal,
+    MemoryJournal, Record, Run, RunFilter, RunHead, Seq, ToolCall, ToolDef, ToolOutput, Toolbox,
 };
 use serde_json::json;
 
@@ -89,5 +90,61 @@ pub(crate) fn line(event: &Event) -> String {
     match event.path() {
         Some(path) => format!("{name} {path}{detail}"),
         None => format!("{name}{detail}"),
+    }
+}
+
+/// A journal that "loses its process" after so many appends.
+pub(crate) struct CrashJournal {
+    inner: Arc<MemoryJournal>,
+    left: AtomicUsize,
+    /// Whether the append that crashes still takes effect, only its answer being lost.
+    lands: bool,
+}
+
+impl CrashJournal {
+    pub(crate) fn new(inner: Arc<MemoryJournal>, after: usize, lands: bool) -> Self {
+        CrashJournal { inner, left: AtomicUsize::new(after), lands }
+    }
+
+    fn crash() -> Error {
+        Error::storage("append", "the process was killed")
+    }
+}
+
+#[async_trait]
+impl Journal for CrashJournal {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        self.inner.acquire(run).await
+    }
+
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
+        match self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
+            Ok(1) => {
+                if self.lands {
+                    self.inner.append(run, epoch, expected, records).await?;
+                }
+                Err(Self::crash())
+            }
+            Ok(_) => self.inner.append(run, epoch, expected, records).await,
+            Err(_) => Err(Self::crash()),
+        }
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        self.inner.read(run, from, limit).await
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        self.inner.head(run).await
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        self.inner.runs(filter).await
     }
 }

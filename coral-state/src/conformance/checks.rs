@@ -19,7 +19,7 @@ async fn open<B: Backend>() -> (B, Arc<B::Journal>) {
 /// A run with records `1..=last`, and its epoch.
 async fn run_of(journal: &impl Journal, run: &str, last: Seq) -> u64 {
     let epoch = journal.acquire(run).await.unwrap();
-    journal.append(run, epoch, 0, records(1, last)).await.unwrap();
+    journal.append(run, epoch, 0, records(1, last).into()).await.unwrap();
     epoch
 }
 
@@ -42,7 +42,7 @@ pub(super) async fn appends_in_order<B: Backend>(_: &str) {
     let epoch = journal.acquire("run").await.unwrap();
     let mut at = 0;
     for to in [1, 2, 5, 6, 30, 31] {
-        journal.append("run", epoch, at, records(at + 1, to)).await.unwrap();
+        journal.append("run", epoch, at, records(at + 1, to).into()).await.unwrap();
         at = to;
         assert_eq!(all(&journal, "run").await, records(1, to));
     }
@@ -52,13 +52,13 @@ pub(super) async fn keeps_events_exactly<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
     let records = every_kind();
     let epoch = journal.acquire("together").await.unwrap();
-    journal.append("together", epoch, 0, records.clone()).await.unwrap();
+    journal.append("together", epoch, 0, records.clone().into()).await.unwrap();
     for (kept, record) in all(&journal, "together").await.iter().zip(&records) {
         assert_eq!(kept, record);
     }
     let epoch = journal.acquire("apart").await.unwrap();
     for record in &records {
-        journal.append("apart", epoch, record.seq - 1, vec![record.clone()]).await.unwrap();
+        journal.append("apart", epoch, record.seq - 1, vec![record.clone()].into()).await.unwrap();
     }
     assert_eq!(all(&journal, "apart").await, records);
 }
@@ -66,8 +66,8 @@ pub(super) async fn keeps_events_exactly<B: Backend>(_: &str) {
 pub(super) async fn reads_from_and_up_to<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
     let epoch = run_of(&journal, "run", 4).await;
-    journal.append("run", epoch, 4, records(5, 7)).await.unwrap();
-    journal.append("run", epoch, 7, records(8, 8)).await.unwrap();
+    journal.append("run", epoch, 4, records(5, 7).into()).await.unwrap();
+    journal.append("run", epoch, 7, records(8, 8).into()).await.unwrap();
     run_of(&journal, "run-after", 9).await;
     for from in 0..12 {
         for limit in [0, 1, 2, 3, 5, 100, usize::MAX] {
@@ -87,12 +87,12 @@ pub(super) async fn refuses_another_seq<B: Backend>(_: &str) {
     let epoch = run_of(&journal, "run", 5).await;
     for expected in [0, 4, 6, Seq::MAX >> 1] {
         let error =
-            journal.append("run", epoch, expected, records(expected + 1, expected + 2)).await.unwrap_err();
+            journal.append("run", epoch, expected, records(expected + 1, expected + 2).into()).await.unwrap_err();
         let told = ErrorKind::Conflict { run: "run".into(), expected, found: 5 };
         assert_eq!(*error.kind(), told);
     }
     assert_eq!(all(&journal, "run").await, records(1, 5));
-    journal.append("run", epoch, 5, records(6, 6)).await.unwrap();
+    journal.append("run", epoch, 5, records(6, 6).into()).await.unwrap();
 }
 
 pub(super) async fn refuses_bad_batches<B: Backend>(_: &str) {
@@ -107,12 +107,12 @@ pub(super) async fn refuses_bad_batches<B: Backend>(_: &str) {
         ("twice", 0, vec![first(), noted(2), noted(2)]),
         ("backwards", 0, vec![first(), noted(3), noted(2)]),
     ] {
-        let error = journal.append("run", epoch, expected, batch).await.unwrap_err();
+        let error = journal.append("run", epoch, expected, batch.into()).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Invalid { .. }), "{why}: {error:?}");
         assert_eq!(journal.head("run").await.unwrap(), None, "{why}");
     }
-    journal.append("run", epoch, 0, records(1, 2)).await.unwrap();
-    let error = journal.append("run", epoch, 2, vec![begin(3)]).await.unwrap_err();
+    journal.append("run", epoch, 0, records(1, 2).into()).await.unwrap();
+    let error = journal.append("run", epoch, 2, vec![begin(3)].into()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Invalid { .. }), "a second beginning: {error:?}");
     assert_eq!(all(&journal, "run").await, records(1, 2));
 }
@@ -125,8 +125,8 @@ pub(super) async fn appends_whole_batches<B: Backend>(_: &str) {
     batch.push(noted(999));
     // Sent together, so that a backend that commits several batches at once does so here.
     let (bad, good) = tokio::join!(
-        journal.append("bad", epoch, 3, batch),
-        journal.append("good", good_epoch, 3, records(4, 200)),
+        journal.append("bad", epoch, 3, batch.into()),
+        journal.append("good", good_epoch, 3, records(4, 200).into()),
     );
     assert!(bad.is_err());
     good.unwrap();
@@ -138,18 +138,18 @@ pub(super) async fn appends_whole_batches<B: Backend>(_: &str) {
 pub(super) async fn allows_an_empty_batch<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
     let epoch = run_of(&journal, "run", 2).await;
-    journal.append("run", epoch, 2, Vec::new()).await.unwrap();
-    assert!(journal.append("run", epoch, 1, Vec::new()).await.unwrap_err().is_fenced());
-    assert!(journal.append("run", epoch + 1, 2, Vec::new()).await.unwrap_err().is_fenced());
+    journal.append("run", epoch, 2, Vec::new().into()).await.unwrap();
+    assert!(journal.append("run", epoch, 1, Vec::new().into()).await.unwrap_err().is_fenced());
+    assert!(journal.append("run", epoch + 1, 2, Vec::new().into()).await.unwrap_err().is_fenced());
     assert_eq!(all(&journal, "run").await, records(1, 2));
 }
 
 pub(super) async fn needs_an_epoch<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
-    let error = journal.append("run", 1, 0, records(1, 1)).await.unwrap_err();
+    let error = journal.append("run", 1, 0, records(1, 1).into()).await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::Fenced { run: "run".into(), held: 1, found: 0 });
     let epoch = journal.acquire("run").await.unwrap();
-    let error = journal.append("run", epoch + 1, 0, records(1, 1)).await.unwrap_err();
+    let error = journal.append("run", epoch + 1, 0, records(1, 1).into()).await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::Fenced { run: "run".into(), held: epoch + 1, found: epoch });
     assert_eq!(journal.head("run").await.unwrap(), None);
 }
@@ -159,11 +159,11 @@ pub(super) async fn fences_older_epochs<B: Backend>(_: &str) {
     let old = run_of(&journal, "run", 3).await;
     let new = journal.acquire("run").await.unwrap();
     assert!(new > old);
-    let error = journal.append("run", old, 3, records(4, 4)).await.unwrap_err();
+    let error = journal.append("run", old, 3, records(4, 4).into()).await.unwrap_err();
     assert_eq!(*error.kind(), ErrorKind::Fenced { run: "run".into(), held: old, found: new });
-    journal.append("run", new, 3, records(4, 4)).await.unwrap();
+    journal.append("run", new, 3, records(4, 4).into()).await.unwrap();
     // Being fenced comes before being at another seq: the writer must stop, not look again.
-    let error = journal.append("run", old, 3, records(4, 4)).await.unwrap_err();
+    let error = journal.append("run", old, 3, records(4, 4).into()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Fenced { .. }), "{error:?}");
     assert_eq!(all(&journal, "run").await, records(1, 4));
 }
@@ -179,7 +179,7 @@ pub(super) async fn raises_epochs_for_each_taker<B: Backend>(_: &str) {
     assert_eq!(epochs.len(), 24, "{epochs:?}");
     let holder = *epochs.last().unwrap();
     for epoch in epochs {
-        let result = journal.append("run", epoch, 0, records(1, 1)).await;
+        let result = journal.append("run", epoch, 0, records(1, 1).into()).await;
         assert_eq!(result.is_ok(), epoch == holder, "epoch {epoch} of {holder}");
     }
 }
@@ -199,7 +199,7 @@ pub(super) async fn folds_heads<B: Backend>(_: &str) {
     for (seq, event) in (1..).zip(events) {
         let record = Record { seq, at_ms: 1_000 * seq, event };
         expected.apply(&record);
-        journal.append("run", epoch, seq - 1, vec![record]).await.unwrap();
+        journal.append("run", epoch, seq - 1, vec![record].into()).await.unwrap();
         assert_eq!(journal.head("run").await.unwrap().as_ref(), Some(&expected));
     }
     assert_eq!(expected.status, RunStatus::Succeeded);
@@ -225,7 +225,7 @@ pub(super) async fn filters_runs<B: Backend>(_: &str) {
         let mut head = RunHead::new(run);
         batch.iter().for_each(|record| head.apply(record));
         heads.push(head);
-        journal.append(run, epoch, 0, batch).await.unwrap();
+        journal.append(run, epoch, 0, batch.into()).await.unwrap();
     }
     heads.sort_by(|a, b| a.run.cmp(&b.run));
     let some = |text: &str| Some(text.to_owned());
@@ -273,7 +273,7 @@ pub(super) async fn keeps_large_payloads<B: Backend>(_: &str) {
     let note = serde_json::to_value(noise).unwrap();
     let event = Event::Noted { path: "a".into(), topic: "large".into(), note };
     let large = Record { seq: 2, at_ms: 5, event };
-    journal.append("run", epoch, 1, vec![large.clone(), noted(3)]).await.unwrap();
+    journal.append("run", epoch, 1, vec![large.clone(), noted(3)].into()).await.unwrap();
     drop(journal);
     let journal = place.open().await.unwrap();
     assert_eq!(all(&journal, "run").await, [first(), large, noted(3)]);
@@ -289,10 +289,10 @@ pub(super) async fn serves_many_runs_at_once<B: Backend>(_: &str) {
             let run = format!("run-{n:02}");
             let epoch = journal.acquire(&run).await.unwrap();
             for at in 0..20 {
-                journal.append(&run, epoch, at, records(at + 1, at + 1)).await.unwrap();
+                journal.append(&run, epoch, at, records(at + 1, at + 1).into()).await.unwrap();
                 if at % 7 == 3 {
                     // A mistake in one run is nobody else's trouble.
-                    assert!(journal.append(&run, epoch, at, records(at + 1, at + 1)).await.is_err());
+                    assert!(journal.append(&run, epoch, at, records(at + 1, at + 1).into()).await.is_err());
                     assert_eq!(
                         all(&journal, &run).await.len() as Seq,
                         at + 1,
@@ -321,7 +321,7 @@ pub(super) async fn lets_one_racer_win<B: Backend>(_: &str) {
             let journal = if n % 2 == 0 { journal.clone() } else { other.clone() };
             racers.spawn(async move {
                 let record = Record { at_ms: n, ..noted(at + 1) };
-                journal.append("run", epoch, at, vec![record]).await.map(|()| n)
+                journal.append("run", epoch, at, vec![record].into()).await.map(|()| n)
             });
         }
         let results = racers.join_all().await;
@@ -341,14 +341,14 @@ pub(super) async fn shows_writes_to_other_handles<B: Backend>(_: &str) {
     let two = place.open().await.unwrap();
     let first_epoch = run_of(&one, "run", 2).await;
     assert_eq!(all(&two, "run").await, records(1, 2));
-    one.append("run", first_epoch, 2, records(3, 3)).await.unwrap();
-    two.append("run", first_epoch, 3, records(4, 4)).await.unwrap();
-    one.append("run", first_epoch, 4, records(5, 5)).await.unwrap();
+    one.append("run", first_epoch, 2, records(3, 3).into()).await.unwrap();
+    two.append("run", first_epoch, 3, records(4, 4).into()).await.unwrap();
+    one.append("run", first_epoch, 4, records(5, 5).into()).await.unwrap();
     let second_epoch = two.acquire("run").await.unwrap();
     assert!(second_epoch > first_epoch);
-    let error = one.append("run", first_epoch, 5, records(6, 6)).await.unwrap_err();
+    let error = one.append("run", first_epoch, 5, records(6, 6).into()).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Fenced { .. }), "{error:?}");
-    two.append("run", second_epoch, 5, records(6, 6)).await.unwrap();
+    two.append("run", second_epoch, 5, records(6, 6).into()).await.unwrap();
     assert_eq!(one.head("run").await.unwrap().unwrap().last_seq, 6);
     assert_eq!(one.acquire("run").await.unwrap(), second_epoch + 1);
 }
@@ -371,7 +371,7 @@ pub(super) async fn follows_in_order<B: Backend>(_: &str) {
     let mut at = 3;
     while at < 600 {
         let to = 600.min(at + 1 + at % 9);
-        journal.append("run", epoch, at, records(at + 1, to)).await.unwrap();
+        journal.append("run", epoch, at, records(at + 1, to).into()).await.unwrap();
         at = to;
         if at % 10 == 0 {
             // One who gives up waiting and comes back misses nothing either.
@@ -379,7 +379,7 @@ pub(super) async fn follows_in_order<B: Backend>(_: &str) {
             let _ = tokio::time::timeout(Duration::from_millis(1), hasty.next()).await;
         }
     }
-    journal.append("other", other, 1, records(2, 2)).await.unwrap();
+    journal.append("other", other, 1, records(2, 2).into()).await.unwrap();
     followers.join_all().await;
 }
 
@@ -389,7 +389,7 @@ pub(super) async fn follows_what_others_append<B: Backend>(_: &str) {
     let mut follower = B::follow(journal, "run", 2);
     let epoch = run_of(&elsewhere, "run", 1).await;
     let (seen, ()) = tokio::join!(follower.next(), async {
-        elsewhere.append("run", epoch, 1, records(2, 2)).await.unwrap();
+        elsewhere.append("run", epoch, 1, records(2, 2).into()).await.unwrap();
     });
     assert_eq!(seen.unwrap(), noted(2));
 }
@@ -402,7 +402,7 @@ pub(super) async fn reopens<B: Backend>(_: &str) {
     let journal = place.open().await.unwrap();
     assert_eq!(all(&journal, "run").await, records(1, 9));
     assert_eq!(journal.head("run").await.unwrap(), head);
-    journal.append("run", epoch, 9, records(10, 10)).await.unwrap();
+    journal.append("run", epoch, 9, records(10, 10).into()).await.unwrap();
     assert!(journal.acquire("run").await.unwrap() > epoch, "an epoch never comes back");
 }
 
@@ -413,7 +413,7 @@ pub(super) async fn keeps_dropped_appends_whole<B: Backend>(_: &str) {
     for polls in 0..20 {
         let batch = records(at + 1, at + 5);
         {
-            let mut append = journal.append("run", epoch, at, batch);
+            let mut append = journal.append("run", epoch, at, batch.into());
             for _ in 0..=polls % 4 {
                 if std::future::poll_fn(|cx| std::task::Poll::Ready(append.as_mut().poll(cx).is_ready()))
                     .await
@@ -441,7 +441,7 @@ pub(super) async fn grows_linearly<B: Backend>(_: &str) {
     for _ in 0..3 {
         let end = at + STEP;
         while at < end {
-            journal.append("run", epoch, at, records(at + 1, at + 20)).await.unwrap();
+            journal.append("run", epoch, at, records(at + 1, at + 20).into()).await.unwrap();
             at += 20;
         }
         match place.bytes().await {

@@ -82,7 +82,7 @@ async fn write_forever<B: Backend>(backend: B) {
             let mut at = journal.head(&run).await.unwrap().map_or(0, |head| head.last_seq);
             loop {
                 let to = (at + 1..).find(|seq| boundary(*seq)).unwrap();
-                journal.append(&run, epoch, at, records(at + 1, to)).await.unwrap();
+                journal.append(&run, epoch, at, records(at + 1, to).into()).await.unwrap();
                 let mut out = std::io::stdout().lock();
                 writeln!(out, "kept {run} {to}.").unwrap();
                 out.flush().unwrap();

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::{Error, Journal, Record, RunFilter, RunHead, Seq};
@@ -102,7 +103,13 @@ impl Journal for SqliteJournal {
         answered.await.map_err(|_| gone())?
     }
 
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Vec<Record>) -> Result<(), Error> {
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
         // Made here, so that many runs serialise at once and the writer only writes.
         let mut chunk = codec::encode(&records)?;
         if let (Some(keys), Some(last)) = (&self.0.0.keys, records.last()) {

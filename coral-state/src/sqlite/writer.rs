@@ -5,6 +5,7 @@
 //! checked and answered by itself; only a failure of the commit fails them all.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coral_core::{Error, Record, RunHead, Seq, check_append};
@@ -40,9 +41,9 @@ pub(super) struct Append {
     pub(super) run: Box<str>,
     pub(super) epoch: u64,
     pub(super) expected: Seq,
-    pub(super) records: Vec<Record>,
+    pub(super) records: Arc<[Record]>,
     pub(super) chunk: Vec<u8>,
-    pub(super) answer: oneshot::Sender<(Result<(), Error>, Vec<Record>)>,
+    pub(super) answer: oneshot::Sender<(Result<(), Error>, Arc<[Record]>)>,
 }
 
 /// Any other change: what it does is undone if it fails, and answered once it is durable.
@@ -301,7 +302,7 @@ impl<'c> Writer<'c> {
             .and_then(|mut insert| insert.execute(params![known.id, last.seq.cast_signed(), append.chunk]))
             .map_err(failed)?;
         if let Some(known) = self.heads.change(place) {
-            for record in &append.records {
+            for record in append.records.iter() {
                 known.head.apply(record);
             }
         }

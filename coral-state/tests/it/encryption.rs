@@ -158,9 +158,12 @@ async fn an_erased_project_is_gone_and_the_journal_still_verifies() {
             assert!(error.to_string().contains("destroyed"), "{error}");
         }
         let epoch = journal.acquire("run-reef").await.unwrap();
-        assert!(journal.append("run-reef", epoch, 16, Vec::new()).await.is_ok(), "nothing to seal");
+        assert!(journal.append("run-reef", epoch, 16, Vec::new().into()).await.is_ok(), "nothing to seal");
         let more = Record { seq: 17, ..marked("reef")[1].clone() };
-        assert_eq!(journal.append("run-reef", epoch, 16, vec![more]).await.unwrap_err().code(), "CORAL0003");
+        assert_eq!(
+            journal.append("run-reef", epoch, 16, vec![more].into()).await.unwrap_err().code(),
+            "CORAL0003"
+        );
         assert_eq!(journal.verify("run-reef").await.unwrap(), 16);
         assert_eq!(journal.read("run-kelp", 1, 99).await.unwrap(), marked("kelp"));
         let projects = Projects::new(journal.clone());
@@ -183,7 +186,7 @@ async fn a_forged_tombstone_and_a_cut_journal_show() {
     keep(&journal, "run", &marked("reef")[..4]).await;
     let epoch = journal.acquire("run").await.unwrap();
     for record in &marked("reef")[4..8] {
-        journal.append("run", epoch, record.seq - 1, vec![record.clone()]).await.unwrap();
+        journal.append("run", epoch, record.seq - 1, vec![record.clone()].into()).await.unwrap();
     }
     assert_eq!(journal.verify("run").await.unwrap(), 8);
     assert_eq!(journal.verify("none").await.unwrap(), 0);

@@ -61,7 +61,7 @@ async fn an_import_extends_and_never_overwrites() {
     let elsewhere = Projects::new(MemoryJournal::new());
     elsewhere.import(&early).await.unwrap();
     let epoch = journal.acquire("run-2").await.unwrap();
-    journal.append("run-2", epoch, 6, team_run("reef", "", json!({}))[6..9].to_vec()).await.unwrap();
+    journal.append("run-2", epoch, 6, team_run("reef", "", json!({}))[6..9].to_vec().into()).await.unwrap();
     let late = projects.export("reef").await.unwrap();
     let imported = elsewhere.import(&late).await.unwrap();
     assert_eq!((imported.new, imported.extended, imported.unchanged), (0, 1, 2));

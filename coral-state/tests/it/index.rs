@@ -105,7 +105,7 @@ async fn refreshing_folds_in_only_what_is_new() {
     assert_eq!(index.refresh().await.unwrap(), 0);
     let epoch = journal.acquire("c").await.unwrap();
     let mut rest = team_run("reef", "", json!({}));
-    journal.append("c", epoch, 11, rest.split_off(11)).await.unwrap();
+    journal.append("c", epoch, 11, rest.split_off(11).into()).await.unwrap();
     assert_eq!(ids(&index, |query| query.status = Some(RunStatus::Succeeded)), ["b"], "until refreshed");
     assert_eq!(index.refresh().await.unwrap(), 1);
     assert_eq!(ids(&index, |query| query.status = Some(RunStatus::Succeeded)).len(), 2);

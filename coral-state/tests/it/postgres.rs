@@ -30,7 +30,7 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed_under_load() {
             let epoch = journal.acquire(&run).await.unwrap();
             for at in (0..400).step_by(2) {
                 // An error here would be a lost append, or one told as failed that is there.
-                journal.append(&run, epoch, at, vec![record(at + 1), record(at + 2)]).await.unwrap();
+                journal.append(&run, epoch, at, vec![record(at + 1), record(at + 2)].into()).await.unwrap();
                 told.send(()).unwrap();
             }
         });
@@ -72,12 +72,12 @@ async fn followers_elsewhere_are_told_and_need_not_look() {
         }
     });
     for at in 0..20 {
-        there.append("run", epoch, at, vec![record(at + 1)]).await.unwrap();
+        there.append("run", epoch, at, vec![record(at + 1)].into()).await.unwrap();
     }
     // What was announced before the follower listened is found by looking; later appends are told.
     let mut at = 20;
     while !follow.is_finished() {
-        there.append("run", epoch, at, vec![record(at + 1)]).await.unwrap();
+        there.append("run", epoch, at, vec![record(at + 1)].into()).await.unwrap();
         at += 1;
     }
     follow.await.unwrap();

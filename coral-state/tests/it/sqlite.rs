@@ -72,7 +72,7 @@ async fn a_log_cut_at_any_byte_gives_whole_batches() {
     fs::write(&torn_wal, &whole[..usize::try_from(after - 1).unwrap()]).unwrap();
     let survivor = SqliteJournal::open(&torn).unwrap();
     assert_eq!(survivor.read("run", 1, 99).await.unwrap(), (1..=4).map(record).collect::<Vec<_>>());
-    survivor.append("run", epoch, 4, vec![record(5)]).await.unwrap();
+    survivor.append("run", epoch, 4, vec![record(5)].into()).await.unwrap();
 }
 
 /// The last seq by the head and by the chunks, which must agree.
@@ -99,8 +99,8 @@ async fn a_full_disk_fails_the_batch_and_nothing_else() {
     let large = Record { seq: 4, at_ms: 4, event };
     let small_epoch = journal.acquire("small").await.unwrap();
     let (error, small) = tokio::join!(
-        journal.append("run", epoch, 3, vec![large.clone()]),
-        journal.append("small", small_epoch, 3, vec![record(4)]),
+        journal.append("run", epoch, 3, vec![large.clone()].into()),
+        journal.append("small", small_epoch, 3, vec![record(4)].into()),
     );
     let error = error.unwrap_err();
     assert_eq!(error.class(), ErrorClass::System, "{error:?}");
@@ -111,7 +111,7 @@ async fn a_full_disk_fails_the_batch_and_nothing_else() {
     append(&journal, "small", kept + 1..=kept + 1).await;
     drop(journal);
     let journal = SqliteJournal::open(&path).unwrap();
-    journal.append("run", epoch, 3, vec![large.clone()]).await.unwrap();
+    journal.append("run", epoch, 3, vec![large.clone()].into()).await.unwrap();
     assert_eq!(journal.read("run", 4, 9).await.unwrap(), [large]);
     assert_eq!(journal.head("small").await.unwrap().unwrap().last_seq, kept + 1);
 }
@@ -172,7 +172,7 @@ async fn damaged_chunks_are_errors_with_a_place() {
     append(&journal, "run", 1..=3).await;
     let epoch = journal.acquire("run").await.unwrap();
     for at in 3..6 {
-        journal.append("run", epoch, at, vec![record(at + 1)]).await.unwrap();
+        journal.append("run", epoch, at, vec![record(at + 1)].into()).await.unwrap();
     }
     let conn = Connection::open(&path).unwrap();
     for (damage, says) in [
@@ -198,7 +198,7 @@ async fn dropping_the_journal_waits_for_its_queue() {
     let epoch = journal.acquire("run").await.unwrap();
     for at in 1..50 {
         // Polled once, so that it is in the queue, and then given up.
-        let mut append = journal.append("run", epoch, at, vec![record(at + 1)]);
+        let mut append = journal.append("run", epoch, at, vec![record(at + 1)].into());
         let sent = std::future::poll_fn(|cx| std::task::Poll::Ready(append.as_mut().poll(cx))).await;
         assert!(sent.is_pending());
     }

@@ -110,5 +110,5 @@ pub(crate) fn team_run(project: &str, brief: &str, facts: Value) -> Vec<Record> 
 /// Appends all of `records` to `run`.
 pub(crate) async fn keep(journal: &impl Journal, run: &str, records: &[Record]) {
     let epoch = journal.acquire(run).await.unwrap();
-    journal.append(run, epoch, 0, records.to_vec()).await.unwrap();
+    journal.append(run, epoch, 0, records.to_vec().into()).await.unwrap();
 }

@@ -15,7 +15,7 @@ async fn one_by_one(store: &SqliteStore, run: &str, count: usize) {
     let journal = store.journal();
     let epoch = journal.acquire(run).await.unwrap();
     for record in &team_run("reef", "a reef", json!({}))[..count] {
-        journal.append(run, epoch, record.seq - 1, vec![record.clone()]).await.unwrap();
+        journal.append(run, epoch, record.seq - 1, vec![record.clone()].into()).await.unwrap();
     }
 }
 
@@ -41,7 +41,7 @@ async fn compaction_takes_room_and_nothing_else() {
         assert_eq!(journal.verify("over").await.unwrap(), 16);
         let epoch = journal.acquire("over").await.unwrap();
         let more = coral_core::Record { seq: 17, ..records[1].clone() };
-        journal.append("over", epoch, 16, vec![more]).await.unwrap();
+        journal.append("over", epoch, 16, vec![more].into()).await.unwrap();
         let conn = rusqlite::Connection::open(store.path()).unwrap();
         let chunks: u32 = conn.query_row("SELECT count(*) FROM chunks", [], |row| row.get(0)).unwrap();
         assert_eq!(chunks, 1 + 1 + 9);

@@ -1,0 +1,295 @@
+//! The crash matrix: workflows that nest, fan out, loop, ask, route and retry, killed at each of
+//! their appends and again at drawn ones, end as if they had not been.
+//!
+//! `CORAL_SEEDS=10000 cargo test -p coral-core --test it matrix` draws more; a failure prints its seed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use coral_core::{
+    Agent, AgentContext, AgentError, AgentSpec, Brief, Clock, EffectClass, Error, Event, GraphData, Journal,
+    ManualClock, MemoryJournal, Outcome, Payload, Program, RetryPolicy, Run, Runner, StartOptions, StepData,
+    StepKind, Team, digest,
+};
+use serde_json::{Value, json};
+
+use crate::support::{CrashJournal, records};
+
+/// How often each key arrived at the service outside.
+type Ledger = Arc<Mutex<BTreeMap<String, u32>>>;
+
+/// Buys something outside, twice, and hands on as its input says.
+struct Buyer {
+    spec: AgentSpec,
+    ledger: Ledger,
+}
+
+#[async_trait]
+impl Agent for Buyer {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
+        let mut bought = Vec::new();
+        for n in 0..2 {
+            let ledger = self.ledger.clone();
+            let place = format!("{}:{n}", cx.path());
+            let request = place.clone();
+            let receipt: String = cx
+                .effect("buy", EffectClass::Idempotent, &request, |key| async move {
+                    *ledger.lock().unwrap().entry(key.to_string()).or_default() += 1;
+                    tokio::task::yield_now().await;
+                    Ok(place)
+                })
+                .await?;
+            bought.push(receipt);
+        }
+        if self.spec.id == "flaky" && cx.attempt() < 3 {
+            return Err(AgentError::transient("not today"));
+        }
+        let hops = input["hops"].as_u64().unwrap_or(0);
+        let next = (hops > 0).then_some(if hops.is_multiple_of(2) { "buyer" } else { "other" });
+        Ok(
+            json!({"bought": bought, "hops": hops.saturating_sub(1), "next_agent": next, "turn": input["turn"].as_u64().unwrap_or(0) + 1}),
+        )
+    }
+}
+
+fn agent(name: &str, id: &str, inputs: &[&str]) -> StepData {
+    step(name, StepKind::Agent(id.into()), inputs)
+}
+
+fn step(name: &str, kind: StepKind, inputs: &[&str]) -> StepData {
+    StepData { inputs: inputs.iter().map(|input| (*input).into()).collect(), ..StepData::new(name, kind) }
+}
+
+fn graph(name: &str, steps: Vec<StepData>) -> Arc<GraphData> {
+    Arc::new(GraphData { name: name.into(), steps, ..GraphData::default() })
+}
+
+fn ask(name: &str, inputs: &[&str]) -> StepData {
+    let kind = StepKind::Ask { answer: json!({"type": "boolean"}), deadline_ms: None, default: Value::Null };
+    step(name, kind, inputs)
+}
+
+fn flaky(name: &str, inputs: &[&str]) -> StepData {
+    StepData { retry: RetryPolicy::attempts(3), ..agent(name, "flaky", inputs) }
+}
+
+fn each(name: &str, body: Vec<StepData>, inputs: &[&str]) -> StepData {
+    step(name, StepKind::Map { body: graph("body", body), concurrency: 2 }, inputs)
+}
+
+fn samples() -> Vec<Arc<GraphData>> {
+    let list = || step("list", StepKind::Function("list".into()), &[]);
+    let sub = |name: &str, body, inputs: &[&str]| step(name, StepKind::Workflow(graph("sub", body)), inputs);
+    let turns = |name: &str, body, inputs: &[&str]| {
+        let (body, until) = (graph("body", body), "output.work.turn >= 3 or turn >= 3".into());
+        step(name, StepKind::Loop { body, until, max_turns: 5 }, inputs)
+    };
+    let route = |name: &str, inputs: &[&str]| {
+        let agents = vec!["buyer".into(), "other".into()];
+        step(name, StepKind::Route { agents, max_hops: 9 }, inputs)
+    };
+    let start = || step("start", StepKind::Function("start".into()), &[]);
+    vec![
+        // Sub-workflow × fan-out.
+        graph(
+            "one",
+            vec![
+                sub("a", vec![agent("x", "buyer", &[]), agent("y", "buyer", &["x"])], &[]),
+                agent("b", "buyer", &[]),
+                agent("c", "buyer", &["a", "b"]),
+            ],
+        ),
+        // Map × sub-workflow × retry.
+        graph(
+            "two",
+            vec![
+                list(),
+                each("m", vec![sub("s", vec![flaky("f", &[])], &[]), agent("g", "buyer", &["s"])], &["list"]),
+            ],
+        ),
+        // Map × question, beside a loop.
+        graph(
+            "three",
+            vec![
+                list(),
+                each(
+                    "m",
+                    vec![agent("x", "buyer", &[]), ask("q", &["x"]), agent("y", "buyer", &["q"])],
+                    &["list"],
+                ),
+                turns("l", vec![agent("work", "buyer", &[])], &[]),
+            ],
+        ),
+        // Loop × map × question.
+        graph(
+            "four",
+            vec![turns(
+                "l",
+                vec![list(), each("m", vec![ask("q", &[])], &["list"]), agent("work", "buyer", &["m"])],
+                &[],
+            )],
+        ),
+        // Route × fan-out × retry.
+        graph(
+            "five",
+            vec![start(), route("r", &["start"]), flaky("f", &[]), agent("end", "buyer", &["r", "f"])],
+        ),
+        // Everything in everything.
+        graph(
+            "six",
+            vec![
+                list(),
+                each(
+                    "m",
+                    vec![
+                        sub("s", vec![start(), route("r", &["start"]), ask("q", &["r"])], &[]),
+                        flaky("f", &["s"]),
+                        turns("l", vec![agent("work", "buyer", &[])], &["f"]),
+                    ],
+                    &["list"],
+                ),
+                agent("end", "buyer", &["m"]),
+            ],
+        ),
+    ]
+}
+
+struct World {
+    journal: Arc<MemoryJournal>,
+    ledger: Ledger,
+    program: Program<Brief, Value>,
+}
+
+impl World {
+    fn new(graph: &GraphData) -> Self {
+        let ledger = Ledger::default();
+        let mut team = Team::new()
+            .with_function("list", |_: Value| async move { Ok(json!([{"n": 1}, {"n": 2}, {"n": 3}])) })
+            .with_function("start", |_: Value| async move { Ok(json!({"hops": 3})) });
+        for id in ["buyer", "other", "flaky"] {
+            team = team.with_agent(Buyer { spec: AgentSpec::new(id, id), ledger: ledger.clone() });
+        }
+        let program = Program::from_graph(graph.clone(), &team).unwrap();
+        World { journal: Arc::default(), ledger, program }
+    }
+
+    fn runner(&self, journal: impl Journal + 'static) -> Runner {
+        Runner::builder().journal(journal).clock(ManualClock::at_ms(1)).build()
+    }
+
+    /// Begins or goes on, on a journal that dies after so many appends, or on one that does not.
+    async fn live(&self, dies: Option<(usize, bool)>) -> Result<Value, Error> {
+        let runner = match dies {
+            Some((after, lands)) => self.runner(CrashJournal::new(self.journal.clone(), after, lands)),
+            None => self.runner(self.journal.clone()),
+        };
+        let run = match self.journal.head("run").await? {
+            None => runner.start_with(&self.program, Brief::default(), StartOptions::new().id("run")).await?,
+            Some(_) => runner.resume(&self.program, "run").await?,
+        };
+        let answers = tokio::spawn(answer_all(run.clone()));
+        let output = run.output().await;
+        answers.abort();
+        output
+    }
+
+    /// What the run comes to: the output of every step, by path.
+    async fn state(&self) -> String {
+        let machine = self.runner(self.journal.clone()).inspect("run", None).await.unwrap();
+        let outputs: BTreeMap<&Arc<str>, Option<&Payload>> =
+            machine.steps().map(|(path, state)| (path, state.output())).collect();
+        digest(&outputs).unwrap()
+    }
+
+    /// Every effect is recorded once; every key that the service saw is of one of them; and a key
+    /// that arrived twice was in doubt when it did.
+    async fn check(&self, deaths: u32) {
+        let mut done = BTreeMap::new();
+        for record in records(&*self.journal, "run").await {
+            if let Event::EffectDone { path, attempt, index, outcome: Outcome::Ok(_), .. } = record.event {
+                assert!(
+                    done.insert((path.to_string(), attempt, index), ()).is_none(),
+                    "{path} {index} twice"
+                );
+            }
+        }
+        let ledger = self.ledger.lock().unwrap();
+        assert!(ledger.len() <= done.len());
+        assert!(ledger.values().all(|times| *times <= deaths + 1));
+    }
+}
+
+async fn answer_all(run: Run<Value>) {
+    let mut events = run.events(1);
+    while let Some(Ok(record)) = events.next().await {
+        if let Event::QuestionAsked { question, .. } = record.event {
+            // One that was answered before the crash stays as it was answered.
+            let _ = run.answer(&question.id, true, "tester").await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_at_any_append_every_sample_ends_as_if_it_had_not_been() {
+    let mut kills = 0;
+    for graph in samples() {
+        let calm = World::new(&graph);
+        let expected = calm.live(None).await.unwrap();
+        let state = calm.state().await;
+        for lands in [false, true] {
+            for after in 1.. {
+                let world = World::new(&graph);
+                if world.live(Some((after, lands))).await.is_ok() {
+                    break;
+                }
+                kills += 1;
+                let output = world.live(None).await.unwrap();
+                let place = format!("`{}` killed at append {after}, landed: {lands}", graph.name);
+                assert_eq!(output, expected, "{place}");
+                assert_eq!(world.state().await, state, "{place}");
+                world.check(1).await;
+            }
+        }
+    }
+    assert!(kills > 300, "only {kills} places to be killed at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn killed_again_and_again_every_sample_ends_as_if_it_had_not_been() {
+    let seeds: u64 = std::env::var("CORAL_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(500);
+    let samples = samples();
+    let mut states = Vec::new();
+    for graph in &samples {
+        let calm = World::new(graph);
+        calm.live(None).await.unwrap();
+        states.push(calm.state().await);
+    }
+    for seed in 0..seeds {
+        let chance = ManualClock::default();
+        for _ in 0..seed % 1_000 {
+            chance.random();
+        }
+        let draw = |below: u64| (chance.random() ^ seed.wrapping_mul(0x9e37_79b9)) % below;
+        let which = usize::try_from(draw(samples.len() as u64)).unwrap();
+        let world = World::new(&samples[which]);
+        let mut deaths = 0;
+        while deaths < 12 {
+            let dies = (1 + usize::try_from(draw(20)).unwrap(), draw(2) == 0);
+            if world.live(Some(dies)).await.is_ok() {
+                break;
+            }
+            deaths += 1;
+        }
+        world.live(None).await.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!(world.state().await, states[which], "seed {seed}, `{}`", samples[which].name);
+        world.check(deaths).await;
+    }
+}

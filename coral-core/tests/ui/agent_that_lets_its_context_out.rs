@@ -1,0 +1,22 @@
+#[path = "support/team.rs"]
+mod team;
+use team::*;
+
+struct Own(AgentSpec);
+
+#[async_trait::async_trait]
+impl Agent for Own {
+    type Input = Idea;
+    type Output = Design;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, input: Idea, cx: &mut AgentContext) -> Result<Design, AgentError> {
+        tokio::spawn(async move { cx.now_ms().await });
+        Ok(Design(input.0))
+    }
+}
+
+fn main() {}

@@ -1,0 +1,11 @@
+#[path = "support/team.rs"]
+mod team;
+use team::*;
+
+fn build(flow: &mut Flow<Idea>) {
+    let design = flow.step(architect(), flow.input());
+    let _first = design.named("design");
+    flow.step(backend(), &design);
+}
+
+fn main() {}

@@ -1,0 +1,11 @@
+#[path = "support/team.rs"]
+mod team;
+use team::*;
+
+fn build(flow: &mut Flow<Idea>) {
+    let first = flow.step(architect(), flow.input());
+    let second = flow.step(architect(), flow.input());
+    flow.function("count", Settle([&first, &second]), |all: Vec<Design>| async move { Ok(all.len()) });
+}
+
+fn main() {}
