@@ -86,8 +86,10 @@ pub(super) async fn refuses_another_seq<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
     let epoch = run_of(&journal, "run", 5).await;
     for expected in [0, 4, 6, Seq::MAX >> 1] {
-        let error =
-            journal.append("run", epoch, expected, records(expected + 1, expected + 2).into()).await.unwrap_err();
+        let error = journal
+            .append("run", epoch, expected, records(expected + 1, expected + 2).into())
+            .await
+            .unwrap_err();
         let told = ErrorKind::Conflict { run: "run".into(), expected, found: 5 };
         assert_eq!(*error.kind(), told);
     }
