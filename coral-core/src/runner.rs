@@ -418,6 +418,8 @@ impl Runner {
             Some((status @ (RunStatus::Succeeded | RunStatus::Cancelled), output, error))
                 if driver.machine.status() == status =>
             {
+                // An output that is `null` reads back as none.
+                let output = output.or_else(|| (status == RunStatus::Succeeded).then(Payload::null));
                 shared.end.send_replace(Some(Arc::new(RunEnd::Finished { status, output, error })));
                 Ok(Run::new(shared))
             }

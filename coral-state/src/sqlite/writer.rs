@@ -35,6 +35,9 @@ pub(super) enum Request {
     Aside(Box<dyn FnOnce(&Connection) + Send>),
 }
 
+/// What came of an append, with its records, so that whoever asked drops them.
+pub(super) type Appended = (Result<(), Error>, Arc<[Record]>);
+
 /// A batch on its way. The records come back with the answer, so that freeing them costs the
 /// caller's time and not the writer's.
 pub(super) struct Append {
@@ -43,7 +46,7 @@ pub(super) struct Append {
     pub(super) expected: Seq,
     pub(super) records: Arc<[Record]>,
     pub(super) chunk: Vec<u8>,
-    pub(super) answer: oneshot::Sender<(Result<(), Error>, Arc<[Record]>)>,
+    pub(super) answer: oneshot::Sender<Appended>,
 }
 
 /// Any other change: what it does is undone if it fails, and answered once it is durable.
