@@ -1,256 +1,49 @@
 //! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable
 //! before it is applied.
 
-use std::collections::{BTreeMap, HashMap};
+mod log;
+mod shared;
+mod step;
+
+use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use serde_json::Value;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
-use crate::agent::{HandoffDraft, panicked};
-use crate::budget::{Ledger, Used};
+use self::log::StepLogs;
+use self::shared::INBOX;
+use self::step::{FunctionInput, begin_function, hand_off_function, wait_for};
+use crate::agent::panicked;
+use crate::budget::Used;
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Question, Record, RunStatus, Seq, Stage};
-use crate::graph::StepKind;
+use crate::event::{Event, Record, RunStatus, Seq};
 use crate::handoff::{HandoffContext, HandoffSource};
 use crate::machine::{Command, Machine, StepState};
 use crate::money::Usd;
 use crate::outside::{Outside, Told};
 use crate::payload::Payload;
-use crate::program::{self, Body, Feed, StepFuture};
-use crate::runner::Ports;
+use crate::program::{self, Body};
 use crate::spec::AgentSpec;
 use crate::task::{Deliverable, HandoffMessage};
-use crate::tool::EffectClass;
+
+pub(crate) use self::log::{RecordedEffect, StepLog};
+pub(crate) use self::shared::{RunEnd, RunShared, ToDriver};
 
 /// How long an event that nobody waits for may wait for others to share its append with.
 const LINGER: Duration = Duration::from_millis(2);
-
-/// Messages to the driver that may wait; beyond, steps wait.
-const INBOX: usize = 256;
 
 /// What the attempt of an agent takes of a budget.
 const ONE_AGENT: Used = Used { usd: Usd::ZERO, tokens: 0, calls: 0, agents: 1 };
 
 /// Events of one append at the most.
 const BATCH: usize = 1_024;
-
-/// What the steps of a run share with its driver and its handles.
-pub(crate) struct RunShared {
-    pub(crate) id: Arc<str>,
-    pub(crate) project: Arc<str>,
-    pub(crate) facts: Arc<BTreeMap<String, Value>>,
-    pub(crate) ports: Arc<Ports>,
-    ledger: Mutex<Ledger>,
-    pub(crate) inbox: mpsc::Sender<ToDriver>,
-    pub(crate) head: watch::Sender<Seq>,
-    pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
-}
-
-/// How a driver ended.
-#[derive(Debug)]
-pub(crate) enum RunEnd {
-    /// The run is over.
-    Finished { status: RunStatus, output: Option<Payload>, error: Option<Error> },
-    /// The driver could not go on; the run can be resumed.
-    Broken(Error),
-}
-
-impl RunShared {
-    pub(crate) fn new(
-        id: Arc<str>,
-        project: Arc<str>,
-        facts: Arc<BTreeMap<String, Value>>,
-        ports: Arc<Ports>,
-    ) -> (Arc<Self>, mpsc::Receiver<ToDriver>) {
-        let (inbox, receiver) = mpsc::channel(INBOX);
-        let shared = RunShared {
-            id,
-            project,
-            facts,
-            ports,
-            ledger: Mutex::default(),
-            inbox,
-            head: watch::Sender::new(0),
-            end: watch::Sender::new(None),
-        };
-        (Arc::new(shared), receiver)
-    }
-
-    /// The run's budgets.
-    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes `events` durable.
-    pub(crate) async fn append(&self, events: Vec<Event>) -> Result<(), Error> {
-        let (done, wait) = oneshot::channel();
-        self.send(ToDriver::Append(events, done)).await;
-        match wait.await {
-            Ok(result) => result,
-            // The driver is gone and drops this step next.
-            Err(_) => std::future::pending().await,
-        }
-    }
-
-    /// Answers a question; says whether this answer is the one that counts.
-    pub(crate) async fn answer(
-        &self,
-        id: Arc<str>,
-        answer: Payload,
-        by: Arc<str>,
-    ) -> Option<Result<bool, Error>> {
-        let (taken, wait) = oneshot::channel();
-        self.send(ToDriver::Answer { id, answer, by, taken }).await;
-        wait.await.ok()
-    }
-
-    pub(crate) async fn send(&self, message: ToDriver) {
-        // A driver that is gone has said why through `end`; nothing more can be recorded.
-        if let Err(TrySendError::Full(message)) = self.inbox.try_send(message) {
-            // Boxed, so that the tasks of steps are small: this is rare.
-            let _ = Box::pin(self.inbox.send(message)).await;
-        }
-    }
-}
-
-pub(crate) enum ToDriver {
-    /// An event that the sender does not wait for.
-    Record(Box<Event>),
-    /// Events that must be durable before the sender goes on.
-    Append(Vec<Event>, oneshot::Sender<Result<(), Error>>),
-    /// A step's attempt is over.
-    StepDone { step: usize, attempt: u32, result: Result<Payload, Error> },
-    /// The input of a step that holds steps is there.
-    Opened { step: usize, attempt: u32, result: Result<Payload, Error> },
-    /// The wait before an attempt is over.
-    RetryDue { step: usize, attempt: u32 },
-    /// A step asks a person.
-    Ask { path: Arc<str>, question: Arc<Question>, reply: oneshot::Sender<Payload> },
-    /// Somebody answers a question; whether it was open is told back.
-    Answer { id: Arc<str>, answer: Payload, by: Arc<str>, taken: oneshot::Sender<Result<bool, Error>> },
-    /// A step waits for a signal.
-    AwaitSignal { name: Arc<str>, reply: oneshot::Sender<Payload> },
-    /// Somebody sends a signal.
-    Signal { name: Arc<str>, payload: Payload, taken: oneshot::Sender<Result<(), Error>> },
-    /// Somebody wants to know which questions are open.
-    Questions(oneshot::Sender<Vec<Arc<Question>>>),
-    /// Somebody asked for the run to end.
-    Cancel(Arc<str>),
-    /// Stop here; the run will be resumed.
-    Suspend,
-}
-
-/// What is recorded of an attempt that did not end.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct StepLog {
-    attempt: u32,
-    effects: Vec<RecordedEffect>,
-    stage: Option<Stage>,
-    handed_off: Vec<Arc<str>>,
-    notes: usize,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) struct RecordedEffect {
-    pub(crate) seq: Seq,
-    pub(crate) at_ms: u64,
-    pub(crate) index: u32,
-    pub(crate) effect: EffectKind,
-    pub(crate) label: Arc<str>,
-    pub(crate) digest: String,
-    pub(crate) class: EffectClass,
-    pub(crate) outcome: Option<Outcome>,
-}
-
-impl StepLog {
-    pub(crate) fn effect(&self, index: u32) -> Option<&RecordedEffect> {
-        self.effects.get(usize::try_from(index).ok()?).filter(|effect| effect.index == index)
-    }
-
-    pub(crate) fn entered(&self, stage: Stage) -> bool {
-        self.stage.is_some_and(|last| stage <= last)
-    }
-
-    pub(crate) fn has_handed_off(&self, to: &Arc<str>) -> bool {
-        self.handed_off.contains(to)
-    }
-
-    /// Whether the next note is recorded already.
-    pub(crate) fn take_note(&mut self) -> bool {
-        let recorded = self.notes > 0;
-        self.notes = self.notes.saturating_sub(1);
-        recorded
-    }
-}
-
-/// The logs of the attempts that have begun and not ended: a fold over the journal.
-#[derive(Debug, Default)]
-pub(crate) struct StepLogs(HashMap<Arc<str>, StepLog>);
-
-impl StepLogs {
-    pub(crate) fn apply(&mut self, record: &Record) {
-        match &record.event {
-            Event::StepStarted { path, attempt } => {
-                self.0.insert(path.clone(), StepLog { attempt: *attempt, ..Default::default() });
-            }
-            Event::StageEntered { path, stage, .. } => {
-                if let Some(log) = self.0.get_mut(path) {
-                    log.stage = Some(*stage);
-                }
-            }
-            Event::EffectIntended { path, index, effect, label, digest, class, .. } => {
-                if let Some(log) = self.0.get_mut(path) {
-                    log.effects.push(RecordedEffect {
-                        seq: record.seq,
-                        at_ms: record.at_ms,
-                        index: *index,
-                        effect: *effect,
-                        label: label.clone(),
-                        digest: digest.clone(),
-                        class: *class,
-                        outcome: None,
-                    });
-                }
-            }
-            Event::EffectDone { path, index, outcome, .. } => {
-                let effect =
-                    self.0.get_mut(path).and_then(|log| log.effects.get_mut(usize::try_from(*index).ok()?));
-                if let Some(effect) = effect {
-                    effect.outcome = Some(outcome.clone());
-                }
-            }
-            Event::HandedOff { from, to, .. } => {
-                if let Some(log) = self.0.get_mut(from) {
-                    log.handed_off.push(to.clone());
-                }
-            }
-            Event::Noted { path, .. } => {
-                if let Some(log) = self.0.get_mut(path) {
-                    log.notes += 1;
-                }
-            }
-            Event::StepSucceeded { path, .. }
-            | Event::StepFailed { path, .. }
-            | Event::StepSkipped { path, .. } => {
-                self.0.remove(path);
-            }
-            _ => {}
-        }
-    }
-
-    fn take(&mut self, path: &Arc<str>, attempt: u32) -> StepLog {
-        self.0.remove(path).filter(|log| log.attempt == attempt).unwrap_or_default()
-    }
-}
 
 /// A task that works for a step.
 struct Live {
@@ -260,21 +53,25 @@ struct Live {
     cancel: Option<oneshot::Sender<Arc<str>>>,
 }
 
+/// Drives one run: an actor that owns its journal's end.
 pub(crate) struct Driver {
-    pub(crate) shared: Arc<RunShared>,
-    pub(crate) program: Arc<program::Inner>,
+    shared: Arc<RunShared>,
+    program: Arc<program::Inner>,
     pub(crate) machine: Machine,
-    pub(crate) inbox: mpsc::Receiver<ToDriver>,
-    pub(crate) epoch: u64,
+    inbox: mpsc::Receiver<ToDriver>,
+    epoch: u64,
     /// The last durable record.
     pub(crate) seq: Seq,
-    pub(crate) logs: StepLogs,
-    pub(crate) messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
+    /// The effects of the attempts that a journal left open.
+    logs: StepLogs,
+    /// The handoffs, by the paths of giver and taker.
+    messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
     /// What had been delivered when each step began.
     available: HashMap<usize, Arc<[Deliverable]>>,
-    /// Events that are not durable yet, with the step that they are about where that is known.
     outside: Outside,
+    /// Events that are not durable yet, with the step that they are about where that is known.
     batch: Vec<(Event, Option<usize>)>,
+    /// Those who wait for the batch.
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
     /// What came from outside with the batch, to be passed on once that is durable.
     told: Vec<Told>,
@@ -824,62 +621,5 @@ impl Driver {
             message: self.messages.get(&(path.clone(), to)).cloned(),
             path,
         }
-    }
-}
-
-/// Hands the turn from a function to the agents that take its output.
-async fn hand_off_function(shared: Arc<RunShared>, place: Arc<StepPlace>, attempt: u32, log: StepLog) {
-    let spec = Arc::new(AgentSpec::new(&*place.path, &*place.path));
-    let mut cx = AgentContext::new(shared, spec, place.clone(), attempt, log, None);
-    for successor in place.successors.iter() {
-        cx.hand_off(successor, HandoffDraft::empty()).await;
-    }
-}
-
-/// Waits for a person, a time or a signal.
-async fn wait_for(kind: Option<StepKind>, input: Payload, cx: &mut AgentContext) -> Result<Payload, Error> {
-    match kind {
-        Some(StepKind::Ask { answer, deadline_ms, default }) => {
-            let label = cx.path().to_string();
-            let default = deadline_ms.map(|ms| (ms, Payload::from_json(default)));
-            cx.ask_person(&label, input, answer, default).await
-        }
-        Some(StepKind::Timer(ms)) => cx.sleep_ms(ms).await.map(|()| input),
-        Some(StepKind::Signal(name)) => cx.wait_for_signal(&name).await,
-        _ => Ok(input),
-    }
-}
-
-/// What a function takes.
-enum FunctionInput {
-    /// The output before it, as it is.
-    Is(Option<Payload>),
-    /// What its feed makes of the outputs before it.
-    From(Box<(Feed, Vec<Option<Payload>>, HandoffContext)>),
-}
-
-/// Calls a function; a panic of its is the future's.
-fn begin_function(
-    call: &(dyn Fn(Payload) -> StepFuture + Send + Sync),
-    condition: Result<(), Error>,
-    input: FunctionInput,
-) -> StepFuture {
-    let begin = || {
-        condition?;
-        let input = match input {
-            FunctionInput::Is(input) => {
-                input.ok_or_else(|| Error::invalid("input", "the step before gave no output"))?
-            }
-            FunctionInput::From(from) => {
-                let (feed, outputs, cx) = *from;
-                feed.apply(&outputs, &cx)?
-            }
-        };
-        Ok(call(input))
-    };
-    match std::panic::catch_unwind(AssertUnwindSafe(begin)) {
-        Ok(Ok(work)) => work,
-        Ok(Err(error)) => Box::pin(std::future::ready(Err(error))),
-        Err(panic) => Box::pin(async move { std::panic::resume_unwind(panic) }),
     }
 }

@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Record, RunStatus, Seq};
 
+/// Records that are read from a journal at once.
+pub(crate) const PAGE: usize = 1_000;
+
 /// An append-only list of events for each run.
 ///
 /// # Contract

@@ -1,4 +1,58 @@
 //! Durable workflows for teams of AI agents.
+//!
+//! A **run** is one execution of a workflow, and its whole state is a fold over its **journal**, an
+//! append-only list of events. A workflow is a graph of **steps**; a step runs an **agent** or a function,
+//! or holds other steps. Whatever an agent does to the world outside (a model call, a tool call, a clock
+//! reading, a question to a person) is an **effect**: its intent is recorded before, its outcome after, once. So
+//! a run can be killed anywhere and resumed anywhere, and pays for nothing twice.
+//!
+//! ```
+//! use coral_core::{AgentError, Flow, Handle, MemoryJournal, Runner, Workflow};
+//!
+//! struct Greet;
+//!
+//! impl Workflow for Greet {
+//!     type Input = Vec<String>;
+//!     type Output = String;
+//!
+//!     fn name(&self) -> &str {
+//!         "greet"
+//!     }
+//!
+//!     fn build(&self, flow: &mut Flow<Vec<String>>) -> Handle<String> {
+//!         let each = flow.map("each", 8, flow.input(), |flow: &mut Flow<String>| {
+//!             flow.function("greet", flow.input(), |name: String| async move { Ok(format!("hello {name}")) })
+//!         });
+//!         flow.function("join", &each, |all: Vec<String>| async move { Ok(all.join(", ")) })
+//!     }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), coral_core::Error> {
+//! let runner = Runner::builder().journal(MemoryJournal::new()).build();
+//! let run = runner.start(&Greet, vec!["coral".into(), "reef".into()]).await?;
+//! assert_eq!(run.output().await?, "hello coral, hello reef");
+//!
+//! // The same from the journal alone, in this process or another.
+//! let again = runner.resume(&Greet, run.id()).await?;
+//! assert_eq!(again.output().await?, "hello coral, hello reef");
+//! # Ok(()) }
+//! ```
+//!
+//! # What to implement
+//! - [`Agent`]: one specialist, typed. [`PromptAgent`] runs one that is data, an [`AgentSpec`].
+//! - [`Workflow`]: which steps feed which, typed: an edge compiles only where the output can be
+//!   handed off ([`Handoff`]) to the next input. [`Program::from_graph`] takes the same as data.
+//! - The ports, for what is not there yet: [`ChatModel`], [`Toolbox`], [`Journal`], [`Cache`], [`Blobs`],
+//!   [`Clock`]. `coral-llm`, `coral-mcp` and `coral-state` have implementations; the ones here are in memory.
+//!
+//! # What to call
+//! - [`Runner`]: start, resume, recover, fork, inspect. [`Run`]: its events, its questions, its output.
+//! - [`Budget`]: what a run may use, reserved before each call.
+//! - [`resilience`]: layers around models and tools. [`resources`]: what agents of all runs share.
+//!
+//! This crate does no I/O and has no features: it opens no file, socket or process, and reads no clock but
+//! through [`Clock`].
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -26,6 +80,7 @@ mod prompt;
 mod prompt_agent;
 pub mod resilience;
 pub mod resources;
+mod run;
 mod runner;
 mod schema;
 mod spec;
@@ -58,7 +113,8 @@ pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
 pub use crate::prompt::Partials;
 pub use crate::prompt_agent::PromptAgent;
-pub use crate::runner::{EventStream, ResumeOptions, Run, Runner, RunnerBuilder, StartOptions};
+pub use crate::run::{EventStream, Run};
+pub use crate::runner::{ResumeOptions, Runner, RunnerBuilder, StartOptions};
 pub use crate::schema::Schema;
 pub use crate::spec::{
     AgentLimits, AgentSpec, Category, HandoffSpec, ModelNeeds, OutputSpec, PhaseSpec, PromptTemplate, Tier,

@@ -1,0 +1,110 @@
+//! What is recorded of the attempts that have begun and not ended.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::event::{EffectKind, Event, Outcome, Record, Seq, Stage};
+use crate::tool::EffectClass;
+
+/// What is recorded of an attempt that did not end.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StepLog {
+    attempt: u32,
+    effects: Vec<RecordedEffect>,
+    stage: Option<Stage>,
+    handed_off: Vec<Arc<str>>,
+    notes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RecordedEffect {
+    pub(crate) seq: Seq,
+    pub(crate) at_ms: u64,
+    pub(crate) index: u32,
+    pub(crate) effect: EffectKind,
+    pub(crate) label: Arc<str>,
+    pub(crate) digest: String,
+    pub(crate) class: EffectClass,
+    pub(crate) outcome: Option<Outcome>,
+}
+
+impl StepLog {
+    pub(crate) fn effect(&self, index: u32) -> Option<&RecordedEffect> {
+        self.effects.get(usize::try_from(index).ok()?).filter(|effect| effect.index == index)
+    }
+
+    pub(crate) fn entered(&self, stage: Stage) -> bool {
+        self.stage.is_some_and(|last| stage <= last)
+    }
+
+    pub(crate) fn has_handed_off(&self, to: &Arc<str>) -> bool {
+        self.handed_off.contains(to)
+    }
+
+    /// Whether the next note is recorded already.
+    pub(crate) fn take_note(&mut self) -> bool {
+        let recorded = self.notes > 0;
+        self.notes = self.notes.saturating_sub(1);
+        recorded
+    }
+}
+
+/// The logs of the attempts that have begun and not ended: a fold over the journal.
+#[derive(Debug, Default)]
+pub(crate) struct StepLogs(HashMap<Arc<str>, StepLog>);
+
+impl StepLogs {
+    pub(crate) fn apply(&mut self, record: &Record) {
+        match &record.event {
+            Event::StepStarted { path, attempt } => {
+                self.0.insert(path.clone(), StepLog { attempt: *attempt, ..Default::default() });
+            }
+            Event::StageEntered { path, stage, .. } => {
+                if let Some(log) = self.0.get_mut(path) {
+                    log.stage = Some(*stage);
+                }
+            }
+            Event::EffectIntended { path, index, effect, label, digest, class, .. } => {
+                if let Some(log) = self.0.get_mut(path) {
+                    log.effects.push(RecordedEffect {
+                        seq: record.seq,
+                        at_ms: record.at_ms,
+                        index: *index,
+                        effect: *effect,
+                        label: label.clone(),
+                        digest: digest.clone(),
+                        class: *class,
+                        outcome: None,
+                    });
+                }
+            }
+            Event::EffectDone { path, index, outcome, .. } => {
+                let effect =
+                    self.0.get_mut(path).and_then(|log| log.effects.get_mut(usize::try_from(*index).ok()?));
+                if let Some(effect) = effect {
+                    effect.outcome = Some(outcome.clone());
+                }
+            }
+            Event::HandedOff { from, to, .. } => {
+                if let Some(log) = self.0.get_mut(from) {
+                    log.handed_off.push(to.clone());
+                }
+            }
+            Event::Noted { path, .. } => {
+                if let Some(log) = self.0.get_mut(path) {
+                    log.notes += 1;
+                }
+            }
+            Event::StepSucceeded { path, .. }
+            | Event::StepFailed { path, .. }
+            | Event::StepSkipped { path, .. } => {
+                self.0.remove(path);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn take(&mut self, path: &Arc<str>, attempt: u32) -> StepLog {
+        self.0.remove(path).filter(|log| log.attempt == attempt).unwrap_or_default()
+    }
+}
