@@ -293,3 +293,37 @@ async fn killed_again_and_again_every_sample_ends_as_if_it_had_not_been() {
         world.check(deaths).await;
     }
 }
+
+/// Where the journals of releases are kept: they load and go on forever.
+fn fixture(release: &str) -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/journal-{release}.json"))
+}
+
+/// A run of the last sample, cut off in its middle, as each release wrote it. A new release adds its own:
+/// `CORAL_WRITE_FIXTURE=1.2.3 cargo test -p coral-core --test it journals_of_every_release`.
+#[tokio::test(start_paused = true)]
+async fn journals_of_every_release_load_and_go_on() {
+    let six = samples().pop().unwrap();
+    let calm = World::new(&six);
+    let expected = calm.live(None).await.unwrap();
+    if let Ok(release) = std::env::var("CORAL_WRITE_FIXTURE") {
+        let cut = World::new(&six);
+        cut.live(Some((24, true))).await.unwrap_err();
+        let text = serde_json::to_string_pretty(&records(&*cut.journal, "run").await).unwrap();
+        std::fs::write(fixture(&release), text + "\n").unwrap();
+    }
+    for release in ["0.1.0"] {
+        let text = std::fs::read_to_string(fixture(release)).unwrap();
+        let recorded: Vec<coral_core::Record> = serde_json::from_str(&text).unwrap();
+        let open =
+            recorded.iter().filter(|record| matches!(record.event, Event::QuestionAsked { .. })).count();
+        assert!(open > 0 && recorded.len() > 60, "{release}: a fixture that shows something");
+        let world = World::new(&six);
+        let epoch = world.journal.acquire("run").await.unwrap();
+        world.journal.append("run", epoch, 0, recorded.clone().into()).await.unwrap();
+        assert_eq!(world.live(None).await.unwrap(), expected, "{release}");
+        let after = records(&*world.journal, "run").await;
+        assert_eq!(after[..recorded.len()], recorded[..], "{release}: what was recorded stays");
+        world.check(1).await;
+    }
+}
