@@ -57,7 +57,7 @@ pub enum Event {
         facts: Arc<BTreeMap<String, Value>>,
         /// What it may use.
         #[serde(default, skip_serializing_if = "Budget::is_unlimited")]
-        budget: Budget,
+        budget: Box<Budget>,
         /// Where it was forked off, if it was: the records up to there are those of the other run.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         forked_from: Option<ForkPoint>,
@@ -70,7 +70,7 @@ pub enum Event {
     /// The run may use more.
     BudgetToppedUp {
         /// By how much each limit is raised.
-        more: Budget,
+        more: Box<Budget>,
     },
     /// A step was given its input.
     StepStarted {

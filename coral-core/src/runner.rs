@@ -241,7 +241,7 @@ impl Runner {
                 pins: program.pins().clone(),
                 input,
                 facts,
-                budget: options.budget,
+                budget: Box::new(options.budget),
                 forked_from: None,
             })
             .await?;
@@ -251,17 +251,22 @@ impl Runner {
     /// The id and epoch of a run that begins.
     async fn claim(&self, id: Option<String>, workflow: &str) -> Result<(Arc<str>, u64), Error> {
         let id: Arc<str> = match id {
-            Some(id) => id.into(),
+            Some(id) => {
+                check_id(&id)?;
+                if let Some(head) = self.ports.journal.head(&id).await? {
+                    let conflict = ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq };
+                    return Err(Error::new(conflict)
+                        .with_help("there is a run of this id: resume it, or start under another id"));
+                }
+                id.into()
+            }
             None => {
                 let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
-                format!("{workflow}-{now:x}-{chance:08x}").into()
+                let name: String =
+                    workflow.chars().take(64).map(|c| if fits_id(c) { c } else { '-' }).collect();
+                format!("{}-{now:x}-{chance:08x}", name.trim_start_matches('.')).into()
             }
         };
-        check_id(&id)?;
-        if let Some(head) = self.ports.journal.head(&id).await? {
-            return Err(Error::new(ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq })
-                .with_help("there is a run of this id: resume it, or start under another id"));
-        }
         let epoch = self.ports.journal.acquire(&id).await?;
         Ok((id, epoch))
     }
@@ -391,7 +396,7 @@ impl Runner {
         }
         check_pins(run, graph, pins, program)?;
         let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
-        shared.ledger().open(budget.clone(), *at_ms);
+        shared.ledger().open((**budget).clone(), *at_ms);
         let mut driver = Driver::new(shared.clone(), program.clone(), inbox, epoch);
         let mut finished = None;
         while let Some(last) = page.last().map(|record| record.seq) {
@@ -416,7 +421,7 @@ impl Runner {
             }
             _ => {
                 if !options.top_up.is_unlimited() {
-                    driver.begin(Event::BudgetToppedUp { more: options.top_up }).await?;
+                    driver.begin(Event::BudgetToppedUp { more: Box::new(options.top_up) }).await?;
                 }
                 driver.begin(Event::RunResumed { epoch }).await?;
                 Ok(self.launch(shared, driver))
@@ -491,9 +496,12 @@ fn not_begun(run: &str) -> Error {
     Error::storage("reading the journal", format!("run `{run}` does not begin with `run_started`"))
 }
 
+fn fits_id(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+}
+
 fn check_id(id: &str) -> Result<(), Error> {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if id.is_empty() || id.len() > 128 || !id.chars().all(fits) || id.starts_with('.') {
+    if id.is_empty() || id.len() > 128 || !id.chars().all(fits_id) || id.starts_with('.') {
         return Err(Error::invalid(
             format!("run id `{id}`"),
             "it must be letters, digits, `-`, `_` and `.`, not begin with `.`, and be at most 128 long",

@@ -62,7 +62,7 @@ fn record(seq: Seq) -> Record {
             pins: Default::default(),
             input: Payload::null(),
             facts: Default::default(),
-            budget: coral_core::Budget::default(),
+            budget: Box::default(),
             forked_from: None,
         }
     } else {

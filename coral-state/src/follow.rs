@@ -95,7 +95,7 @@ impl<J: Journal> Follow for Polled<J> {
 /// # let event = Event::RunStarted {
 /// #     format: 1, project: "".into(), graph: GraphData::default().into(), pins: Default::default(),
 /// #     input: Payload::null(), facts: Default::default(),
-/// #     budget: coral_core::Budget::default(),
+/// #     budget: Box::default(),
 /// #     forked_from: None,
 /// # };
 /// # let first = Record { seq: 1, at_ms: 0, event };

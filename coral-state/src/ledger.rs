@@ -175,7 +175,7 @@ fn begin<V: View>(id: &str, changes: &[V::Change]) -> [Event; 2] {
         pins: Arc::default(),
         input: Payload::null(),
         facts: Arc::default(),
-        budget: coral_core::Budget::default(),
+        budget: Box::default(),
         forked_from: None,
     };
     [started, Event::RunFinished { status: RunStatus::Succeeded, output: None, error: None }]

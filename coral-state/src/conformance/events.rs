@@ -17,7 +17,7 @@ pub(super) fn started(project: &str, workflow: &str) -> Event {
         pins: Arc::default(),
         input: Payload::from_json(json!({"brief": "a reef"})),
         facts: Arc::new([("needs_mobile".to_owned(), json!(true))].into()),
-        budget: coral_core::Budget::default(),
+        budget: Box::default(),
         forked_from: None,
     }
 }

@@ -99,7 +99,7 @@ pub struct Progress {
 ///     pins: Default::default(),
 ///     input: Payload::null(),
 ///     facts: Default::default(),
-///     budget: coral_core::Budget::default(),
+///     budget: Box::default(),
 ///     forked_from: None,
 /// };
 /// let begun = Event::StepStarted { path: "design".into(), attempt: 1 };

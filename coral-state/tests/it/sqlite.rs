@@ -17,7 +17,7 @@ fn record(seq: Seq) -> Record {
             pins: Default::default(),
             input: coral_core::Payload::null(),
             facts: Default::default(),
-            budget: coral_core::Budget::default(),
+            budget: Box::default(),
             forked_from: None,
         }
     } else {

@@ -76,7 +76,7 @@ pub(crate) fn team_run(project: &str, brief: &str, facts: Value) -> Vec<Record> 
             pins: Arc::default(),
             input: Payload::from_json(json!({"project": project, "text": brief})),
             facts: facts.into(),
-            budget: coral_core::Budget::default(),
+            budget: Box::default(),
             forked_from: None,
         },
         started("design", 1),
