@@ -116,12 +116,12 @@ impl Prompt {
 fn bounded(text: &str) -> Result<(), String> {
     const TAG: usize = 1_000;
     const BRANCHES: usize = 200;
-    let ends = |open: usize| {
-        let rest = text.get(open..)?;
-        rest.find("%}").into_iter().chain(rest.find("}}")).min()
+    let is_long = |at: usize| {
+        let tag = text.as_bytes().get(at..at + TAG);
+        tag.is_some_and(|tag| !tag.windows(2).any(|end| end == b"%}" || end == b"}}"))
     };
     let opens = text.match_indices("{%").chain(text.match_indices("{{"));
-    if let Some((at, _)) = opens.clone().find(|(at, _)| ends(*at).unwrap_or(text.len() - at) > TAG) {
+    if let Some((at, _)) = opens.clone().find(|(at, _)| is_long(*at)) {
         let line = text.get(..at).map_or(1, |before| before.matches('\n').count() + 1);
         return Err(format!("the tag in line {line} is longer than {TAG} bytes"));
     }
