@@ -302,14 +302,16 @@ impl Driver {
     async fn flush(&mut self) -> Result<(), Error> {
         self.urgent = false;
         let at_ms = self.shared.ports.clock.now_ms();
+        let next = self.seq + 1;
         let mut about = Vec::with_capacity(self.batch.len());
         let records: Arc<[Record]> = self
             .batch
             .drain(..)
-            .zip(self.seq + 1..)
-            .map(|((event, step), seq)| {
+            // Not a zip: with its length known, the list is made in one piece.
+            .enumerate()
+            .map(|(n, (event, step))| {
                 about.push(step);
-                Record { seq, at_ms, event }
+                Record { seq: next + n as u64, at_ms, event }
             })
             .collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
