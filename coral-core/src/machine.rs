@@ -248,25 +248,8 @@ impl Machine {
 
     /// Folds one event in and appends what follows from it to `commands`.
     pub fn on_event(&mut self, event: &Event, commands: &mut Vec<Command>) {
-        let step = match event.path() {
-            Some(path) if self.concerns(event) => self.step(path),
-            _ => None,
-        };
+        let step = event.path().and_then(|path| self.step(path));
         self.on_event_of(event, step, commands);
-    }
-
-    /// Whether the machine looks at events of this kind.
-    fn concerns(&self, event: &Event) -> bool {
-        !matches!(
-            event,
-            Event::StageEntered { .. }
-                | Event::EffectIntended { .. }
-                | Event::EffectDone { .. }
-                | Event::CallRetried { .. }
-                | Event::HandedOff { .. }
-                | Event::QuestionAsked { .. }
-                | Event::Noted { .. }
-        )
     }
 
     /// [`on_event`](Self::on_event) for a host that knows which step the event is about.
