@@ -32,7 +32,7 @@ pub struct Budget {
     /// Input and output tokens together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
-    /// Model and tool calls together.
+    /// Model and tool calls together; one that is tried again counts once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub calls: Option<u64>,
     /// Attempts of agents.
@@ -137,12 +137,13 @@ impl Used {
         }
     }
 
-    /// What one call used in the end.
+    /// What one effect used in the end. One that is no call, such as a clock reading, was never
+    /// tried.
     pub(crate) fn of_call(spent: &Spent) -> Used {
         Used {
             usd: spent.cost.unwrap_or_default(),
             tokens: spent.usage.total_tokens(),
-            calls: u64::from(spent.tries.max(1)),
+            calls: u64::from(spent.tries > 0),
             agents: 0,
         }
     }

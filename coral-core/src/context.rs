@@ -172,10 +172,10 @@ impl AgentContext {
             class: EffectClass::Idempotent,
         };
         let index = self.take(1);
-        if let Some(outcome) = self.recorded(index, &intent)? {
-            return replayed(outcome);
-        }
-        let reserved = self.reserve(|ledger, path| ledger.worst_case(path, request, &model.info()))?;
+        let reserved = self.reserve(|ledger, path| match self.is_done(index) {
+            true => Ok(Used::default()),
+            false => ledger.worst_case(path, request, &model.info()),
+        })?;
         if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
             return replayed(outcome);
         }
@@ -184,17 +184,7 @@ impl AgentContext {
             let path = self.step.path.clone();
             cx = cx.on_delta(move |delta| listener(&path, delta));
         }
-        let mut tries = 0;
-        let result = loop {
-            tries += 1;
-            match model.chat(request, &cx).await {
-                Ok(response) => break Ok(response),
-                Err(error) => match self.run.ports.retry.delay_ms(tries, &error, self.jitter(index, tries)) {
-                    Some(delay_ms) => self.pause(index, error, delay_ms).await,
-                    None => break Err(error),
-                },
-            }
-        };
+        let (result, tries) = self.tried(index, intent.class, || model.chat(request, &cx)).await;
         let spent = match &result {
             Ok(response) => Spent {
                 model: Some(response.model.as_str().into()),
@@ -209,22 +199,44 @@ impl AgentContext {
         result
     }
 
-    /// The outcome of an effect, if it is recorded; compares it with `intent`.
-    fn recorded(&self, index: u32, intent: &Intent) -> Result<Option<Outcome>, Error> {
-        match self.log.effect(index) {
-            Some(recorded) if recorded.outcome.is_some() => match self.stand(recorded, intent, index)? {
-                Stand::Done(outcome) => Ok(Some(outcome)),
-                Stand::Go => Ok(None),
-            },
-            _ => Ok(None),
+    /// Whether the outcome of an effect is recorded.
+    fn is_done(&self, index: u32) -> bool {
+        self.log.effect(index).is_some_and(|recorded| recorded.outcome.is_some())
+    }
+
+    /// Makes a call, again and again if it fails transiently and may be repeated, within the
+    /// runner's policy. Gives the last outcome and how often it was made.
+    async fn tried<T, F>(
+        &self,
+        index: u32,
+        class: EffectClass,
+        call: impl Fn() -> F,
+    ) -> (Result<T, Error>, u32)
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let error = match call().await {
+                Ok(value) => return (Ok(value), tries),
+                Err(error) => error,
+            };
+            match self.run.ports.retry.delay_ms(tries, &error, self.jitter(index, tries)) {
+                Some(delay_ms) if class.is_repeatable() => self.pause(index, error, delay_ms).await,
+                _ => return (Err(error), tries),
+            }
         }
     }
 
-    /// Reserves what `worst` says from the budgets of this step.
+    /// Reserves what `worst` says from the budgets of this step. What takes nothing, since it is
+    /// recorded, is not held against limits that were reached since.
     fn reserve(&self, worst: impl FnOnce(&Ledger, &str) -> Result<Used, Error>) -> Result<Reserved, Error> {
         let mut ledger = self.run.ledger();
         let amount = worst(&ledger, &self.step.path)?;
-        ledger.reserve(&self.step.path, amount, self.run.ports.clock.now_ms())?;
+        if amount != Used::default() {
+            ledger.reserve(&self.step.path, amount, self.run.ports.clock.now_ms())?;
+        }
         Ok(Reserved { run: self.run.clone(), path: self.step.path.clone(), amount })
     }
 
@@ -285,9 +297,7 @@ impl AgentContext {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
-        let fresh = (first..)
-            .take(calls.len())
-            .filter(|index| self.log.effect(*index).is_none_or(|recorded| recorded.outcome.is_none()));
+        let fresh = (first..).take(calls.len()).filter(|index| !self.is_done(*index));
         let fresh = Used { calls: fresh.count() as u64, ..Used::default() };
         let reserved = self.reserve(|_, _| Ok(fresh))?;
         let stands = self.begin(first, &intents).await?;
@@ -312,17 +322,7 @@ impl AgentContext {
         index: u32,
     ) -> Result<ToolOutput, Error> {
         let cx = self.call_context(index);
-        let mut tries = 0;
-        let result = loop {
-            tries += 1;
-            match self.run.ports.tools.call(call, &cx).await {
-                Ok(output) => break Ok(output),
-                Err(error) => match self.run.ports.retry.delay_ms(tries, &error, self.jitter(index, tries)) {
-                    Some(delay_ms) if class.is_repeatable() => self.pause(index, error, delay_ms).await,
-                    _ => break Err(error),
-                },
-            }
-        };
+        let (result, tries) = self.tried(index, class, || self.run.ports.tools.call(call, &cx)).await;
         self.end(index, &result, Spent { tries, ..Spent::default() }).await;
         result
     }

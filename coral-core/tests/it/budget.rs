@@ -68,6 +68,7 @@ impl Agent for Asker {
     }
 
     async fn run(&self, n: u32, cx: &mut AgentContext) -> Result<u32, AgentError> {
+        cx.now_ms().await?;
         cx.chat(&ChatRequest::user("question")).await?;
         cx.chat(&ChatRequest::user("and another")).await?;
         Ok(n)
@@ -185,4 +186,14 @@ impl Workflow for Capped {
 async fn a_step_has_a_budget_of_its_own_within_that_of_the_run() {
     let run = runner(0, &Arc::default(), true).start(&Capped, 3).await.unwrap();
     assert_eq!(run.output().await.unwrap(), [Some(3), None]);
+}
+
+#[tokio::test]
+async fn what_a_run_has_used_reads_back_from_its_journal() {
+    let runner = runner(0, &Arc::default(), true);
+    let run = runner.start(&Crowd(8), 1).await.unwrap();
+    run.output().await.unwrap();
+    let used = run.used();
+    assert_eq!((used.calls, used.agents), (16, 8), "a clock reading is no call");
+    assert_eq!(runner.resume(&Crowd(8), run.id()).await.unwrap().used(), used);
 }
