@@ -73,11 +73,15 @@ impl Server {
     }
 
     fn keep(command: &str, dir: &Path, user: Option<(u32, u32)>) -> Child {
-        let _ = std::fs::remove_file(dir.join("pid"));
+        for left in ["pid", "ended"] {
+            let _ = std::fs::remove_file(dir.join(left));
+        }
         let dir = dir.display();
+        // The guard waits for the server at once: one that ended unwaited-for would look alive.
         let script = format!(
-            "exec 3<&0; {command} </dev/null >{dir}/log 2>&1 3<&- & pid=$!; echo $pid > {dir}/pid; \
-             read -r word <&3; kill -INT $pid 2>/dev/null; wait $pid; \
+            "exec 3<&0; \
+             ( {command} </dev/null >{dir}/log 2>&1 3<&- & echo $! > {dir}/pid; wait $!; echo > {dir}/ended ) & \
+             read -r word <&3; kill -INT $(cat {dir}/pid) 2>/dev/null; wait; \
              [ \"$word\" = again ] || rm -rf {dir}"
         );
         shell(&script, user).spawn().unwrap()
@@ -97,10 +101,7 @@ impl Server {
         let deadline = Instant::now() + Duration::from_secs(60);
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(Instant::now() < deadline, "the server does not answer: {}", self.log());
-            let alive = |pid: &str| {
-                Command::new("kill").args(["-0", pid]).stderr(Stdio::null()).status().unwrap().success()
-            };
-            if self.pid().is_some_and(|pid| !alive(&pid)) {
+            if self.dir.join("ended").exists() {
                 return false;
             }
             std::thread::sleep(Duration::from_millis(20));
