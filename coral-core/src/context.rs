@@ -18,7 +18,7 @@ use crate::error::{AgentError, Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Question, Spent, Stage};
 use crate::handoff::derived_uuid;
 use crate::hash::{digest, jitter, sha256_hex};
-use crate::model::{ChatRequest, ChatResponse};
+use crate::model::{ChatRequest, ChatResponse, ModelInfo};
 use crate::payload::{Data, Payload};
 use crate::resources::Permit;
 use crate::spec::AgentSpec;
@@ -154,6 +154,12 @@ impl AgentContext {
     /// A fact of the run, as conditions see it.
     pub fn fact(&self, name: &str) -> Option<&Value> {
         self.run.facts.get(name)
+    }
+
+    /// What the runner's model can do and what it costs, as it stands now: not recorded, so what
+    /// depends on it must be [noted](Self::note) before it is acted upon.
+    pub fn model_info(&self) -> ModelInfo {
+        self.run.ports.model.info()
     }
 
     /// Calls the model. A transient failure is tried again within the runner's policy; what comes
@@ -520,14 +526,18 @@ impl AgentContext {
         .await
     }
 
-    /// Notes something for people, metrics and audits. A note is not an effect: it is recorded
-    /// once, and a resumed step does not repeat it.
-    pub async fn note(&mut self, topic: &str, note: Value) {
-        if self.log.take_note() {
-            return;
+    /// Notes something for people, metrics and audits, and gives the note as it is recorded.
+    ///
+    /// A note is not an effect: it is recorded once, and a resumed step does not repeat it. What
+    /// the resumed step gets is the note of the first time, so a decision that is noted before it is
+    /// acted upon stays as it was, even if what it was made of is different now.
+    pub async fn note(&mut self, topic: &str, note: Value) -> Value {
+        if let Some(recorded) = self.log.take_note(topic) {
+            return recorded;
         }
-        let event = Event::Noted { path: self.step.path.clone(), topic: topic.into(), note };
+        let event = Event::Noted { path: self.step.path.clone(), topic: topic.into(), note: note.clone() };
         self.send(event).await;
+        note
     }
 
     async fn perform<T, F>(&mut self, intent: Intent, act: impl FnOnce(Arc<str>) -> F) -> Result<T, Error>

@@ -1,7 +1,9 @@
 //! What is recorded of the attempts that have begun and not ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+
+use serde_json::Value;
 
 use crate::event::{EffectKind, Event, Outcome, Record, Seq, Stage};
 use crate::tool::EffectClass;
@@ -13,7 +15,7 @@ pub(crate) struct StepLog {
     effects: Vec<RecordedEffect>,
     stage: Option<Stage>,
     handed_off: Vec<Arc<str>>,
-    notes: usize,
+    notes: VecDeque<(Arc<str>, Value)>,
 }
 
 #[derive(Clone, Debug)]
@@ -41,11 +43,10 @@ impl StepLog {
         self.handed_off.contains(to)
     }
 
-    /// Whether the next note is recorded already.
-    pub(crate) fn take_note(&mut self) -> bool {
-        let recorded = self.notes > 0;
-        self.notes = self.notes.saturating_sub(1);
-        recorded
+    /// The next note of this topic that is recorded already.
+    pub(crate) fn take_note(&mut self, topic: &str) -> Option<Value> {
+        let next = self.notes.iter().position(|(recorded, _)| **recorded == *topic)?;
+        self.notes.remove(next).map(|(_, note)| note)
     }
 }
 
@@ -90,9 +91,9 @@ impl StepLogs {
                     log.handed_off.push(to.clone());
                 }
             }
-            Event::Noted { path, .. } => {
+            Event::Noted { path, topic, note } => {
                 if let Some(log) = self.0.get_mut(path) {
-                    log.notes += 1;
+                    log.notes.push_back((topic.clone(), note.clone()));
                 }
             }
             Event::StepSucceeded { path, .. }
