@@ -91,6 +91,7 @@ mod path;
 mod permissions;
 mod pins;
 mod pipe;
+mod pool;
 mod process;
 mod profile;
 mod quota;

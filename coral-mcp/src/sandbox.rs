@@ -16,106 +16,19 @@ use coral_core::{
     sha256_hex,
 };
 use serde_json::Value;
-use tokio::sync::{Mutex, Semaphore};
 
 use crate::access::{Decision, Policy};
 use crate::audit::{Audit, AuditEntry};
-use crate::catalog::{Catalog, KnownTool};
-use crate::path::ProjectPath;
-use crate::permissions::{Permissions, SecurityPolicy, ServerRules};
+use crate::catalog::KnownTool;
+use crate::permissions::{Permissions, SecurityPolicy};
 use crate::pins::Pins;
-use crate::profile::Profile;
+use crate::pool::Server;
 use crate::quota::Quota;
-use crate::server::{Connection, Limits, fault};
 
 pub use self::builder::SandboxBuilder;
 use self::delegation::Delegations;
 use self::gate::Gate;
 use self::taint::Taint;
-
-/// Makes connections to one server.
-#[async_trait]
-pub(crate) trait Connector: Send + Sync {
-    async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error>;
-
-    /// How the server spells a place in the project.
-    ///
-    /// # Errors
-    /// Why the place can't be named to it.
-    fn spell(&self, path: &ProjectPath) -> Result<String, String>;
-}
-
-/// A server that was configured; connected when it is first needed.
-struct Server {
-    connector: Box<dyn Connector>,
-    profile: Profile,
-    limits: Limits,
-    rules: ServerRules,
-    /// Whether it is another's program: its tools are pinned, its words are not the project's.
-    foreign: bool,
-    permits: Semaphore,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    live: Option<Arc<Live>>,
-    /// How often in a row it could not be connected, and when it may be tried again.
-    failures: u32,
-    retry_at_ms: u64,
-}
-
-/// A connected server and its tools.
-struct Live {
-    connection: Connection,
-    catalog: Catalog,
-}
-
-/// The longest wait between two tries to connect.
-const MAX_BACKOFF_MS: u64 = 60_000;
-
-impl Server {
-    async fn live(&self, name: &str, sandbox: &Sandbox) -> Result<Arc<Live>, Error> {
-        let mut state = self.state.lock().await;
-        let pins = self.foreign.then_some(&sandbox.pins);
-        if let Some(live) = state.live.clone().filter(|live| !live.connection.is_closed()) {
-            if !live.connection.health().take_changed() {
-                return Ok(live);
-            }
-            // The tools are said to be others now, so they are looked at again; a connection
-            // can't be moved out of its `Arc`, so another is made.
-            state.live = None;
-        }
-        let now_ms = sandbox.clock.now_ms();
-        if now_ms < state.retry_at_ms {
-            let wait = state.retry_at_ms - now_ms;
-            let problem =
-                format!("it failed to start {} times, the next try is in {wait} ms", state.failures);
-            return Err(fault(name, ToolFault::Unavailable, problem).with_retry_after_ms(wait));
-        }
-        match self.connect(name, pins).await {
-            Ok(live) => {
-                let live = Arc::new(live);
-                *state = State { live: Some(Arc::clone(&live)), ..State::default() };
-                Ok(live)
-            }
-            Err(error) => {
-                state.failures = state.failures.saturating_add(1);
-                let backoff = 500_u64.saturating_mul(1 << state.failures.min(7));
-                state.retry_at_ms = now_ms.saturating_add(backoff.min(MAX_BACKOFF_MS));
-                Err(error)
-            }
-        }
-    }
-
-    async fn connect(&self, name: &str, pins: Option<&Pins>) -> Result<Live, Error> {
-        let connection = self.connector.connect(name, &self.limits).await?;
-        let tools = connection.tools().await?;
-        let raw = connection.health().take_tools();
-        let catalog = Catalog::new(name, tools, &raw, &self.profile, pins)?;
-        Ok(Live { connection, catalog })
-    }
-}
 
 /// A tool that is not called until a person agrees to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +137,7 @@ impl Sandbox {
     /// [`NotFound`](coral_core::ErrorKind::NotFound) for a server that is not configured; what
     /// starting it fails with.
     pub async fn blocked_tools(&self, server: &str) -> Result<Vec<BlockedTool>, Error> {
-        let live = self.server(server)?.live(server, self).await?;
+        let live = self.server(server)?.live(server, self.clock.as_ref(), &self.pins).await?;
         let blocked = |(_, tool): (&str, &KnownTool)| {
             let reason = tool.blocked.clone()?;
             Some(BlockedTool { name: tool.def.name.clone(), reason })
@@ -239,12 +152,12 @@ impl Sandbox {
     /// starting it or writing the pin file fails with.
     pub async fn approve_tools(&self, server: &str) -> Result<(), Error> {
         let of = self.server(server)?;
-        let live = of.live(server, self).await?;
+        let live = of.live(server, self.clock.as_ref(), &self.pins).await?;
         self.pins.approve(server, live.catalog.hashes())?;
         let note = format!("the tools of server `{server}` were pinned as they are");
         self.audit.append(AuditEntry::note(self.clock.now_ms(), note))?;
         // The next call makes a new catalogue, in which nothing is blocked unless it changed again.
-        of.state.lock().await.live = None;
+        of.forget().await;
         Ok(())
     }
 
@@ -263,7 +176,7 @@ impl Sandbox {
         let Some(server) = self.servers.get(name).filter(|_| reachable) else {
             return Ok(Decision::deny(format!("no grant names server `{name}`")));
         };
-        let live = server.live(name, self).await?;
+        let live = server.live(name, self.clock.as_ref(), &self.pins).await?;
         let Some(known) = live.catalog.get(tool) else { return Ok(unknown()) };
         if let Some(why) = &known.blocked {
             return Ok(Decision::deny(format!("the tool is blocked until a person agrees to it: {why}")));
@@ -304,7 +217,7 @@ impl Toolbox for Sandbox {
             if !self.may_reach(&principals, name, now_ms) {
                 continue;
             }
-            let live = server.live(name, self).await?;
+            let live = server.live(name, self.clock.as_ref(), &self.pins).await?;
             shown.extend(
                 live.catalog
                     .iter()
@@ -335,7 +248,7 @@ impl Toolbox for Sandbox {
             // Which servers there are is not told to those who may not use them.
             _ => return Err(gate.deny(None, format!("no grant names server `{name}`")).await),
         };
-        let live = server.live(name, self).await?;
+        let live = server.live(name, self.clock.as_ref(), &self.pins).await?;
         let Some(known) = live.catalog.get(tool) else {
             return Err(gate.unknown().await);
         };

@@ -12,8 +12,8 @@ use crate::health::Health;
 use crate::jail::{FLAG, Jail};
 use crate::path::ProjectPath;
 use crate::pipe::Pipe;
+use crate::pool::Connector;
 use crate::process::Process;
-use crate::sandbox::Connector;
 use crate::server::{Connection, Limits};
 
 /// Starts a server's process when it is needed.

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Semaphore};
 
 use super::delegation::Delegations;
 use super::taint::Taint;
-use super::{Approver, Connector, Sandbox, Server};
+use super::{Approver, Sandbox};
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::commands::{self, Commands};
@@ -22,6 +22,7 @@ use crate::jail::{self, Jail};
 use crate::path::ProjectPath;
 use crate::permissions::{Isolation, Permissions, SecurityPolicy, ServerRules};
 use crate::pins::Pins;
+use crate::pool::{Connector, Server};
 use crate::profile::Profile;
 use crate::quota::Quota;
 use crate::server::{self, Connection, Limits};
