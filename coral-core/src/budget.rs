@@ -288,7 +288,7 @@ impl Ledger {
         let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
         worst.tokens = input_tokens.saturating_add(output_tokens);
         if usd {
-            let mut price = info.price.ok_or_else(|| {
+            let mut price = info.price_at(input_tokens).ok_or_else(|| {
                 unknown(
                     "the model's price is not known",
                     "give the model a price, or limit tokens instead of money",

@@ -105,8 +105,8 @@ pub use crate::hash::{digest, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append};
 pub use crate::machine::{Command, Machine, StepState};
 pub use crate::model::{
-    ChatModel, ChatRequest, ChatResponse, Delta, Effort, Message, ModelInfo, OutputFormat, Part, Price, Role,
-    StopReason, ToolChoice, Usage,
+    ChatModel, ChatRequest, ChatResponse, Delta, Effort, LongInput, Message, ModelInfo, OutputFormat, Part,
+    Price, Role, StopReason, ToolChoice, Usage,
 };
 pub use crate::money::Usd;
 pub use crate::payload::{Data, Payload};

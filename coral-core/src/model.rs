@@ -69,8 +69,60 @@ pub struct ModelInfo {
     pub max_output_tokens: Option<u64>,
     /// Prices, where known. A model without a price is refused by a run that has a USD budget.
     pub price: Option<Price>,
+    /// The prices of calls with a long input, where they are others.
+    pub long_input: Option<LongInput>,
     /// Whether the answer is made by a program that stands in for a model.
     pub offline: bool,
+}
+
+impl ModelInfo {
+    /// The prices of a call with `input_tokens` of input, where known.
+    pub fn price_at(&self, input_tokens: u64) -> Option<Price> {
+        let long = self.long_input.filter(|long| input_tokens > long.above_tokens);
+        long.map(|long| long.price).or(self.price)
+    }
+
+    /// What one call that used `usage` costs, where the price is known.
+    pub fn cost(&self, usage: &Usage) -> Option<Usd> {
+        self.price_at(usage.input_tokens).map(|price| price.cost(usage))
+    }
+
+    /// This model with the highest prices and the longest answers of both, for reserving where either may answer.
+    /// Unknown where one of them is.
+    #[must_use]
+    pub fn at_worst(mut self, other: &ModelInfo) -> ModelInfo {
+        let long = |info: &ModelInfo| info.long_input.map(|long| long.price).or(info.price);
+        let both = |a: Option<Price>, b: Option<Price>| a.zip(b).map(|(a, b)| a.max(b));
+        let above = [self.long_input, other.long_input].iter().flatten().map(|long| long.above_tokens).min();
+        self.long_input = above
+            .zip(both(long(&self), long(other)))
+            .map(|(above_tokens, price)| LongInput { above_tokens, price });
+        self.price = both(self.price, other.price);
+        self.max_output_tokens = self.max_output_tokens.zip(other.max_output_tokens).map(|(a, b)| a.max(b));
+        self
+    }
+}
+
+/// The prices of calls whose input is longer than a bound. They are those of the whole call, of its output too.
+///
+/// ```
+/// use coral_core::{LongInput, ModelInfo, Price, Usage, Usd};
+///
+/// let price = |dollars| Price { input: dollars, output: dollars, cache_read: dollars, cache_write: dollars };
+/// let mut info = ModelInfo::default();
+/// info.price = Some(price(1.0));
+/// info.long_input = Some(LongInput { above_tokens: 200_000, price: price(2.0) });
+/// let cost = |input_tokens| info.cost(&Usage { input_tokens, ..Usage::default() });
+/// assert_eq!(cost(200_000), Some(Usd::from_dollars(0.2)));
+/// assert_eq!(cost(400_000), Some(Usd::from_dollars(0.8)));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongInput {
+    /// Input tokens, cached ones included, above which these prices hold.
+    pub above_tokens: u64,
+    /// The prices.
+    pub price: Price,
 }
 
 /// Prices in USD per million tokens.
@@ -87,6 +139,17 @@ pub struct Price {
 }
 
 impl Price {
+    /// The higher one of each kind.
+    #[must_use]
+    pub fn max(self, other: Price) -> Price {
+        Price {
+            input: self.input.max(other.input),
+            output: self.output.max(other.output),
+            cache_read: self.cache_read.max(other.cache_read),
+            cache_write: self.cache_write.max(other.cache_write),
+        }
+    }
+
     /// What `usage` costs, each kind of token rounded up to the picodollar.
     pub fn cost(&self, usage: &Usage) -> Usd {
         let fresh = usage

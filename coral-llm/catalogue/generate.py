@@ -2,9 +2,13 @@
 
 usage: pip download --no-deps litellm==1.109.1 && unzip -o litellm-*.whl 'litellm/model_prices*' &&
        python3 generate.py litellm/model_prices_and_context_window_backup.json 2026-11-22 >catalogue.json
+
+A second list, rig-core's catalog/models.json (MIT, made from models.dev), may follow: what the two do not agree on is
+said on stderr, to be looked up at the provider.
 """
 
 import json
+import re
 import sys
 from decimal import Decimal
 
@@ -45,34 +49,96 @@ CAPABILITIES = {
     "supports_prompt_caching": "prompt_caching",
 }
 
+# What the second list calls a provider.
+SECOND_NAMES = {"gemini": "gcp.gemini"}
+
+# Where the list names no page for a model.
+PAGES = {"groq": "https://groq.com/pricing"}
+
+# Names of kept-for-long writes to the provider's cache: an hour, twelve hours.
+LONG_WRITES = ["cache_creation_input_token_cost_above_1hr", "cache_creation_input_token_cost_above_12hr"]
+
 
 def per_million(facts, key):
     value = facts.get(key)
     return None if value is None else float(round(Decimal(str(value)) * 1_000_000, 6))
 
 
-def main(path, date):
+def prices(facts, suffix=""):
+    price = {
+        "input": per_million(facts, "input_cost_per_token" + suffix),
+        "output": per_million(facts, "output_cost_per_token" + suffix),
+    }
+    # Where a provider asks nothing special for cached input, it is input.
+    price["cache_read"] = per_million(facts, "cache_read_input_token_cost" + suffix) or price["input"]
+    price["cache_write"] = per_million(facts, "cache_creation_input_token_cost" + suffix) or price["input"]
+    return price
+
+
+def long_cache(facts, long):
+    for name in LONG_WRITES:
+        if write := per_million(facts, name):
+            found = {"cache_write": write}
+            if long:
+                found["long_input_cache_write"] = per_million(facts, f"{name}_above_{long['above_tokens'] // 1_000}k_tokens")
+            return found
+    return None
+
+
+def long_input(facts):
+    bounds = [re.fullmatch(r"input_cost_per_token_above_(\d+)k_tokens", key) for key in facts]
+    bounds = [int(bound[1]) for bound in bounds if bound]
+    if not bounds:
+        return None
+    (bound,) = bounds
+    suffix = f"_above_{bound}k_tokens"
+    return {"above_tokens": bound * 1_000, "price": prices(facts, suffix)}
+
+
+def compare(name, model, other):
+    theirs = other.get(SECOND_NAMES.get(model["provider"], model["provider"]), {}).get("models", {}).get(model["id"])
+    if theirs is None:
+        return
+    cost, limit = theirs.get("cost", {}), theirs.get("limit", {})
+    for what, ours, found in [
+        *[(kind, model["price"][kind], cost.get(kind)) for kind in model["price"]],
+        ("output tokens", model["max_output_tokens"], limit.get("output")),
+    ]:
+        if found is not None and float(found) != float(ours):
+            print(f"{name}: {what} is {ours} here and {found} there", file=sys.stderr)
+
+
+def main(path, date, second=None):
     with open(path) as file:
         known = json.load(file)
+    other = {}
+    if second:
+        with open(second) as file:
+            other = json.load(file)
     models = []
     for name, (tier, speed) in MODELS.items():
         provider, _, short = name.partition("/")
         facts = known.get(name) or known[short]
-        price = {"input": per_million(facts, "input_cost_per_token"), "output": per_million(facts, "output_cost_per_token")}
-        # Where a provider asks nothing special for cached input, it is input.
-        price["cache_read"] = per_million(facts, "cache_read_input_token_cost") or price["input"]
-        price["cache_write"] = per_million(facts, "cache_creation_input_token_cost") or price["input"]
         capabilities = [ours for theirs, ours in CAPABILITIES.items() if facts.get(theirs)]
         if facts["max_input_tokens"] >= 200_000:
             capabilities.append("long_context")
-        models.append({
+        model = {
             "provider": provider, "id": short, "tier": tier, "speed": speed,
             "context_tokens": facts["max_input_tokens"], "max_output_tokens": facts["max_output_tokens"],
-            "price": price, "capabilities": sorted(capabilities),
-        })
+            "price": prices(facts),
+        }
+        long = long_input(facts)
+        if long:
+            model["long_input"] = long
+        if kept := long_cache(facts, long):
+            model["long_cache"] = kept
+        model["capabilities"] = sorted(capabilities)
+        model["source"] = facts.get("source") or PAGES[provider]
+        compare(name, model, other)
+        models.append(model)
     lines = ",\n".join("    " + json.dumps(model) for model in models)
-    print(f'{{\n  "format": 1,\n  "date": "{date}",\n  "models": [\n{lines}\n  ]\n}}')
+    print(f'{{\n  "format": 2,\n  "date": "{date}",\n  "models": [\n{lines}\n  ]\n}}')
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

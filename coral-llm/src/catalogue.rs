@@ -3,18 +3,19 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use coral_core::{Error, ModelInfo, Price, Tier};
+use coral_core::{Error, LongInput, ModelInfo, Price, Tier};
 use serde::{Deserialize, Serialize};
 
 /// A dated list of models.
 ///
-/// The built-in one is a file of facts with the date of its making; prices are those of a usual call, without the
-/// surcharges that some providers ask for very long input. A user's own file [extends](Catalogue::extended) it.
+/// The built-in one is a file of facts with the date of its making; each model says where its prices are from. They
+/// are list prices of the usual service level, at the hours at which they are highest, with the higher ones that
+/// some providers ask for long input. A user's own file [extends](Catalogue::extended) it.
 ///
 /// ```
 /// use coral_llm::Catalogue;
 ///
-/// let own = Catalogue::from_json(r#"{"format": 1, "date": "2026-11-22", "models": [
+/// let own = Catalogue::from_json(r#"{"format": 2, "date": "2026-11-22", "models": [
 ///     {"provider": "vllm", "id": "our-model", "tier": "standard", "speed": 2, "context_tokens": 32768,
 ///      "price": {"input": 0.0, "output": 0.0, "cache_read": 0.0, "cache_write": 0.0}, "capabilities": ["tools"]}
 /// ]}"#)?;
@@ -53,14 +54,35 @@ pub struct CatalogueEntry {
     /// What it costs in USD per million tokens, where known.
     #[serde(default)]
     pub price: Option<Price>,
+    /// What it costs when the input is long, where that is something else.
+    #[serde(default)]
+    pub long_input: Option<LongInput>,
+    /// What it costs to keep input in the provider's cache for long, where the provider offers that.
+    #[serde(default)]
+    pub long_cache: Option<LongCache>,
     /// What it can do: `tools`, `vision`, `structured`, `reasoning`, `prompt_caching`, `long_context`, or a word of
     /// the user's own.
     #[serde(default)]
     pub capabilities: BTreeSet<String>,
+    /// The page that the prices are from.
+    #[serde(default)]
+    pub source: Option<String>,
 }
 
-/// The form of the file that this release reads.
-const FORMAT: u32 = 1;
+/// The price of input that the provider's cache is to keep for an hour or longer, in USD per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongCache {
+    /// In place of [`Price::cache_write`].
+    pub cache_write: f64,
+    /// The same for [long input](CatalogueEntry::long_input).
+    #[serde(default)]
+    pub long_input_cache_write: Option<f64>,
+}
+
+/// The form of the file that this release writes. It reads the ones before, too: 1 had no prices of long input and of
+/// long caching, and no sources.
+const FORMAT: u32 = 2;
 
 static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
     // INVARIANT: a test parses the file, so that an empty list can't be released.
@@ -82,8 +104,17 @@ impl Catalogue {
             Error::invalid("model catalogue", problem).with_help("see `Catalogue` for an example of the file")
         };
         let catalogue: Catalogue = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
-        if catalogue.format != FORMAT {
-            return Err(invalid(format!("`format` is {}, expected {FORMAT}", catalogue.format)));
+        if !(1..=FORMAT).contains(&catalogue.format) {
+            return Err(invalid(format!("`format` is {}, expected at most {FORMAT}", catalogue.format)));
+        }
+        for model in &catalogue.models {
+            let long = model.long_input.map(|long| long.price);
+            for price in model.price.iter().chain(&long) {
+                let all = [price.input, price.output, price.cache_read, price.cache_write];
+                if let Some(bad) = all.iter().find(|price| !price.is_finite() || **price < 0.0) {
+                    return Err(invalid(format!("`{}` has a price of {bad}", model.name())));
+                }
+            }
         }
         Ok(catalogue)
     }
@@ -118,12 +149,29 @@ impl CatalogueEntry {
         info.context_tokens = Some(self.context_tokens);
         info.max_output_tokens = self.max_output_tokens;
         info.price = self.price;
+        info.long_input = self.long_input;
+        info
+    }
+
+    /// The same where the provider's cache is asked to keep input for an hour or longer.
+    pub fn info_with_long_cache(&self) -> ModelInfo {
+        let mut info = self.info();
+        if let Some(kept) = self.long_cache {
+            if let Some(price) = &mut info.price {
+                price.cache_write = kept.cache_write;
+            }
+            if let Some((long, write)) = info.long_input.as_mut().zip(kept.long_input_cache_write) {
+                long.price.cache_write = write;
+            }
+        }
         info
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use coral_core::{Usage, Usd};
+
     use super::*;
     use crate::vendor::Vendor;
 
@@ -139,6 +187,15 @@ mod tests {
                 price.input > 0.0 && price.output >= price.input && price.cache_read <= price.input,
                 "{name}"
             );
+            let long = model.long_input;
+            assert!(
+                long.is_none_or(|long| long.above_tokens < model.context_tokens
+                    && long.price.input > price.input
+                    && long.price.output > price.output),
+                "{name}"
+            );
+            assert!(model.long_cache.is_none_or(|kept| kept.cache_write > price.cache_write), "{name}");
+            assert!(model.source.as_ref().is_some_and(|page| page.starts_with("https://")), "{name}");
             assert!((1..=3).contains(&model.speed) && model.context_tokens > 8_000, "{name}");
             assert_eq!(catalogue.find(&name), Some(model), "{name} stands twice");
         }
@@ -154,10 +211,32 @@ mod tests {
     fn other_forms_are_refused() {
         for text in [
             "{}",
-            r#"{"format": 2, "date": "", "models": []}"#,
+            r#"{"format": 3, "date": "", "models": []}"#,
             r#"{"format": 1, "date": "", "models": [], "x": 1}"#,
+            r#"{"format": 2, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
+                "context_tokens": 1, "price": {"input": -1.0, "output": 1, "cache_read": 1, "cache_write": 1}}]}"#,
         ] {
             assert!(Catalogue::from_json(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn files_of_the_first_form_are_read() {
+        let text = r#"{"format": 1, "date": "2026-01-01", "models": [{"provider": "p", "id": "m", "tier": "basic",
+            "speed": 1, "context_tokens": 1000, "price": {"input": 1, "output": 1, "cache_read": 1, "cache_write": 1}}]}"#;
+        assert_eq!(Catalogue::from_json(text).unwrap().models[0].long_input, None);
+    }
+
+    #[test]
+    fn long_input_and_long_caching_have_their_own_prices() {
+        let haiku = Catalogue::builtin().find("anthropic/claude-haiku-5-5").unwrap();
+        let write = |info: ModelInfo, input_tokens| {
+            let usage = Usage { input_tokens, cache_write_tokens: input_tokens, ..Default::default() };
+            info.cost(&usage).unwrap()
+        };
+        for (tokens, short, long) in [(100_000, 0.0125, 0.02), (200_000, 0.125, 0.2)] {
+            assert_eq!(write(haiku.info(), tokens), Usd::from_dollars(short));
+            assert_eq!(write(haiku.info_with_long_cache(), tokens), Usd::from_dollars(long));
         }
     }
 
@@ -168,7 +247,7 @@ mod tests {
         better.price = None;
         let name = better.name();
         let count = builtin.models.len();
-        let own = Catalogue { format: 1, date: "2027-01-01".into(), models: vec![better] };
+        let own = Catalogue { format: 2, date: "2027-01-01".into(), models: vec![better] };
         let all = builtin.extended(own);
         assert_eq!((all.models.len(), all.date.as_str()), (count, "2027-01-01"));
         assert_eq!(all.find(&name).unwrap().price, None);

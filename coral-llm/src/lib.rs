@@ -70,7 +70,7 @@ mod vendor;
 mod wire;
 
 pub use crate::cached::{CacheStats, Cached};
-pub use crate::catalogue::{Catalogue, CatalogueEntry};
+pub use crate::catalogue::{Catalogue, CatalogueEntry, LongCache};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;

@@ -419,7 +419,7 @@ impl ChatModel for Provider {
         if let Some(output) = &request.output {
             relax(&mut response, output);
         }
-        response.cost = self.info.price.map(|price| price.cost(&response.usage));
+        response.cost = self.info.cost(&response.usage);
         Ok(response)
     }
 }

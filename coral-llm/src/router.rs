@@ -202,7 +202,7 @@ impl Router {
         let mut refused = Vec::new();
         let mut fit: Vec<(&Route, Option<Usd>)> = Vec::new();
         for route in &self.routes {
-            let cost = route.entry.price.map(|price| price.cost(&demands.expected));
+            let cost = route.entry.info().cost(&demands.expected);
             match named {
                 Some(name) if name == route.name || name == route.entry.id => fit.push((route, cost)),
                 Some(_) => {}
@@ -294,8 +294,8 @@ impl Router {
     }
 
     fn settle(&self, response: &ChatResponse, dearest: &[&Route]) {
-        let prices = dearest.iter().filter_map(|route| route.entry.price);
-        let most = prices.map(|price| price.cost(&response.usage)).max().unwrap_or_default();
+        let costs = dearest.iter().filter_map(|route| route.entry.info().cost(&response.usage));
+        let most = costs.max().unwrap_or_default();
         let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
         savings.calls += 1;
         savings.spent += response.cost.unwrap_or_default();
@@ -395,20 +395,9 @@ impl ChatModel for Router {
 
     /// The bounds that hold for whichever model is chosen: the largest context, the highest prices.
     fn info(&self) -> ModelInfo {
-        let entries = || self.routes.iter().map(|route| &route.entry);
-        let mut info = ModelInfo::default();
-        info.context_tokens = entries().map(|entry| entry.context_tokens).max();
-        info.max_output_tokens = entries().filter_map(|entry| entry.max_output_tokens).max();
-        let all_priced = entries().all(|entry| entry.price.is_some());
-        info.price = entries()
-            .filter_map(|entry| entry.price)
-            .reduce(|a, b| coral_core::Price {
-                input: a.input.max(b.input),
-                output: a.output.max(b.output),
-                cache_read: a.cache_read.max(b.cache_read),
-                cache_write: a.cache_write.max(b.cache_write),
-            })
-            .filter(|_| all_priced);
+        let infos = self.routes.iter().map(|route| route.entry.info());
+        let mut info = infos.reduce(|worst, other| worst.at_worst(&other)).unwrap_or_default();
+        info.context_tokens = self.routes.iter().map(|route| route.entry.context_tokens).max();
         info.offline = !self.routes.is_empty() && self.routes.iter().all(|route| route.model.info().offline);
         info
     }

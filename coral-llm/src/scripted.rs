@@ -298,7 +298,7 @@ impl ChatModel for ScriptedModel {
         }
         response.message.role = Role::Assistant;
         if response.cost.is_none() {
-            response.cost = self.info.price.map(|price| price.cost(&response.usage));
+            response.cost = self.info.cost(&response.usage);
         }
         stream_words(&response.message, cx);
         Ok(response)

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 
 use crate::call::CallContext;
 use crate::error::{Error, ErrorKind, ModelFault};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Price};
+use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
 
 type Answer = dyn Fn(&ChatRequest, &Error) -> Option<ChatResponse> + Send + Sync;
 type When = dyn Fn(&Error) -> bool + Send + Sync;
@@ -184,21 +184,8 @@ impl ChatModel for Fallback {
     /// the worst case. Unknown if the price of any is.
     fn info(&self) -> ModelInfo {
         let mut infos = self.models.iter().map(|model| model.info());
-        let Some(mut info) = infos.next() else { return ModelInfo::default() };
-        for other in infos {
-            info.price = match (info.price, other.price) {
-                (Some(a), Some(b)) => Some(Price {
-                    input: a.input.max(b.input),
-                    output: a.output.max(b.output),
-                    cache_read: a.cache_read.max(b.cache_read),
-                    cache_write: a.cache_write.max(b.cache_write),
-                }),
-                _ => None,
-            };
-            info.max_output_tokens =
-                info.max_output_tokens.zip(other.max_output_tokens).map(|(a, b)| a.max(b));
-        }
-        info
+        let Some(first) = infos.next() else { return ModelInfo::default() };
+        infos.fold(first, |worst, other| worst.at_worst(&other))
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -15,7 +15,10 @@ fn entry(id: &str, tier: Tier, price: f64, speed: u8) -> CatalogueEntry {
         context_tokens: 100_000,
         max_output_tokens: None,
         price: Some(Price { input: price, output: price, cache_read: price, cache_write: price }),
+        long_input: None,
+        long_cache: None,
         capabilities: ["tools", "structured"].map(String::from).into(),
+        source: None,
     }
 }
 
