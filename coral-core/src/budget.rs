@@ -248,6 +248,28 @@ impl Ledger {
         }
     }
 
+    /// What the budgets of the step at `path` leave: the least of each limit.
+    pub(crate) fn left(&self, path: &str, now_ms: u64) -> Budget {
+        let elapsed_ms = now_ms.saturating_sub(self.began_ms);
+        let mut left = Budget::default();
+        for account in self.accounts.iter().filter(|account| account.covers(path)) {
+            let (limits, taken) = (&account.limits, account.used.plus(account.reserved));
+            if let Some(limit) = limits.usd {
+                let rest = limit.saturating_sub(taken.usd);
+                left.usd = Some(left.usd.map_or(rest, |least| least.min(rest)));
+            }
+            let least = |least: &mut Option<u64>, limit: Option<u64>, taken: u64| {
+                let rest = limit.map(|limit| limit.saturating_sub(taken));
+                *least = (*least).into_iter().chain(rest).min();
+            };
+            least(&mut left.tokens, limits.tokens, taken.tokens);
+            least(&mut left.calls, limits.calls, taken.calls);
+            least(&mut left.agents, limits.agents, taken.agents);
+            least(&mut left.wall_ms, limits.wall_ms, elapsed_ms);
+        }
+        left
+    }
+
     /// What the run has used so far, as settled.
     pub(crate) fn used(&self) -> Used {
         self.accounts.first().map(|run| run.used).unwrap_or_default()

@@ -1,5 +1,10 @@
 //! What an agent works with: its effects, each recorded once.
 
+mod doubt;
+mod in_call;
+mod tools;
+mod waits;
+
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
@@ -7,23 +12,26 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::sync::oneshot;
 
 use crate::agent::HandoffDraft;
-use crate::budget::{Ledger, Used};
+use crate::budget::Used;
 use crate::call::{CallContext, Caller};
 use crate::driver::{RecordedEffect, RunShared, StepLog, ToDriver};
 use crate::error::{AgentError, Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Question, Spent, Stage};
+use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
 use crate::handoff::derived_uuid;
 use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse, ModelInfo};
-use crate::payload::{Data, Payload};
+use crate::payload::Payload;
 use crate::resources::Permit;
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
-use crate::tool::{EffectClass, ToolCall, ToolDef, ToolOutput};
+use crate::tool::{EffectClass, ToolDef};
+
+use self::doubt::Known;
+pub(crate) use self::in_call::InCall;
 
 /// The world as one attempt of one step sees it.
 ///
@@ -78,6 +86,37 @@ struct Reserved {
 }
 
 impl Reserved {
+    fn new(run: &Arc<RunShared>, path: &Arc<str>, amount: Used) -> Self {
+        Reserved { run: run.clone(), path: path.clone(), amount }
+    }
+
+    /// Reserves the worst case of a model call, and says so in its terms.
+    fn for_chat(
+        run: &Arc<RunShared>,
+        path: &Arc<str>,
+        request: &ChatRequest,
+        mut cx: CallContext,
+    ) -> Result<(Self, CallContext), Error> {
+        let now_ms = run.ports.clock.now_ms();
+        // Held while the model is chosen: what is left can't go to another call meanwhile.
+        let mut ledger = run.ledger();
+        let mut budget = ledger.left(path, now_ms);
+        let limited = !budget.is_unlimited();
+        if limited {
+            cx = cx.with_budget(budget.clone());
+        }
+        let amount = ledger.worst_case(path, request, &run.ports.model.info_for(request, &cx))?;
+        ledger.reserve(path, amount, now_ms)?;
+        drop(ledger);
+        if limited {
+            budget.usd = budget.usd.map(|_| amount.usd);
+            budget.tokens = budget.tokens.map(|_| amount.tokens);
+            budget.calls = budget.calls.map(|_| amount.calls);
+            cx = cx.with_budget(budget);
+        }
+        Ok((Reserved::new(run, path, amount), cx))
+    }
+
     /// The calls are over and used so much.
     fn settle(mut self, used: Used) {
         let amount = std::mem::take(&mut self.amount);
@@ -99,6 +138,8 @@ enum Stand {
     Done(Outcome),
     /// Its intent is durable now, or was before a crash; it may be carried out.
     Go,
+    /// A crash left it unknown whether it was carried out, after so many intents.
+    Doubt { intents: u32 },
 }
 
 impl AgentContext {
@@ -110,14 +151,7 @@ impl AgentContext {
         log: StepLog,
         cancel: Option<oneshot::Receiver<Arc<str>>>,
     ) -> Self {
-        let caller = Arc::new(Caller {
-            run: run.id.clone(),
-            path: step.path.clone(),
-            agent: spec.id.as_str().into(),
-            category: spec.category,
-            project: run.project.clone(),
-            phase: step.phase.clone(),
-        });
+        let caller = Arc::new(run.caller(&spec, &step));
         AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel, permit: None }
     }
 
@@ -178,17 +212,22 @@ impl AgentContext {
             class: EffectClass::Idempotent,
         };
         let index = self.take(1);
-        let reserved = self.reserve(|ledger, path| match self.is_done(index) {
-            true => Ok(Used::default()),
-            false => ledger.worst_case(path, request, &model.info()),
-        })?;
-        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            return replayed(outcome);
-        }
-        let mut cx = self.call_context(index);
+        let (within, mut cx) = self.call_context(index);
         if let Some(listener) = self.run.ports.on_delta.clone() {
             let path = self.step.path.clone();
             cx = cx.on_delta(move |delta| listener(&path, delta));
+        }
+        let (reserved, cx) = match self.is_done(index) {
+            true => (Reserved::new(&self.run, &self.step.path, Used::default()), cx),
+            false => Reserved::for_chat(
+                &self.run,
+                &self.step.path,
+                request,
+                cx.with_needs(self.spec.model.clone()),
+            )?,
+        };
+        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            return replayed(outcome);
         }
         let (result, tries) = self.tried(index, intent.class, || model.chat(request, &cx)).await;
         let spent = match &result {
@@ -201,6 +240,7 @@ impl AgentContext {
             Err(_) => Spent { tries, ..Spent::default() },
         };
         reserved.settle(Used::of_call(&spent));
+        within.finish().await;
         self.end(index, &result, spent).await;
         result
     }
@@ -235,102 +275,14 @@ impl AgentContext {
         }
     }
 
-    /// Reserves what `worst` says from the budgets of this step. What takes nothing, since it is
-    /// recorded, is not held against limits that were reached since.
-    fn reserve(&self, worst: impl FnOnce(&Ledger, &str) -> Result<Used, Error>) -> Result<Reserved, Error> {
-        let mut ledger = self.run.ledger();
-        let amount = worst(&ledger, &self.step.path)?;
+    /// Reserves `amount` from the budgets of this step. What takes nothing, since it is recorded, is
+    /// not held against limits that were reached since.
+    fn reserve(&self, amount: Used) -> Result<Reserved, Error> {
         if amount != Used::default() {
-            ledger.reserve(&self.step.path, amount, self.run.ports.clock.now_ms())?;
+            let now_ms = self.run.ports.clock.now_ms();
+            self.run.ledger().reserve(&self.step.path, amount, now_ms)?;
         }
-        Ok(Reserved { run: self.run.clone(), path: self.step.path.clone(), amount })
-    }
-
-    /// The tools that this agent may call here. Listed once a step; the list is recorded, so that
-    /// a resumed step sees the same tools.
-    ///
-    /// # Errors
-    /// [`Tool`](ErrorKind::Tool), or [`Divergence`](ErrorKind::Divergence) on replay.
-    pub async fn tools(&mut self) -> Result<Arc<[ToolDef]>, Error> {
-        if let Some(tools) = &self.tools {
-            return Ok(tools.clone());
-        }
-        let toolbox = self.run.ports.tools.clone();
-        let caller = self.caller.clone();
-        let intent = Intent {
-            effect: EffectKind::ListTools,
-            label: "tools".into(),
-            digest: String::new(),
-            class: EffectClass::Pure,
-        };
-        let tools: Vec<ToolDef> =
-            self.perform(intent, |_| async move { toolbox.list(&caller).await }).await?;
-        let tools: Arc<[ToolDef]> = tools.into();
-        self.tools = Some(tools.clone());
-        Ok(tools)
-    }
-
-    /// Calls one tool.
-    ///
-    /// # Errors
-    /// As [`call_tools`](Self::call_tools) gives them for each call.
-    pub async fn call_tool(&mut self, call: &ToolCall) -> Result<ToolOutput, Error> {
-        self.call_tools(std::slice::from_ref(call)).await?.pop().unwrap_or_else(|| Ok(ToolOutput::text("")))
-    }
-
-    /// Calls several tools at once and gives their outputs in the order of the calls. One that
-    /// fails does not take the others with it.
-    ///
-    /// # Errors
-    /// Outside, what stops the step: [`Divergence`](ErrorKind::Divergence) on replay, or
-    /// [`InDoubt`](ErrorKind::InDoubt) when a crash left it unknown whether an irreversible call
-    /// took place. Inside, each call's own: [`Denied`](ErrorKind::Denied),
-    /// [`Tool`](ErrorKind::Tool).
-    pub async fn call_tools(&mut self, calls: &[ToolCall]) -> Result<Vec<Result<ToolOutput, Error>>, Error> {
-        let tools = self.tools().await?;
-        let class = |name: &str| {
-            tools.iter().find(|tool| tool.name == name).map(|tool| tool.effect).unwrap_or_default()
-        };
-        let intents = calls
-            .iter()
-            .map(|call| {
-                Ok(Intent {
-                    effect: EffectKind::Tool,
-                    label: call.name.as_str().into(),
-                    digest: digest(&json!([call.name, call.arguments]))?,
-                    class: class(&call.name),
-                })
-            })
-            .collect::<Result<Vec<_>, Error>>()?;
-        let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
-        let fresh = (first..).take(calls.len()).filter(|index| !self.is_done(*index));
-        let fresh = Used { calls: fresh.count() as u64, ..Used::default() };
-        let reserved = self.reserve(|_, _| Ok(fresh))?;
-        let stands = self.begin(first, &intents).await?;
-        let this = &*self;
-        let outcomes = calls.iter().zip(stands).zip(&intents).zip(first..).map(
-            |(((call, stand), intent), index)| async move {
-                match stand {
-                    Stand::Done(outcome) => replayed(outcome),
-                    Stand::Go => this.carry_out_tool(call, intent.class, index).await,
-                }
-            },
-        );
-        let outcomes = futures_util::future::join_all(outcomes).await;
-        reserved.settle(fresh);
-        Ok(outcomes)
-    }
-
-    async fn carry_out_tool(
-        &self,
-        call: &ToolCall,
-        class: EffectClass,
-        index: u32,
-    ) -> Result<ToolOutput, Error> {
-        let cx = self.call_context(index);
-        let (result, tries) = self.tried(index, class, || self.run.ports.tools.call(call, &cx)).await;
-        self.end(index, &result, Spent { tries, ..Spent::default() }).await;
-        result
+        Ok(Reserved::new(&self.run, &self.step.path, amount))
     }
 
     /// The wall time in milliseconds since the Unix epoch, recorded.
@@ -386,146 +338,6 @@ impl AgentContext {
         self.perform(intent, |key| async move { act(key).await.map_err(AgentError::into_error) }).await
     }
 
-    /// Asks a person and waits for the answer, however long that takes: the process may exit
-    /// meanwhile, and another may take the answer. Many questions may be open at once; the first answer
-    /// counts. An answer is given with [`Run::answer`](crate::Run::answer).
-    ///
-    /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) if the answer is not an `A`;
-    /// [`Divergence`](ErrorKind::Divergence) on replay.
-    pub async fn ask<Q: Data, A: Data>(&mut self, label: &str, question: &Q) -> Result<A, Error> {
-        let schema = schemars::schema_for!(A).to_value();
-        self.ask_person(label, Payload::new(question.clone()), schema, None).await?.get()
-    }
-
-    /// [`ask`](Self::ask), but takes `default` if no answer has come after `deadline_ms`
-    /// milliseconds.
-    ///
-    /// # Errors
-    /// As [`ask`](Self::ask).
-    pub async fn ask_within<Q: Data, A: Data>(
-        &mut self,
-        label: &str,
-        question: &Q,
-        deadline_ms: u64,
-        default: A,
-    ) -> Result<A, Error> {
-        let schema = schemars::schema_for!(A).to_value();
-        let default = Some((deadline_ms, Payload::new(default)));
-        self.ask_person(label, Payload::new(question.clone()), schema, default).await?.get()
-    }
-
-    pub(crate) async fn ask_person(
-        &mut self,
-        label: &str,
-        question: Payload,
-        answer_schema: Value,
-        default: Option<(u64, Payload)>,
-    ) -> Result<Payload, Error> {
-        let digest = digest(&question)?;
-        let intent = Intent {
-            effect: EffectKind::Ask,
-            label: label.into(),
-            digest: digest.clone(),
-            class: EffectClass::Pure,
-        };
-        let index = self.take(1);
-        let id: Arc<str> =
-            format!("{}#{}:{index}@{}", self.step.path, self.attempt, digest.get(..16).unwrap_or(&digest))
-                .into();
-        let asked_ms = self.log.effect(index).map(|recorded| recorded.at_ms);
-        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            return replayed(outcome);
-        }
-        let now_ms = self.run.ports.clock.now_ms();
-        let deadline_ms = default.as_ref().map(|(ms, _)| asked_ms.unwrap_or(now_ms).saturating_add(*ms));
-        let question = Question { id: id.clone(), label: intent.label, question, answer_schema, deadline_ms };
-        let path = self.step.path.clone();
-        let (reply, answer) = oneshot::channel();
-        self.run.send(ToDriver::Ask { path, question: Arc::new(question), reply }).await;
-        let worked = self.permit.take().is_some();
-        let answer = async {
-            match answer.await {
-                Ok(answer) => answer,
-                // The driver is gone and drops this step next.
-                Err(_) => std::future::pending().await,
-            }
-        };
-        tokio::pin!(answer);
-        let answer = match default.zip(deadline_ms) {
-            None => answer.await,
-            Some(((_, default), deadline_ms)) => {
-                let wait = Duration::from_millis(deadline_ms.saturating_sub(now_ms));
-                match tokio::time::timeout(wait, &mut answer).await {
-                    Ok(answer) => answer,
-                    Err(_) => {
-                        // Recorded like any other answer, so that one that comes at the same
-                        // time is either before it or too late.
-                        self.run.answer(id, default, "deadline".into()).await;
-                        answer.await
-                    }
-                }
-            }
-        };
-        let result = Ok(answer);
-        self.end(index, &result, Spent::default()).await;
-        if worked {
-            self.begin_work().await?;
-        }
-        result
-    }
-
-    /// Waits so many milliseconds. The wait survives restarts: what has passed of it counts.
-    ///
-    /// # Errors
-    /// [`Divergence`](ErrorKind::Divergence) on replay.
-    pub async fn sleep_ms(&mut self, ms: u64) -> Result<(), Error> {
-        let began_ms = self.log.effect(self.next).map(|recorded| recorded.at_ms);
-        let intent = Intent {
-            effect: EffectKind::Timer,
-            label: "wait".into(),
-            digest: ms.to_string(),
-            class: EffectClass::Pure,
-        };
-        let clock = self.run.ports.clock.clone();
-        self.wait(intent, |_| async move {
-            let now_ms = clock.now_ms();
-            let due_ms = began_ms.unwrap_or(now_ms).saturating_add(ms);
-            tokio::time::sleep(Duration::from_millis(due_ms.saturating_sub(now_ms))).await;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Waits for a signal of this name and gives what came with it. Signals that come before they
-    /// are waited for are kept; each is taken once, in the order in which they came.
-    ///
-    /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) if what came is not a `T`;
-    /// [`Divergence`](ErrorKind::Divergence) on replay.
-    pub async fn signal<T: Data>(&mut self, name: &str) -> Result<T, Error> {
-        self.wait_for_signal(name).await?.get()
-    }
-
-    pub(crate) async fn wait_for_signal(&mut self, name: &str) -> Result<Payload, Error> {
-        let intent = Intent {
-            effect: EffectKind::Signal,
-            label: name.into(),
-            digest: String::new(),
-            class: EffectClass::Pure,
-        };
-        let (run, name) = (self.run.clone(), intent.label.clone());
-        self.wait(intent, |_| async move {
-            let (reply, signal) = oneshot::channel();
-            run.send(ToDriver::AwaitSignal { name, reply }).await;
-            match signal.await {
-                Ok(payload) => Ok(payload),
-                Err(_) => std::future::pending().await,
-            }
-        })
-        .await
-    }
-
     /// Notes something for people, metrics and audits, and gives the note as it is recorded.
     ///
     /// A note is not an effect: it is recorded once, and a resumed step does not repeat it. What
@@ -546,30 +358,18 @@ impl AgentContext {
         F: Future<Output = Result<T, Error>>,
     {
         let index = self.take(1);
-        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            return replayed(outcome);
-        }
-        let result = act(self.key(index)).await;
+        let result = match self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
+            Stand::Done(outcome) => return replayed(outcome),
+            Stand::Go => act(self.key(index)).await,
+            Stand::Doubt { intents } => {
+                match Box::pin(self.ask_what_happened(index, &intent, intents, None)).await {
+                    Ok(Known::DidNotHappen) => act(self.key(index)).await,
+                    Ok(Known::Happened(result)) => Payload::from_json(result.unwrap_or_default()).get(),
+                    Err(error) => Err(error),
+                }
+            }
+        };
         self.end(index, &result, Spent::default()).await;
-        result
-    }
-
-    /// As [`perform`](Self::perform), for a wait: meanwhile others may have the agent's permit.
-    async fn wait<T, F>(&mut self, intent: Intent, act: impl FnOnce(Arc<str>) -> F) -> Result<T, Error>
-    where
-        T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<T, Error>>,
-    {
-        let index = self.take(1);
-        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            return replayed(outcome);
-        }
-        let worked = self.permit.take().is_some();
-        let result = act(self.key(index)).await;
-        self.end(index, &result, Spent::default()).await;
-        if worked {
-            self.begin_work().await?;
-        }
         result
     }
 
@@ -594,15 +394,7 @@ impl AgentContext {
         let mut fresh = Vec::new();
         for (intent, index) in intents.iter().zip(first..) {
             let Some(recorded) = self.log.effect(index) else {
-                fresh.push(Event::EffectIntended {
-                    path: self.step.path.clone(),
-                    attempt: self.attempt,
-                    index,
-                    effect: intent.effect,
-                    label: intent.label.clone(),
-                    digest: intent.digest.clone(),
-                    class: intent.class,
-                });
+                fresh.push(self.intended(index, intent));
                 stands.push(Stand::Go);
                 continue;
             };
@@ -612,6 +404,18 @@ impl AgentContext {
             self.run.append(fresh).await?;
         }
         Ok(stands)
+    }
+
+    fn intended(&self, index: u32, intent: &Intent) -> Event {
+        Event::EffectIntended {
+            path: self.step.path.clone(),
+            attempt: self.attempt,
+            index,
+            effect: intent.effect,
+            label: intent.label.clone(),
+            digest: intent.digest.clone(),
+            class: intent.class,
+        }
     }
 
     /// How a recorded effect stands that is asked for again as `intent`.
@@ -632,12 +436,7 @@ impl AgentContext {
         match recorded.outcome.clone() {
             Some(outcome) => Ok(Stand::Done(outcome)),
             None if recorded.class.is_repeatable() => Ok(Stand::Go),
-            None => Err(Error::new(ErrorKind::InDoubt {
-                path: self.step.path.to_string(),
-                index,
-                label: recorded.label.to_string(),
-            })
-            .with_help("look whether it took place; resuming the run starts a new attempt of the step")),
+            None => Ok(Stand::Doubt { intents: recorded.intents }),
         }
     }
 
@@ -675,8 +474,10 @@ impl AgentContext {
         jitter(&format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt))
     }
 
-    fn call_context(&self, index: u32) -> CallContext {
-        CallContext::new(self.caller.clone()).with_key(self.key(index))
+    fn call_context(&self, index: u32) -> (Arc<InCall>, CallContext) {
+        let (run, caller, spec) = (self.run.clone(), self.caller.clone(), self.spec.clone());
+        let within = Arc::new(InCall::new(run, caller, spec, self.attempt, index));
+        (within.clone(), CallContext::new(self.caller.clone()).with_key(self.key(index)).within(within))
     }
 
     pub(crate) fn timeout_ms(&self) -> Option<u64> {

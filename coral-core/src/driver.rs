@@ -21,6 +21,7 @@ use self::shared::INBOX;
 use self::step::{FunctionInput, begin_function, hand_off_function, wait_for};
 use crate::agent::panicked;
 use crate::budget::Used;
+use crate::call::Caller;
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Record, RunStatus, Seq};
@@ -158,6 +159,7 @@ impl Driver {
         for live in self.live.iter().flatten() {
             live.task.abort();
         }
+        self.shared.ports.tools.forget(&self.shared.id);
         self.shared.end.send_replace(Some(Arc::new(end)));
     }
 
@@ -411,6 +413,24 @@ impl Driver {
         Some((program, self.machine.local(at)?))
     }
 
+    /// Tells the toolbox for whom the agent of a route's hop acts: the agent that chose it, and the one that
+    /// chose that, from the first on.
+    fn delegate(&self, at: usize) -> Result<(), Error> {
+        let mut hops = vec![at];
+        while let Some((Some(before), _)) = hops.last().and_then(|at| self.machine.hops(*at)) {
+            hops.push(before);
+        }
+        let callers: Vec<Caller> = hops.iter().rev().filter_map(|at| self.caller(*at)).collect();
+        let mut pairs = callers.iter().zip(callers.iter().skip(1));
+        pairs.try_for_each(|(from, to)| self.shared.ports.tools.delegate(from, to))
+    }
+
+    fn caller(&self, at: usize) -> Option<Caller> {
+        let (program, local) = self.body(at)?;
+        let step = program.steps.get(local)?;
+        Some(self.shared.caller(&step.spec, &self.place(at, step)))
+    }
+
     /// Where a step stands: as its program has it, or, within another step, under that one's path.
     fn place(&self, at: usize, step: &program::Step) -> Arc<StepPlace> {
         let Some(path) = self.machine.path(at).filter(|path| **path != step.place.path) else {
@@ -523,6 +543,7 @@ impl Driver {
             Body::Agent { agent, feed } => {
                 let (cx, outputs) = (self.handoff_context(at), self.machine.inputs_of(at));
                 let (agent, feed, spec) = (agent.clone(), feed.clone(), step.spec.clone());
+                let delegated = self.delegate(at);
                 let (ask, cancelled) = oneshot::channel();
                 cancel = Some(ask);
                 let span = tracing::info_span!(
@@ -537,7 +558,7 @@ impl Driver {
                     let mut context =
                         AgentContext::new(shared.clone(), spec, place, attempt, log, Some(cancelled));
                     let work = async {
-                        condition?;
+                        condition.and(delegated)?;
                         let input = feed.apply(&outputs, &cx)?;
                         agent.run_erased(input, &mut context).await
                     };

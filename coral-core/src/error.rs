@@ -123,6 +123,15 @@ pub enum ErrorKind {
         /// The rule that decided.
         reason: String,
     },
+    /// A tool call that a person must approve first. In a run the engine asks, and calls again with
+    /// the [`Approval`](crate::Approval); elsewhere this is the refusal.
+    #[error("`{tool}` needs a person's approval: {reason}")]
+    NeedsApproval {
+        /// The tool.
+        tool: String,
+        /// Why somebody must look at it: what the person is told.
+        reason: String,
+    },
     /// A replayed step asked for another effect than the one recorded.
     #[error(
         "replay of `{path}` diverged at effect {index} (seq {seq}): recorded {expected}, asked for {found}"
@@ -299,6 +308,7 @@ impl ErrorKind {
             ErrorKind::Panicked { .. } => "CORAL0019",
             ErrorKind::Agent { .. } => "CORAL0020",
             ErrorKind::Suspended { .. } => "CORAL0021",
+            ErrorKind::NeedsApproval { .. } => "CORAL0022",
         }
     }
 

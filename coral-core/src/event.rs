@@ -139,6 +139,19 @@ pub enum Event {
         /// After how many milliseconds.
         delay_ms: u64,
     },
+    /// A model or toolbox noted something about a call of the step, such as why it chose a model.
+    CallNoted {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// The effect's index.
+        index: u32,
+        /// What kind of note, such as `model_chosen`.
+        topic: Arc<str>,
+        /// The note.
+        note: Value,
+    },
     /// A step ended well.
     StepSucceeded {
         /// The step.
@@ -206,7 +219,7 @@ pub enum Event {
         /// What came with it.
         payload: Payload,
     },
-    /// An agent or an adapter noted something for people, metrics or audits.
+    /// An agent noted something for people, metrics or audits.
     Noted {
         /// The step.
         path: Arc<str>,
@@ -243,6 +256,7 @@ impl Event {
             | Event::EffectIntended { path, .. }
             | Event::EffectDone { path, .. }
             | Event::CallRetried { path, .. }
+            | Event::CallNoted { path, .. }
             | Event::StepSucceeded { path, .. }
             | Event::StepFailed { path, .. }
             | Event::RetryDue { path, .. }

@@ -122,4 +122,7 @@ pub use crate::spec::{
 pub use crate::task::{
     Brief, Deliverable, HandoffMessage, MessageContext, MessageType, Report, Task, TaskInput,
 };
-pub use crate::tool::{EffectClass, NoTools, ToolCall, ToolDef, ToolOutput, Toolbox};
+pub use crate::tool::{
+    Approval, ApprovalAnswer, ApprovalRequest, Decision, EffectClass, InDoubtEffect, NoTools, Reconciled,
+    Reconciliation, ToolCall, ToolDef, ToolOutput, Toolbox,
+};

@@ -314,6 +314,7 @@ impl Machine {
             | Event::EffectIntended { .. }
             | Event::EffectDone { .. }
             | Event::CallRetried { .. }
+            | Event::CallNoted { .. }
             | Event::HandedOff { .. }
             | Event::QuestionAsked { .. }
             | Event::QuestionAnswered { .. }

@@ -40,6 +40,14 @@ pub trait ChatModel: Send + Sync {
         ModelInfo::default()
     }
 
+    /// What the model that would answer `request` under the terms of `cx` can do and costs, where one name
+    /// stands for several models. What it says is reserved from the budgets, and the call must stay within
+    /// it.
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        let _ = (request, cx);
+        self.info()
+    }
+
     /// Answers one request.
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error>;
 }
@@ -52,6 +60,10 @@ impl<M: ChatModel + ?Sized> ChatModel for Arc<M> {
 
     fn info(&self) -> ModelInfo {
         (**self).info()
+    }
+
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        (**self).info_for(request, cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -247,6 +247,10 @@ impl<M: ChatModel> ChatModel for Cached<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let served = self.agents.as_ref().is_none_or(|agents| agents.contains(&cx.caller().agent));
         let Some(key) = served.then(|| self.key(request)).flatten() else {

@@ -207,6 +207,10 @@ impl<M: ChatModel> ChatModel for Fitted<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let info = self.model.info();
         let output = request.max_output_tokens.map_or(RESERVED_OUTPUT, u64::from);

@@ -115,6 +115,10 @@ impl<M: ChatModel> ChatModel for Metered<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let outcome = self.model.chat(request, cx).await;
         let caller = cx.caller();

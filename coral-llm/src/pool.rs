@@ -228,6 +228,10 @@ impl ChatModel for Pool {
         self.members.first().map(|member| member.model.info()).unwrap_or_default()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.members.first().map(|member| member.model.info_for(request, cx)).unwrap_or_default()
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let relay = Relay::new(cx);
         let mut tried = Vec::new();

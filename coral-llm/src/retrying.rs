@@ -113,6 +113,10 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         {
             let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);

@@ -90,6 +90,10 @@ impl<M: ChatModel> ChatModel for Traced<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let span = self.span(request, cx);
         let began = Instant::now();

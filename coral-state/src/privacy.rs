@@ -300,6 +300,10 @@ impl<M: ChatModel> ChatModel for PrivateModel<M> {
         self.model.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.model.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let mut private = request.clone();
         private.messages = self.anonymizer.data(&request.messages, |text| self.anonymizer.text(text))?;

@@ -28,6 +28,8 @@ pub(crate) struct RecordedEffect {
     pub(crate) digest: String,
     pub(crate) class: EffectClass,
     pub(crate) outcome: Option<Outcome>,
+    /// How often it was intended: again, once a person has found that it did not take place.
+    pub(crate) intents: u32,
 }
 
 impl StepLog {
@@ -66,7 +68,11 @@ impl StepLogs {
                 }
             }
             Event::EffectIntended { path, index, effect, label, digest, class, .. } => {
-                if let Some(log) = self.0.get_mut(path) {
+                let Some(log) = self.0.get_mut(path) else { return };
+                let known = usize::try_from(*index).ok().and_then(|index| log.effects.get_mut(index));
+                if let Some(again) = known {
+                    again.intents += 1;
+                } else {
                     log.effects.push(RecordedEffect {
                         seq: record.seq,
                         at_ms: record.at_ms,
@@ -76,6 +82,7 @@ impl StepLogs {
                         digest: digest.clone(),
                         class: *class,
                         outcome: None,
+                        intents: 1,
                     });
                 }
             }

@@ -8,10 +8,13 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::budget::Ledger;
+use crate::call::Caller;
+use crate::context::StepPlace;
 use crate::error::Error;
 use crate::event::{Event, Question, RunStatus, Seq};
 use crate::payload::Payload;
 use crate::runner::Ports;
+use crate::spec::AgentSpec;
 
 /// Messages to the driver that may wait; beyond, steps wait.
 pub(super) const INBOX: usize = 256;
@@ -58,6 +61,18 @@ impl RunShared {
         (Arc::new(shared), receiver)
     }
 
+    /// Who calls when the agent of `spec` works at `place`.
+    pub(crate) fn caller(&self, spec: &AgentSpec, place: &StepPlace) -> Caller {
+        Caller {
+            run: self.id.clone(),
+            path: place.path.clone(),
+            agent: spec.id.as_str().into(),
+            category: spec.category,
+            project: self.project.clone(),
+            phase: place.phase.clone(),
+        }
+    }
+
     /// The run's budgets.
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,6 +84,17 @@ impl RunShared {
         self.send(ToDriver::Append(events, done)).await;
         match wait.await {
             Ok(result) => result,
+            // The driver is gone and drops this step next.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Asks a person, or asks again after a restart, and waits for the answer.
+    pub(crate) async fn ask(&self, path: Arc<str>, question: Arc<Question>) -> Payload {
+        let (reply, answer) = oneshot::channel();
+        self.send(ToDriver::Ask { path, question, reply }).await;
+        match answer.await {
+            Ok(answer) => answer,
             // The driver is gone and drops this step next.
             Err(_) => std::future::pending().await,
         }

@@ -13,7 +13,7 @@ use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
-use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// When a [`CircuitBreaker`] opens, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -306,6 +306,10 @@ impl<M: ChatModel> ChatModel for Guarded<M> {
         self.inner.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.inner.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let trial = self.breaker.admit().map_err(|refusal| refusal.of_model(self.name()))?;
         let result = self.inner.chat(request, cx).await;
@@ -367,6 +371,18 @@ pub struct GuardedTools<T> {
 impl<T: Toolbox> Toolbox for GuardedTools<T> {
     async fn list(&self, caller: &Caller) -> Result<Vec<ToolDef>, Error> {
         self.inner.list(caller).await
+    }
+
+    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
+        self.inner.reconcile(call, cx).await
+    }
+
+    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
+        self.inner.delegate(from, to)
+    }
+
+    fn forget(&self, run: &str) {
+        self.inner.forget(run);
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

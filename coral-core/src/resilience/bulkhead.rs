@@ -13,7 +13,7 @@ use crate::call::{CallContext, Caller};
 use crate::error::{Error, ModelFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
 use crate::spec::Category;
-use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// The room of one category.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +144,10 @@ impl<M: ChatModel> ChatModel for Bounded<M> {
         self.inner.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.inner.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let entered = self.bulkhead.enter(cx.caller().category).await;
         let _slot = entered.map_err(|refusal| refusal.of_model(self.name()))?;
@@ -155,6 +159,18 @@ impl<M: ChatModel> ChatModel for Bounded<M> {
 impl<T: Toolbox> Toolbox for Bounded<T> {
     async fn list(&self, caller: &Caller) -> Result<Vec<ToolDef>, Error> {
         self.inner.list(caller).await
+    }
+
+    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
+        self.inner.reconcile(call, cx).await
+    }
+
+    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
+        self.inner.delegate(from, to)
+    }
+
+    fn forget(&self, run: &str) {
+        self.inner.forget(run);
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

@@ -173,6 +173,12 @@ fn is_of_model(error: &Error) -> bool {
     }
 }
 
+/// What the first can do, at the highest price of all.
+fn worst(mut infos: impl Iterator<Item = ModelInfo>) -> ModelInfo {
+    let Some(first) = infos.next() else { return ModelInfo::default() };
+    infos.fold(first, |worst, other| worst.at_worst(&other))
+}
+
 #[async_trait]
 impl ChatModel for Fallback {
     /// The name of the first model.
@@ -183,9 +189,11 @@ impl ChatModel for Fallback {
     /// What the first model can do, at the highest price in the chain: a budget must reserve for
     /// the worst case. Unknown if the price of any is.
     fn info(&self) -> ModelInfo {
-        let mut infos = self.models.iter().map(|model| model.info());
-        let Some(first) = infos.next() else { return ModelInfo::default() };
-        infos.fold(first, |worst, other| worst.at_worst(&other))
+        worst(self.models.iter().map(|model| model.info()))
+    }
+
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        worst(self.models.iter().map(|model| model.info_for(request, cx)))
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -14,7 +14,7 @@ use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Part};
-use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// How much may be asked in a minute, and how long a call may wait for its turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -333,6 +333,10 @@ impl<M: ChatModel> ChatModel for RateLimited<M> {
         self.inner.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.inner.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let tokens = estimate_tokens(request, &self.inner.info());
         let reserved = self.limit.reserve(tokens).await.map_err(|refusal| refusal.of_model(self.name()))?;
@@ -363,6 +367,18 @@ impl<M: ChatModel> ChatModel for RateLimited<M> {
 impl<T: Toolbox> Toolbox for RateLimited<T> {
     async fn list(&self, caller: &Caller) -> Result<Vec<ToolDef>, Error> {
         self.inner.list(caller).await
+    }
+
+    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
+        self.inner.reconcile(call, cx).await
+    }
+
+    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
+        self.inner.delegate(from, to)
+    }
+
+    fn forget(&self, run: &str) {
+        self.inner.forget(run);
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

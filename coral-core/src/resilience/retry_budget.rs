@@ -100,6 +100,10 @@ impl<M: ChatModel> ChatModel for Budgeted<M> {
         self.inner.info()
     }
 
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        self.inner.info_for(request, cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let result = self.inner.chat(request, cx).await;
         match &result {

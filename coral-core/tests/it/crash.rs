@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, ChatRequest, ChatResponse, EffectClass, ErrorKind, Event,
-    Flow, Handle, Journal, MemoryJournal, Outcome, RunStatus, Runner, StartOptions, ToolCall, Workflow,
+    Flow, Handle, Journal, MemoryJournal, Outcome, Runner, StartOptions, ToolCall, Workflow,
 };
 use serde_json::{Value, json};
 
@@ -298,23 +298,6 @@ impl Workflow for LaunchFlow {
     fn build(&self, flow: &mut Flow<String>) -> Handle<String> {
         flow.step(Launch(AgentSpec::new("launch", "Launch"), self.0.clone()), flow.input())
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn an_irreversible_effect_in_doubt_is_not_done_again() {
-    let journal = Arc::new(MemoryJournal::new());
-    let runner = || Runner::builder().journal(journal.clone()).build();
-    let count = Arc::new(AtomicUsize::new(0));
-    let flow = LaunchFlow(count.clone());
-    let first = runner();
-    let run = first.start(&flow, String::new()).await.unwrap();
-    until(&run, |event| matches!(event, Event::EffectIntended { .. })).await;
-    first.shutdown().await;
-    let again = runner().resume(&flow, run.id()).await.unwrap();
-    let error = again.output().await.unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::InDoubt { label, .. } if label == "launch"), "{error}");
-    assert_eq!(count.load(Ordering::SeqCst), 1);
-    assert_eq!(again.wait().await.unwrap(), RunStatus::Failed);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod engine;
 mod fork;
 mod matrix;
 mod nesting;
+mod people;
 mod prompt_agent;
 mod properties;
 mod resilience;

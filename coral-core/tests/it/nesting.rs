@@ -1,11 +1,12 @@
 //! Graphs within graphs: sub-workflows, maps, loops, routes.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, ErrorKind, Event, Flow, GraphData, Handle, MemoryJournal,
-    Program, RunStatus, Runner, StepData, StepKind, Team, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, CallContext, Caller, Error, ErrorKind, Event, Flow,
+    GraphData, Handle, MemoryJournal, NoTools, Program, RunStatus, Runner, StepData, StepKind, Team,
+    ToolCall, ToolDef, ToolOutput, Toolbox, Workflow,
 };
 use serde_json::{Value, json};
 
@@ -230,7 +231,7 @@ fn route(max_hops: u32) -> Program<coral_core::Brief, Value> {
     Program::from_graph(graph, &team).unwrap()
 }
 
-async fn routed(plan: &str, max_hops: u32) -> (Result<Value, coral_core::Error>, Vec<String>) {
+async fn routed(plan: &str, max_hops: u32) -> (Result<Value, Error>, Vec<String>) {
     let runner = Runner::builder().journal(MemoryJournal::new()).build();
     let brief = coral_core::Brief { text: plan.into(), ..Default::default() };
     let run = runner.start(&route(max_hops), brief).await.unwrap();
@@ -254,4 +255,42 @@ async fn agents_route_among_those_that_the_graph_allows() {
     assert!(
         matches!(output.unwrap_err().kind(), ErrorKind::Limit { limit, .. } if limit == "max_hops of `desk`")
     );
+}
+
+/// Hears who acts for whom.
+#[derive(Clone, Default)]
+struct Ear(Arc<Mutex<Vec<String>>>);
+
+#[async_trait::async_trait]
+impl Toolbox for Ear {
+    async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {
+        NoTools.call(call, cx).await
+    }
+
+    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
+        self.0.lock().unwrap().push(format!("{} to {}", from.path, to.path));
+        Ok(())
+    }
+
+    fn forget(&self, run: &str) {
+        self.0.lock().unwrap().push(format!("forget {run}"));
+    }
+}
+
+#[tokio::test]
+async fn the_toolbox_hears_who_acts_for_whom_and_when_the_run_is_over() {
+    let ear = Ear::default();
+    let runner = Runner::builder().tools(ear.clone()).build();
+    let brief = coral_core::Brief { text: r#"["billing", "refunds"]"#.into(), ..Default::default() };
+    let run = runner.start(&route(5), brief).await.unwrap();
+    run.output().await.unwrap();
+    let first = "desk/hop[1]/triage to desk/hop[2]/billing".to_owned();
+    let second = "desk/hop[2]/billing to desk/hop[3]/refunds".to_owned();
+    // The third acts for the second, and with it for the first.
+    let heard = [first.clone(), first, second, format!("forget {}", run.id())];
+    assert_eq!(*ear.0.lock().unwrap(), heard);
 }
