@@ -51,6 +51,15 @@ pub enum AuditEvent {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         untrusted: bool,
     },
+    /// A server's process asked for a connection to a place of the network.
+    Connected {
+        /// The place, `host:port`, or what was asked for where it is none.
+        to: String,
+        /// Whether it was let through.
+        verdict: Verdict,
+        /// Why.
+        rule: String,
+    },
     /// The chain up to the record before was signed.
     Sealed {
         /// The signature.

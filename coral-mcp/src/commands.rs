@@ -1,7 +1,6 @@
 //! The built-in server that runs programs, without a shell.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -18,8 +17,9 @@ use serde_json::{Map, Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
-use crate::jail::{FLAG, Jail};
-use crate::process::Group;
+use crate::jail::find_program;
+use crate::launch::Launch;
+use crate::process::{Group, Hold};
 
 /// The name of the built-in server that runs programs.
 pub(crate) const NAME: &str = "commands";
@@ -49,9 +49,7 @@ impl Commands {
     /// # Errors
     /// [`NotFound`](coral_core::ErrorKind::NotFound) if it is not there.
     pub fn allow(self, name: &str) -> Result<Self, Error> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file());
-        match found {
+        match find_program(name) {
             Some(file) if !name.contains('/') => Ok(self.allow_at(name, file)),
             _ => Err(Error::not_found("program", name, [])
                 .with_help("name a program that is in `PATH`, or say where it is with `allow_at`")),
@@ -71,7 +69,7 @@ impl Commands {
 pub(crate) struct Runner {
     pub(crate) commands: Arc<Commands>,
     pub(crate) root: PathBuf,
-    pub(crate) jail: Option<Arc<(PathBuf, Jail)>>,
+    pub(crate) launch: Arc<Launch>,
 }
 
 #[derive(Deserialize)]
@@ -104,7 +102,7 @@ impl Runner {
             .with_annotations(ToolAnnotations::new().read_only(false).destructive(true).idempotent(false))
     }
 
-    fn command(&self, call: &Call) -> Result<Command, String> {
+    fn command(&self, call: &Call) -> Result<(Command, Hold), String> {
         let Some(program) = self.commands.programs.get(&call.program) else {
             let known: Vec<&str> = self.commands.programs.keys().map(String::as_str).collect();
             return Err(format!(
@@ -116,27 +114,16 @@ impl Runner {
         if let Some(arg) = call.args.iter().find(|arg| arg.contains('\0')) {
             return Err(format!("the argument {arg:?} holds a NUL character"));
         }
-        let mut command = match self.jail.as_deref() {
-            None => Command::new(program),
-            Some((helper, jail)) => {
-                let jail = Jail { parent: std::process::id(), ..jail.clone() };
-                let spec = serde_json::to_string(&jail).map_err(|error| error.to_string())?;
-                let mut command = Command::new(helper);
-                command.args([OsString::from(FLAG), spec.into(), program.into()]);
-                command
-            }
-        };
-        command.args(&call.args).env_clear().current_dir(self.directory(&call.cwd)?);
-        if let Some(path) = std::env::var_os("PATH") {
-            command.env("PATH", path);
+        let cwd = self.directory(&call.cwd)?;
+        let (mut command, hold) = self
+            .launch
+            .command(program.as_os_str(), &call.args, &BTreeMap::new(), &cwd)
+            .map_err(|error| error.to_string())?;
+        if !hold.has_input() {
+            command.stdin(Stdio::null());
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
-        Ok(command)
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
+        Ok((command, hold))
     }
 
     /// The directory, which must be the one that it is spelled as: no link on the way.
@@ -151,13 +138,15 @@ impl Runner {
     }
 
     async fn run(&self, call: &Call) -> Result<CallToolResult, String> {
-        let mut child = self
-            .command(call)?
-            .spawn()
-            .map_err(|e| format!("`{}` could not be started: {e}", call.program))?;
+        let (mut command, mut hold) = self.command(call)?;
+        let mut child =
+            command.spawn().map_err(|e| format!("`{}` could not be started: {e}", call.program))?;
+        drop(command);
+        // Its input is empty.
+        hold.close_input();
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         // Dropped when the call is given up, which ends everything that was started.
-        let mut group = Group::of(child);
+        let mut group = Group::of(child, hold);
         let (out, err, status) = tokio::join!(collect(stdout), collect(stderr), group.wait());
         let status = status.map_err(|error| error.to_string())?;
         let code =
@@ -226,7 +215,7 @@ impl ServerHandler for Runner {
     }
 }
 
-/// Whether the directory can be the root of what is run: the same however it is spelled.
-pub(crate) fn runner(commands: Commands, root: &Path, jail: Option<(PathBuf, Jail)>) -> Runner {
-    Runner { commands: Arc::new(commands), root: root.to_owned(), jail: jail.map(Arc::new) }
+/// A server for programs that run in the directory `root`.
+pub(crate) fn runner(commands: Commands, root: &Path, launch: Launch) -> Runner {
+    Runner { commands: Arc::new(commands), root: root.to_owned(), launch: Arc::new(launch) }
 }

@@ -14,7 +14,7 @@ use crate::access::{Access, Decision, Operation, Policy};
 use self::rule::AfterUntrusted;
 pub use self::rule::Grant;
 use self::rule::Subject;
-pub(crate) use self::servers::{Isolation, ServerRules};
+pub(crate) use self::servers::{Isolation, NetworkRule, ServerRules};
 
 /// A promise that the sandbox keeps whatever the grants say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

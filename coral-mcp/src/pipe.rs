@@ -11,11 +11,11 @@ use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{ChildStdin, ChildStdout};
+use tokio::process::ChildStdout;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::health::Health;
-use crate::process::Process;
+use crate::process::{Input, Process};
 
 /// How long a server may leave its input unread.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub(crate) struct Pipe {
 
 impl Pipe {
     pub(crate) fn new(
-        stdin: ChildStdin,
+        stdin: Input,
         stdout: ChildStdout,
         max_line: usize,
         process: Arc<Process>,
@@ -90,7 +90,7 @@ impl Pipe {
 }
 
 async fn write_lines(
-    mut stdin: ChildStdin,
+    mut stdin: Input,
     mut lines: mpsc::Receiver<Line>,
     process: Arc<Process>,
     health: Arc<Health>,

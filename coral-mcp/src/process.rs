@@ -2,19 +2,89 @@
 //! everything that it started.
 
 use std::collections::VecDeque;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use coral_core::Error;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid};
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest};
+use tokio::net::TcpListener;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::task::JoinSet;
 
+use crate::egress::Egress;
 use crate::text::clean;
 
 const STDERR_LINES: usize = 20;
 const STDERR_LINE: usize = 500;
+
+/// A process's input.
+pub(crate) type Input = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// What must be held as long as a process runs, and ends with it.
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    #[cfg(target_os = "linux")]
+    pub(crate) cgroup: Option<crate::jail::Cgroup>,
+    /// The input, where it is a socket by which the helper hands out its listener.
+    input: Option<OwnedWriteHalf>,
+    proxy: JoinSet<()>,
+}
+
+impl Hold {
+    /// Whether the process's input is set already.
+    pub(crate) fn has_input(&self) -> bool {
+        self.input.is_some()
+    }
+
+    /// Ends the process's input, if it was set.
+    pub(crate) fn close_input(&mut self) {
+        self.input = None;
+    }
+
+    /// Serves the listener that comes from the other end of `ours`.
+    pub(crate) fn proxied(
+        &mut self,
+        ours: std::os::unix::net::UnixStream,
+        egress: Arc<Egress>,
+    ) -> io::Result<()> {
+        let (reads, writes) = tokio::net::UnixStream::from_std(ours)?.into_split();
+        self.input = Some(writes);
+        self.proxy.spawn(async move {
+            match receive(&reads).await {
+                Ok(listener) => egress.serve(listener).await,
+                Err(error) => tracing::debug!(%error, "a server's way to its proxy was not made"),
+            }
+        });
+        Ok(())
+    }
+}
+
+/// A listener in the process's network namespace, handed out by the helper before the server runs.
+async fn receive(from: &OwnedReadHalf) -> io::Result<TcpListener> {
+    let socket: &tokio::net::UnixStream = from.as_ref();
+    let listener = socket
+        .async_io(Interest::READABLE, || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+            let mut byte = [0];
+            recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+            let handed = ancillary.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+                _ => None,
+            });
+            handed.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "nothing was handed out"))
+        })
+        .await?;
+    let listener = std::net::TcpListener::from(listener);
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
 
 /// A process and everything in its group. Dropping it kills them all.
 #[derive(Debug)]
@@ -24,13 +94,14 @@ pub(crate) struct Group {
     child: Child,
     id: Option<Pid>,
     killed: AtomicBool,
+    hold: Hold,
 }
 
 impl Group {
     /// Of a child that leads a group of its own.
-    pub(crate) fn of(child: Child) -> Self {
+    pub(crate) fn of(child: Child, hold: Hold) -> Self {
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-        Group { child, id, killed: AtomicBool::new(false) }
+        Group { child, id, killed: AtomicBool::new(false), hold }
     }
 
     /// Ends every process of the group, at once.
@@ -42,6 +113,10 @@ impl Group {
             && let Err(error) = kill_process_group(id, Signal::KILL)
         {
             tracing::debug!(%error, "a process group was gone already");
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(group) = &self.hold.cgroup {
+            group.kill();
         }
     }
 
@@ -75,26 +150,35 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn spawn(name: &str, mut command: Command) -> Result<(Self, ChildStdin, ChildStdout), Error> {
+    pub(crate) fn spawn(
+        name: &str,
+        mut command: Command,
+        mut hold: Hold,
+    ) -> Result<(Self, Input, ChildStdout), Error> {
         let program = command.as_std().get_program().to_string_lossy().into_owned();
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .process_group(0)
-            .kill_on_drop(true);
+        let input = hold.input.take();
+        if input.is_none() {
+            command.stdin(Stdio::piped());
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).kill_on_drop(true);
         let mut child = command.spawn().map_err(|error| {
             Error::invalid(format!("server `{name}`"), format!("`{program}` could not be started: {error}"))
                 .with_help("check `command` and `cwd` in the servers file")
         })?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        // The other end of the input must not stay open here.
+        drop(command);
+        let stdin: Option<Input> = match input {
+            Some(socket) => Some(Box::new(socket)),
+            None => child.stdin.take().map(|pipe| Box::new(pipe) as Input),
+        };
+        let (Some(stdin), Some(stdout)) = (stdin, child.stdout.take()) else {
             return Err(Error::invalid(format!("server `{name}`"), "its pipes could not be opened"));
         };
         let stderr = Arc::new(Mutex::new(VecDeque::new()));
         if let Some(pipe) = child.stderr.take() {
             tokio::spawn(keep_last(pipe, Arc::clone(&stderr)));
         }
-        Ok((Process { group: Group::of(child), stderr }, stdin, stdout))
+        Ok((Process { group: Group::of(child, hold), stderr }, stdin, stdout))
     }
 
     /// Ends the process and everything in its group, at once.

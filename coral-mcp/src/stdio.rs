@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::Error;
-use tokio::process::Command;
 
 use crate::config::{ServerSpec, TransportSpec};
 use crate::health::Health;
-use crate::jail::{FLAG, Jail};
+use crate::launch::Launch;
 use crate::path::ProjectPath;
 use crate::pipe::Pipe;
 use crate::pool::Connector;
@@ -20,33 +19,16 @@ use crate::server::{Connection, Limits};
 pub(crate) struct Stdio {
     pub(crate) spec: ServerSpec,
     pub(crate) root: PathBuf,
-    /// The helper and what the server may do, if it is to be isolated.
-    pub(crate) jail: Option<(PathBuf, Jail)>,
+    pub(crate) launch: Launch,
 }
 
 #[async_trait]
 impl Connector for Stdio {
     async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error> {
         let TransportSpec::Stdio { command, args, env, cwd } = &self.spec.transport;
-        let mut child = match &self.jail {
-            None => Command::new(command),
-            Some((helper, jail)) => {
-                let jail = Jail { parent: std::process::id(), ..jail.clone() };
-                let spec = serde_json::to_string(&jail)
-                    .map_err(|error| Error::invalid(format!("server `{name}`"), error.to_string()))?;
-                let mut child = Command::new(helper);
-                child.arg(FLAG).arg(spec).arg(command);
-                child
-            }
-        };
-        child.args(args).env_clear();
-        // Programs are found by it, also by the servers themselves; it holds no secret.
-        if let Some(path) = std::env::var_os("PATH") {
-            child.env("PATH", path);
-        }
-        child.envs(env);
-        child.current_dir(cwd.as_ref().map_or_else(|| self.root.clone(), |cwd| self.root.join(cwd)));
-        let (process, stdin, stdout) = Process::spawn(name, child)?;
+        let cwd = cwd.as_ref().map_or_else(|| self.root.clone(), |cwd| self.root.join(cwd));
+        let (child, hold) = self.launch.command(command.as_ref(), args, env, &cwd)?;
+        let (process, stdin, stdout) = Process::spawn(name, child, hold)?;
         let process = Arc::new(process);
         let health = Arc::new(Health::default());
         let pipe = Pipe::new(stdin, stdout, limits.max_line_bytes, Arc::clone(&process), Arc::clone(&health));
@@ -58,12 +40,14 @@ impl Connector for Stdio {
     /// still ends at the walls of the OS sandbox.
     fn spell(&self, path: &ProjectPath) -> Result<String, String> {
         let mut place = self.root.clone();
+        let mut spelled = self.launch.root().to_owned();
         for part in path.relative().split('/').filter(|part| !part.is_empty()) {
             place.push(part);
+            spelled.push(part);
             if place.symlink_metadata().is_ok_and(|meta| meta.file_type().is_symlink()) {
                 return Err(format!("`{part}` in `{path}` is a symbolic link, and links are not followed"));
             }
         }
-        Ok(place.to_string_lossy().into_owned())
+        Ok(spelled.to_string_lossy().into_owned())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use coral_core::{Error, rfc3339};
 
 use super::{AuditEvent, AuditRecord};
+use crate::access::Verdict;
 
 /// Reads an audit's text (JSON Lines), without checking it.
 ///
@@ -57,6 +58,15 @@ pub fn audit_csv(records: &[AuditRecord]) -> String {
                 took_ms.to_string(),
                 bytes.to_string(),
             ],
+            AuditEvent::Connected { to, verdict, rule } => [
+                format!("connected to {to}"),
+                verdict.as_str().to_owned(),
+                none(),
+                none(),
+                rule.clone(),
+                none(),
+                none(),
+            ],
             AuditEvent::Noted { note } => {
                 ["noted".to_owned(), none(), none(), none(), note.clone(), none(), none()]
             }
@@ -93,13 +103,15 @@ pub struct AuditSummary {
     pub span_ms: (u64, u64),
 }
 
-/// Counts records by agent and server.
+/// Counts records by agent and server. A server's own connections to the network stand under no
+/// agent.
 pub fn summarize_audit(records: &[AuditRecord]) -> BTreeMap<(String, String), AuditSummary> {
     let mut summaries: BTreeMap<(String, String), AuditSummary> = BTreeMap::new();
     for AuditRecord { entry, .. } in records {
         let (allowed, denied, failed) = match &entry.event {
-            AuditEvent::Decided { verdict: crate::access::Verdict::Allow, .. } => (1, 0, 0),
-            AuditEvent::Decided { .. } => (0, 1, 0),
+            AuditEvent::Decided { verdict: Verdict::Allow, .. }
+            | AuditEvent::Connected { verdict: Verdict::Allow, .. } => (1, 0, 0),
+            AuditEvent::Decided { .. } | AuditEvent::Connected { .. } => (0, 1, 0),
             AuditEvent::Ended { outcome, .. } => (0, 0, u64::from(outcome != "ok")),
             AuditEvent::Noted { .. } | AuditEvent::Sealed { .. } => continue,
         };

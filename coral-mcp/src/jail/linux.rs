@@ -1,10 +1,11 @@
-//! The two stages of the helper.
+//! The stages of the helper.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::ffi::OsString;
+use std::ffi::{CString, OsString};
 use std::fmt::Display;
 use std::fs;
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,24 +15,23 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 use nix::sched::{CloneFlags, unshare};
+use rustix::io::FdFlags;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::pipe::PipeFlags;
 use rustix::process::{
-    Resource, Rlimit, Signal, getgid, getppid, getuid, set_parent_process_death_signal, setrlimit,
-};
-use seccompiler::{
-    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+    Resource, Rlimit, Signal, getgid, getuid, set_parent_process_death_signal, setrlimit, setsid,
 };
 
-use super::{FLAG, Jail};
+use super::{FLAG, Jail, Network, Stage, calls, cgroup, loopback, strict, watch};
 
 /// Where the server may put what it needs for a while: memory that goes with it.
-const SCRATCH: &str = "/dev/shm";
+pub(super) const SCRATCH: &str = "/dev/shm";
 
-/// How many processes and threads a server may have.
-const MAX_PROCESSES: u64 = 1_024;
+/// How much that may be.
+pub(super) const SCRATCH_BYTES: u64 = 256 << 20;
 
 /// What nearly every program reads: libraries, certificates, names. Nothing of it is secret.
-const SYSTEM: [&str; 28] = [
+pub(super) const SYSTEM: [&str; 28] = [
     "/usr",
     "/bin",
     "/sbin",
@@ -66,76 +66,165 @@ fn failed<T, E: Display>(what: &'static str) -> impl FnOnce(E) -> Result<T, Stri
     move |error| Err(format!("{what}: {error}"))
 }
 
-/// Becomes the server, or says why it could not.
+/// Becomes the server, or says why it could not. Without a command it does everything but that.
 pub(super) fn run(mut args: impl Iterator<Item = OsString>) -> Result<Infallible, String> {
     let spec = args.next().and_then(|spec| spec.into_string().ok()).ok_or("its description is missing")?;
     let jail: Jail = serde_json::from_str(&spec).or_else(failed("reading its description"))?;
     let command: Vec<OsString> = args.collect();
-    set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
-    if jail.inner { inner(&jail, &command) } else { outer(jail, &command) }
+    match jail.stage.clone() {
+        Stage::Outer => outer(jail, &command),
+        Stage::Inner { lifeline } => {
+            set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
+            check_lifeline(lifeline)?;
+            mount_own()?;
+            inner(&jail, &command)
+        }
+        Stage::Wrapped { lifeline } => {
+            check_lifeline(lifeline)?;
+            inner(&jail, &command)
+        }
+        Stage::Container { engine, name } => watch::contain(jail, &engine, &name, &command),
+        Stage::Reaper { engine, name } => watch::reap(jail.parent, &engine, &name),
+    }
 }
 
 fn outer(mut jail: Jail, command: &[OsString]) -> Result<Infallible, String> {
-    // The parent may have died before the signal was set.
-    if getppid().is_none_or(|pid| pid.as_raw_nonzero().get().unsigned_abs() != jail.parent) {
-        return Err("the program that wanted it is gone".to_owned());
-    }
     close_inherited()?;
+    let owner = watch::owner(jail.parent)?;
+    if let Some(group) = &jail.cgroup {
+        cgroup::join(group)?;
+    }
+    let (reads, _writes) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).or_else(failed("making a pipe"))?;
+    // The reading end goes on to the inner stage, which sees by it whether this one still lives.
+    rustix::io::fcntl_setfd(&reads, FdFlags::empty()).or_else(failed("making a pipe"))?;
+    let lifeline = std::os::fd::AsRawFd::as_raw_fd(&reads);
+    let mut child = match jail.bwrap.take() {
+        Some(bwrap) => {
+            let helper = std::env::current_exe().or_else(failed("finding the helper"))?;
+            let cwd = std::env::current_dir().or_else(failed("finding the directory"))?;
+            jail.stage = Stage::Wrapped { lifeline };
+            let mut child = Command::new(bwrap);
+            child.args(strict::arguments(&jail, &helper, &cwd));
+            child
+        }
+        None => {
+            make_namespaces(jail.network)?;
+            jail.stage = Stage::Inner { lifeline };
+            Command::new("/proc/self/exe")
+        }
+    };
+    let spec = serde_json::to_string(&jail).or_else(failed("writing its description"))?;
+    let child =
+        child.arg(FLAG).arg(spec).args(command).spawn().or_else(failed("starting the inner stage"))?;
+    drop(reads);
+    watch::until_either_ends(child, &owner)
+}
+
+fn make_namespaces(network: Network) -> Result<(), String> {
     let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
     let mut flags = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS;
-    if !jail.network {
+    if network != Network::Host {
         flags |= CloneFlags::CLONE_NEWNET;
     }
     unshare(flags).or_else(failed("making namespaces (the system may forbid them to unprivileged users)"))?;
     map_ids(0, uid, 0, gid)?;
-    jail.inner = true;
-    let spec = serde_json::to_string(&jail).or_else(failed("writing its description"))?;
-    let mut child = Command::new("/proc/self/exe");
-    child.arg(FLAG).arg(spec).args(command);
-    let status =
-        child.spawn().and_then(|mut child| child.wait()).or_else(failed("starting the inner stage"))?;
-    std::process::exit(status.code().unwrap_or(125));
+    if network == Network::Proxy { loopback::up() } else { Ok(()) }
 }
 
-fn inner(jail: &Jail, command: &[OsString]) -> Result<Infallible, String> {
-    let [program, args @ ..] = command else { return Err("there is no command".to_owned()) };
+/// The outer stage may have been killed before this one was bound to it.
+fn check_lifeline(lifeline: i32) -> Result<(), String> {
+    let nonblock =
+        i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).or_else(failed("watching its parent"))?;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(nonblock)
+        .open(format!("/proc/self/fd/{lifeline}"))
+        .and_then(|mut pipe| pipe.read(&mut [0]));
+    match file {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => close_inherited(),
+        Ok(_) => Err("the program that wanted it is gone".to_owned()),
+        Err(error) => Err(format!("watching its parent: {error}")),
+    }
+}
+
+/// What the server may see of processes, and a scratch directory.
+fn mount_own() -> Result<(), String> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_else(failed("keeping mounts to itself"))?;
     let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", quiet, None).or_else(failed("mounting /proc"))?;
-    bound_processes()?;
-    mount("tmpfs", SCRATCH, "tmpfs", quiet, Some(c"size=256m,mode=0700"))
+    let options = CString::new(format!("size={SCRATCH_BYTES},mode=0700"))
         .or_else(failed("mounting a scratch directory"))?;
+    mount("tmpfs", SCRATCH, "tmpfs", quiet, Some(&*options)).or_else(failed("mounting a scratch directory"))
+}
+
+fn inner(jail: &Jail, command: &[OsString]) -> Result<Infallible, String> {
+    let bounded = bound_processes(jail.processes)?;
+    let proxy = (jail.network == Network::Proxy).then(loopback::hand_out).transpose()?;
     // A second user namespace, in which it is nobody: the rights over the first are gone for good
     // once the server runs.
+    let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
+    let is_root = is_root();
     unshare(CloneFlags::CLONE_NEWUSER).or_else(failed("giving up rights"))?;
-    map_ids(1_000, 0, 1_000, 0)?;
+    map_ids(1_000, uid, 1_000, gid)?;
     limit(Resource::Core, 0)?;
     limit(Resource::Nofile, 4_096)?;
     // Counted within its own user namespace; the kernel does not count for the system's root.
-    limit(Resource::Nproc, MAX_PROCESSES)?;
+    limit(Resource::Nproc, jail.processes)?;
+    if !bounded && is_root && jail.cgroup.is_none() {
+        return Err("the number of processes can't be bounded: before Linux 6.14 root's are not counted \
+                    without a control group; run it as another user"
+            .to_owned());
+    }
     limit(Resource::Fsize, 1 << 30)?;
-    limit(Resource::Data, 4 << 30)?;
+    limit(Resource::Data, jail.memory)?;
+    // Of no terminal, and in no group that others share.
+    let _ = setsid();
+    if matches!(jail.stage, Stage::Inner { .. }) {
+        // A change of rights may have unbound it.
+        set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
+    }
     fence_files(jail)?;
-    fence_calls()?;
-    let error = Command::new(program).args(args).env("HOME", SCRATCH).env("TMPDIR", SCRATCH).exec();
-    Err(format!("starting `{}`: {error}", program.to_string_lossy()))
+    calls::fence()?;
+    let [program, args @ ..] = command else { std::process::exit(0) };
+    let mut server = Command::new(program);
+    server.args(args).env("HOME", SCRATCH).env("TMPDIR", SCRATCH);
+    if let Some(port) = proxy {
+        let proxy = format!("http://127.0.0.1:{port}");
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+            server.env(name, &proxy);
+        }
+        // Node looks at them only when it is told to.
+        server.env("NODE_USE_ENV_PROXY", "1");
+    }
+    Err(format!("starting `{}`: {}", program.to_string_lossy(), server.exec()))
 }
 
-/// Bounds the processes of the namespace by their highest number, which holds for root too.
-fn bound_processes() -> Result<(), String> {
+/// Whether it may be the system's root that started it all, whatever it is called in here: that is
+/// whom the kernel does not count for.
+fn is_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().nth(1).is_none_or(|outside| outside == "0")
+}
+
+/// Bounds the processes of the namespace by their highest number, which holds for root too. Tells
+/// whether the kernel could.
+fn bound_processes(most: u64) -> Result<bool, String> {
     let release =
         fs::read_to_string("/proc/sys/kernel/osrelease").or_else(failed("reading the kernel's release"))?;
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
     // Before that the number was one for the whole system, and must not be touched.
     if (parts.next(), parts.next()) < (Some(6), Some(14)) {
-        return Ok(());
+        return Ok(false);
     }
-    fs::write("/proc/sys/kernel/pid_max", MAX_PROCESSES.to_string()).or_else(failed("bounding processes"))
+    // The kernel takes no smaller number than this.
+    let most = most.max(301).to_string();
+    fs::write("/proc/sys/kernel/pid_max", most).or_else(failed("bounding processes"))?;
+    Ok(true)
 }
 
 fn close_inherited() -> Result<(), String> {
@@ -189,86 +278,6 @@ fn fence_files(jail: &Jail) -> Result<(), String> {
     let status = build().or_else(failed("fencing files (Landlock)"))?;
     if status.ruleset == RulesetStatus::NotEnforced || !status.no_new_privs {
         return Err("fencing files (Landlock): the kernel does not enforce it".to_owned());
-    }
-    Ok(())
-}
-
-/// System calls that no tool server needs and that widen what can be attacked.
-const FORBIDDEN: [libc::c_long; 41] = [
-    libc::SYS_acct,
-    libc::SYS_add_key,
-    libc::SYS_bpf,
-    libc::SYS_chroot,
-    libc::SYS_delete_module,
-    libc::SYS_fanotify_init,
-    libc::SYS_finit_module,
-    libc::SYS_fsconfig,
-    libc::SYS_fsmount,
-    libc::SYS_fsopen,
-    libc::SYS_fspick,
-    libc::SYS_init_module,
-    libc::SYS_io_uring_enter,
-    libc::SYS_io_uring_register,
-    libc::SYS_io_uring_setup,
-    libc::SYS_kcmp,
-    libc::SYS_kexec_load,
-    libc::SYS_keyctl,
-    libc::SYS_lookup_dcookie,
-    libc::SYS_mount,
-    libc::SYS_mount_setattr,
-    libc::SYS_move_mount,
-    libc::SYS_name_to_handle_at,
-    libc::SYS_open_by_handle_at,
-    libc::SYS_open_tree,
-    libc::SYS_perf_event_open,
-    libc::SYS_personality,
-    libc::SYS_pidfd_getfd,
-    libc::SYS_pivot_root,
-    libc::SYS_process_vm_readv,
-    libc::SYS_process_vm_writev,
-    libc::SYS_ptrace,
-    libc::SYS_quotactl,
-    libc::SYS_reboot,
-    libc::SYS_request_key,
-    libc::SYS_setns,
-    libc::SYS_swapoff,
-    libc::SYS_swapon,
-    libc::SYS_umount2,
-    libc::SYS_unshare,
-    libc::SYS_userfaultfd,
-];
-
-/// Kinds of sockets that reach past the network namespace (a container engine's socket is a file)
-/// or into the kernel.
-const FORBIDDEN_SOCKETS: [i32; 6] =
-    [libc::AF_UNIX, libc::AF_VSOCK, libc::AF_PACKET, libc::AF_ALG, libc::AF_KEY, libc::AF_BLUETOOTH];
-
-fn fence_calls() -> Result<(), String> {
-    let built = || -> Result<_, seccompiler::BackendError> {
-        let arch: TargetArch = std::env::consts::ARCH.try_into()?;
-        let is = |arg: u8, op: SeccompCmpOp, value: u64| {
-            SeccompRule::new(vec![SeccompCondition::new(arg, SeccompCmpArgLen::Dword, op, value)?])
-        };
-        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-            FORBIDDEN.into_iter().map(|call| (call, Vec::new())).collect();
-        let sockets = FORBIDDEN_SOCKETS
-            .into_iter()
-            .map(|kind| is(0, SeccompCmpOp::Eq, u64::from(kind.unsigned_abs())))
-            .collect::<Result<_, _>>()?;
-        rules.insert(libc::SYS_socket, sockets);
-        let new_user = u64::from(libc::CLONE_NEWUSER.unsigned_abs());
-        rules.insert(libc::SYS_clone, vec![is(0, SeccompCmpOp::MaskedEq(new_user), new_user)?]);
-        let errno = |errno: i32| SeccompAction::Errno(errno.unsigned_abs());
-        let forbid = SeccompFilter::new(rules, SeccompAction::Allow, errno(libc::EPERM), arch)?;
-        // Its flags lie in memory, where a filter can't look; told that it is not there, the C
-        // library takes `clone`.
-        let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-        let absent = SeccompFilter::new(absent, SeccompAction::Allow, errno(libc::ENOSYS), arch)?;
-        Ok([forbid.try_into()?, absent.try_into()?])
-    };
-    let programs: [seccompiler::BpfProgram; 2] = built().or_else(failed("fencing system calls"))?;
-    for program in &programs {
-        seccompiler::apply_filter(program).or_else(failed("fencing system calls"))?;
     }
     Ok(())
 }

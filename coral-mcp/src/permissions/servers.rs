@@ -14,6 +14,38 @@ pub(crate) enum Isolation {
     None,
     /// By the kernel: namespaces, limits, Landlock, seccomp.
     Kernel,
+    /// By all of that in a file system of its own, which bubblewrap makes.
+    Strict,
+    /// In a container, which a container engine makes.
+    Container,
+}
+
+impl Isolation {
+    /// The name in permission files and in the audit.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Isolation::None => "none",
+            Isolation::Kernel => "kernel",
+            Isolation::Strict => "strict",
+            Isolation::Container => "container",
+        }
+    }
+}
+
+/// What of the network a server's process may reach.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum NetworkRule {
+    /// All or nothing.
+    All(bool),
+    /// These places, through a proxy.
+    Only(Vec<String>),
+}
+
+impl Default for NetworkRule {
+    fn default() -> Self {
+        NetworkRule::All(false)
+    }
 }
 
 /// The rules of one server.
@@ -33,9 +65,17 @@ pub(crate) struct ServerRules {
     #[serde(default)]
     pub(crate) trusted: bool,
     pub(crate) isolation: Option<Isolation>,
-    /// Whether its process may use the network.
+    /// What its process may reach of the network.
     #[serde(default)]
-    pub(crate) network: bool,
+    pub(crate) network: NetworkRule,
+    /// The most memory that its process may take, in MiB.
+    pub(crate) memory_mib: Option<u64>,
+    /// The most processes and threads that it may have.
+    pub(crate) processes: Option<u64>,
+    /// The image of its container.
+    pub(crate) image: Option<String>,
+    /// The container engine: the name of a program, or where it is.
+    pub(crate) engine: Option<String>,
     /// Files and directories outside of the project that its process may read, such as where it is
     /// installed.
     #[serde(default)]
@@ -51,6 +91,8 @@ impl ServerRules {
             || self.max_result_kib == Some(0)
             || self.calls_per_minute == Some(0)
             || self.concurrency == Some(0)
+            || self.memory_mib == Some(0)
+            || self.processes == Some(0)
         {
             return Err(
                 "a limit of 0 lets nothing through; take the server out of the grants instead".to_owned()
@@ -61,6 +103,12 @@ impl ServerRules {
         }
         if let Some(path) = self.read.iter().find(|path| !path.starts_with('/') || path.as_str() == "/") {
             return Err(format!("`{path}` must be an absolute path, and not all of the system"));
+        }
+        if self.image.is_some() != (self.isolation == Some(Isolation::Container)) {
+            return Err("`isolation: container` and `image` go together".to_owned());
+        }
+        if let NetworkRule::Only(places) = &self.network {
+            crate::egress::AllowList::parse(places)?;
         }
         self.write.iter().try_for_each(|path| crate::path::ProjectPath::parse(path).map(drop))
     }

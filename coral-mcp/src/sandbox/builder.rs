@@ -1,7 +1,7 @@
 //! How a sandbox is put together.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,9 +18,11 @@ use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::commands::{self, Commands};
 use crate::config::Servers;
 use crate::filesystem::{self, Filesystem};
-use crate::jail::{self, Jail};
+#[cfg(target_os = "linux")]
+use crate::jail;
+use crate::launch::{Launch, Setting};
 use crate::path::ProjectPath;
-use crate::permissions::{Isolation, Permissions, SecurityPolicy, ServerRules};
+use crate::permissions::{Permissions, ServerRules};
 use crate::pins::Pins;
 use crate::pool::{Connector, Server};
 use crate::profile::Profile;
@@ -45,6 +47,7 @@ pub struct SandboxBuilder {
     configured: Servers,
     pins: Option<PathBuf>,
     helper: Option<PathBuf>,
+    cgroup: Option<PathBuf>,
     audit: Option<Arc<dyn Audit>>,
     clock: Option<Arc<dyn Clock>>,
     approver: Option<Arc<dyn Approver>>,
@@ -104,6 +107,16 @@ impl SandboxBuilder {
         self
     }
 
+    /// Names a control group (version 2) in which one is made for each server in the OS sandbox, so
+    /// that its limits hold for all of the server's processes together. Without it this process's
+    /// own is taken, if it hands on the controllers `memory` and `pids`; if it does not, limits
+    /// hold for each process. Which of the two is in the audit.
+    #[must_use]
+    pub fn cgroup(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(dir.into());
+        self
+    }
+
     /// Keeps the hashes of the servers' tools in a file, so that a tool that changes between two
     /// runs of the program is noticed too.
     #[must_use]
@@ -159,6 +172,15 @@ impl SandboxBuilder {
             })?),
             None => None,
         };
+        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
+        let audit = self.audit.unwrap_or_else(|| Arc::new(MemoryAudit::new()));
+        let setting = Setting {
+            permissions: &self.permissions,
+            helper: self.helper.as_ref(),
+            cgroup: cgroup(self.cgroup.as_ref())?,
+            audit: Arc::clone(&audit),
+            clock: Arc::clone(&clock),
+        };
         let need_root = |server: &str| {
             root.clone().ok_or_else(|| {
                 Error::invalid("sandbox", format!("server `{server}` has no root directory"))
@@ -178,9 +200,9 @@ impl SandboxBuilder {
             let name = commands::NAME;
             let (root, mut rules) = (need_root(name)?, self.permissions.server(name));
             rules.profile = Some(name.to_owned());
-            let jail = jail_for(name, &rules, &root, &self.permissions, self.helper.as_ref())?;
-            levels.push(level(name, jail.is_some()));
-            let handler = commands::runner(commands, &root, jail);
+            let launch = Launch::of(name, &rules, &root, &setting)?;
+            levels.push(launch.check().await?);
+            let handler = commands::runner(commands, &root, launch);
             servers.insert(name.to_owned(), server(name, Box::new(BuiltIn { handler }), rules, false)?);
         }
         for (name, spec) in self.configured.0 {
@@ -189,9 +211,9 @@ impl SandboxBuilder {
             }
             let rules = self.permissions.server(&name);
             let root = need_root(&name)?;
-            let jail = jail_for(&name, &rules, &root, &self.permissions, self.helper.as_ref())?;
-            levels.push(level(&name, jail.is_some()));
-            let connector = Stdio { spec, root, jail };
+            let launch = Launch::of(&name, &rules, &root, &setting)?;
+            levels.push(launch.check().await?);
+            let connector = Stdio { spec, root, launch };
             servers.insert(name.clone(), server(&name, Box::new(connector), rules, true)?);
         }
         if let Some(name) = self.permissions.ruled_servers().find(|name| !servers.contains_key(*name)) {
@@ -203,13 +225,11 @@ impl SandboxBuilder {
             Some(path) => Pins::open(path)?,
             None => Pins::default(),
         };
-        let clock = self.clock.unwrap_or_else(|| Arc::new(SystemClock));
-        let audit = self.audit.unwrap_or_else(|| Arc::new(MemoryAudit::new()));
         let permissions = Arc::new(self.permissions);
         let policy = permissions.digest();
         let mut began = format!("sandbox started with permissions {policy} from {}", permissions.source());
         if !levels.is_empty() {
-            began = format!("{began}; isolation of {}", levels.join(", "));
+            began = format!("{began}; isolation of {}", levels.join("; "));
         }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
         let taint = Taint::of(audit.untrusted_runs());
@@ -259,46 +279,24 @@ fn server(
     Ok(Server { connector, profile, limits, rules, foreign, permits, state: Mutex::default() })
 }
 
-/// How a server's process is kept apart: as its rules say, and under `no_system_access` by the
-/// kernel at least.
-fn isolation(name: &str, rules: &ServerRules, permissions: &Permissions) -> Result<Isolation, Error> {
-    let needed = permissions.enforces(SecurityPolicy::NoSystemAccess);
-    match rules.isolation {
-        None if needed => Ok(Isolation::Kernel),
-        None => Ok(Isolation::None),
-        Some(Isolation::None) if needed => Err(Error::invalid(
-            format!("server `{name}`"),
-            "`isolation: none` contradicts the security policy `no_system_access`",
+/// The control group to make others in: the one that is named, or this process's own where it can
+/// be had.
+#[cfg(target_os = "linux")]
+fn cgroup(named: Option<&PathBuf>) -> Result<Option<PathBuf>, Error> {
+    match named {
+        Some(dir) if jail::hands_on(dir) => Ok(Some(dir.clone())),
+        Some(dir) => Err(Error::invalid(
+            "sandbox",
+            format!("`{}` is not a control group that hands on `memory` and `pids`", dir.display()),
         )
-        .at(permissions.source().to_owned())),
-        Some(isolation) => Ok(isolation),
+        .with_help("see `Delegate=` of systemd, and write `+memory +pids` to its `cgroup.subtree_control`")),
+        None => Ok(jail::delegated()),
     }
 }
 
-fn level(name: &str, isolated: bool) -> String {
-    format!("{name}: {}", if isolated { "kernel" } else { "none" })
-}
-
-fn jail_for(
-    name: &str,
-    rules: &ServerRules,
-    root: &Path,
-    permissions: &Permissions,
-    helper: Option<&PathBuf>,
-) -> Result<Option<(PathBuf, Jail)>, Error> {
-    Ok(match isolation(name, rules, permissions)? {
-        Isolation::None => None,
-        Isolation::Kernel => Some((jail::helper(helper)?, jail_of(rules, root)?)),
-    })
-}
-
-/// What a server may do, by its rules: it reads the project, and writes where it was told.
-fn jail_of(rules: &ServerRules, root: &Path) -> Result<Jail, Error> {
-    let mut read = vec![root.to_owned()];
-    read.extend(rules.read.iter().map(PathBuf::from));
-    let below = |path: &String| Ok(root.join(path.parse::<ProjectPath>()?.relative()));
-    let write = rules.write.iter().map(below).collect::<Result<_, Error>>()?;
-    Ok(Jail { read, write, network: rules.network, parent: 0, inner: false })
+#[cfg(not(target_os = "linux"))]
+fn cgroup(_named: Option<&PathBuf>) -> Result<Option<PathBuf>, Error> {
+    Ok(None)
 }
 
 /// A server in this process.

@@ -5,7 +5,7 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use coral_mcp::{AuditEvent, Servers};
+use coral_mcp::{AuditEvent, Permissions, Sandbox, Servers};
 use serde_json::json;
 
 use crate::desk::Desk;
@@ -172,23 +172,23 @@ async fn the_level_is_in_the_audit_and_none_is_refused() {
     let desk = desk("").await;
     let first = desk.audit.records().remove(0);
     let AuditEvent::Noted { note } = first.entry.event else { panic!() };
-    assert!(note.ends_with("isolation of probe: kernel"), "{note}");
+    let stated = "isolation of probe: kernel, memory 4096 MiB for each ";
+    assert!(note.contains(stated) && note.contains(", network none, profile "), "{note}");
     let servers = Servers::default().stdio("probe", "x", ["y"]).unwrap();
-    let permissions = coral_mcp::Permissions::from_yaml(&permissions(""), "p.yaml").unwrap();
-    let built = coral_mcp::Sandbox::builder()
-        .permissions(permissions)
-        .servers(servers)
-        .root(desk.project())
-        .build()
-        .await;
+    let permissions = Permissions::from_yaml(&permissions(""), "p.yaml").unwrap();
+    let built =
+        Sandbox::builder().permissions(permissions).servers(servers).root(desk.project()).build().await;
     let error = built.err().unwrap();
     assert!(error.to_string().contains("not fit to be the helper"), "{error}");
 }
 
 #[tokio::test]
 async fn a_helper_that_fails_starts_nothing() {
+    let dir = tempfile::tempdir().unwrap();
     let servers = Servers::default().stdio("probe", &python()[0], [script("probe.py")]).unwrap();
-    let desk = Desk::with(&permissions(""), |b| b.servers(servers).helper("/bin/false")).await;
-    let error = desk.call("dev", "probe__try", json!({"what": "identity"})).await.unwrap_err();
-    assert!(error.is_transient(), "{error}");
+    let permissions = Permissions::from_yaml(&permissions(""), "p.yaml").unwrap();
+    let builder = Sandbox::builder().permissions(permissions).servers(servers).root(dir.path());
+    let error = builder.helper("/bin/false").build().await.err().unwrap();
+    assert!(error.to_string().contains("`isolation: kernel` can't be had: exit status: 1"), "{error}");
+    assert!(!error.is_transient(), "{error}");
 }
