@@ -42,7 +42,7 @@ async fn settings_that_contradict_are_refused() {
             .permissions(permissions)
             .servers(servers)
             .root(dir.path())
-            .helper("h")
+            .helper(env!("CARGO_BIN_EXE_coral-jail"))
             .build()
             .await;
         built.err().map(|e| e.to_string())

@@ -33,3 +33,8 @@ pub(crate) fn public_servers() -> &'static PathBuf {
         target.join("mcp-servers")
     })
 }
+
+/// Whether bubblewrap is here, which the level `strict` needs.
+pub(crate) fn bubblewrap() -> bool {
+    Command::new("bwrap").arg("--version").output().is_ok_and(|output| output.status.success())
+}

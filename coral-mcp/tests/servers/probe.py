@@ -73,9 +73,12 @@ def memory(_):
     return f"{len(hoard)} blocks"
 
 
-def daemon(_):
-    """A child in a session of its own, so that killing its group does not reach it."""
-    child = subprocess.Popen(["sleep", "597"], start_new_session=True, stdin=subprocess.DEVNULL,
+def daemon(seconds):
+    """A child in a session of its own, so that killing its group does not reach it, which unbinds
+    itself and its parent from those who would end them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, 0, 0, 0, 0)
+    child = subprocess.Popen(["sleep", seconds], start_new_session=True, preexec_fn=lambda: libc.prctl(1, 0, 0, 0, 0), stdin=subprocess.DEVNULL,
                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return str(child.pid)
 
@@ -92,6 +95,28 @@ def unshare(flags):
     if libc.unshare(int(flags)) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return "done"
+
+
+def exists(path):
+    return str(os.path.lexists(path))
+
+
+def variable(name):
+    return os.environ.get(name, "unset")
+
+
+def tunnel(target):
+    """Through the proxy that the environment names, to the target, and tells what is answered."""
+    proxy = os.environ["HTTPS_PROXY"].rsplit("/", 1)[1]
+    host, port = proxy.rsplit(":", 1)
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        sock.sendall(f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n".encode())
+        said = sock.recv(4096).decode()
+        if " 200 " not in said.split("\r\n")[0]:
+            raise OSError(said.rsplit("\r\n", 1)[1].strip())
+        sock.sendall(b"secret")
+        sock.shutdown(socket.SHUT_WR)
+        return sock.recv(4096).decode()
 
 
 def descriptors(_):
