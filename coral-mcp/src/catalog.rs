@@ -6,10 +6,12 @@ use coral_core::{Error, ToolDef, ToolFault, digest};
 use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
+use crate::extras::Extra;
 use crate::pins::{Pins, Seen};
 use crate::profile::{Profile, ToolProfile};
 use crate::screen;
 use crate::server::fault;
+use crate::shape::Shape;
 
 /// The longest name that every provider takes.
 const MAX_NAME: usize = 64;
@@ -26,6 +28,10 @@ pub(crate) struct KnownTool {
     pub(crate) blocked: Option<String>,
     /// The arguments that it takes; `None` if its schema leaves that open.
     arguments: Option<Vec<String>>,
+    /// What its data must fit, where it promises data.
+    pub(crate) shape: Option<Shape>,
+    /// What it is, if it is not a tool of the server's but something else that the server has.
+    pub(crate) extra: Option<Extra>,
 }
 
 impl KnownTool {
@@ -60,6 +66,7 @@ impl Catalog {
         tools: Vec<Tool>,
         raw: &BTreeMap<String, Value>,
         profile: &Profile,
+        extras: &[Extra],
         pins: Option<&Pins>,
     ) -> Result<Self, Error> {
         let mut known: BTreeMap<String, KnownTool> = BTreeMap::new();
@@ -80,6 +87,12 @@ impl Catalog {
             let tool = describe(full.clone(), &tool, &whole, profile)?;
             if known.insert(name, tool).is_some() {
                 return Err(fault(&full, ToolFault::Protocol, "the server lists two tools of this name"));
+            }
+        }
+        for extra in extras {
+            // A tool of the server's own by that name stays what it is.
+            if !known.contains_key(extra.name()) {
+                known.insert(extra.name().to_owned(), describe_extra(server, *extra, profile)?);
             }
         }
         let mut catalog = Catalog { tools: known };
@@ -104,6 +117,14 @@ impl Catalog {
 
     pub(crate) fn get(&self, tool: &str) -> Option<&KnownTool> {
         self.tools.get(tool)
+    }
+
+    /// Whether a tool is here what it is in `other`.
+    pub(crate) fn is_same(&self, tool: &str, other: &Catalog) -> bool {
+        match (self.get(tool), other.get(tool)) {
+            (Some(here), Some(there)) => here.hash == there.hash,
+            _ => false,
+        }
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &KnownTool)> {
@@ -133,5 +154,22 @@ fn describe(full: String, tool: &Tool, whole: &Value, profile: &Profile) -> Resu
         effect: profile.effect,
     };
     let (hash, suspicion) = (digest(whole)?, screen::suspicion(whole));
-    Ok(KnownTool { def, profile, hash, suspicion, blocked: None, arguments })
+    let shape = tool.output_schema.as_ref().and_then(|schema| {
+        let shape = Shape::new(&Value::Object(schema.as_ref().clone()));
+        shape
+            .inspect_err(|problem| tracing::warn!(tool = %def.name, problem, "its output schema is none"))
+            .ok()
+    });
+    Ok(KnownTool { def, profile, hash, suspicion, blocked: None, arguments, shape, extra: None })
+}
+
+fn describe_extra(server: &str, extra: Extra, profile: &Profile) -> Result<KnownTool, Error> {
+    let mut def = extra.def(format!("{server}__{}", extra.name()));
+    let profile = profile.tools.get(extra.name()).cloned().unwrap_or_else(Extra::profile);
+    def.effect = profile.effect;
+    let hash = digest(&(&def.name, &def.description, &def.input_schema))?;
+    let arguments = def.input_schema.get("properties").and_then(Value::as_object);
+    let arguments = arguments.map(|properties| properties.keys().cloned().collect());
+    let extra = Some(extra);
+    Ok(KnownTool { def, profile, hash, suspicion: None, blocked: None, arguments, shape: None, extra })
 }

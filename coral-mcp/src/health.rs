@@ -2,17 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use crate::calls::Calls;
+
 /// The state of one connection, shared between its transport and its user.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Health {
     problem: Mutex<Option<String>>,
     changed: AtomicBool,
     tools: Mutex<BTreeMap<String, Value>>,
     first_id: AtomicI64,
+    calls: Arc<Calls>,
+    secrets: Mutex<Vec<String>>,
 }
 
 impl Health {
@@ -23,6 +27,32 @@ impl Health {
 
     pub(crate) fn problem(&self) -> Option<String> {
         self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The calls under way on the connection.
+    pub(crate) fn calls(&self) -> &Arc<Calls> {
+        &self.calls
+    }
+
+    /// Has a value blotted out of what the server answers.
+    #[cfg(feature = "http")]
+    pub(crate) fn hide(&self, secret: &str) {
+        /// Older tokens than these have run out.
+        const MAX_SECRETS: usize = 16;
+        let mut secrets = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        // Short values would blot out words that merely look like them.
+        if secret.len() >= 6 && !secrets.iter().any(|known| known == secret) {
+            if secrets.len() == MAX_SECRETS {
+                secrets.remove(0);
+            }
+            secrets.push(secret.to_owned());
+        }
+    }
+
+    /// The values to blot out, with those of `more`.
+    pub(crate) fn secrets(&self, more: &[String]) -> Vec<String> {
+        let own = self.secrets.lock().unwrap_or_else(PoisonError::into_inner);
+        more.iter().chain(own.iter()).cloned().collect()
     }
 
     /// The server says that its tools are others now.

@@ -75,19 +75,24 @@
 //! # What it does not do
 //! - It does not decide by a server's own hints: what a tool does stands in a [`Profile`], and a
 //!   tool that no profile knows counts as one that executes.
-//! - It does not speak HTTP to servers; they are processes, or built in.
 //! - It does not follow symbolic links, and does not read or change files with several hard links.
 #![forbid(unsafe_code)]
 
 mod access;
 mod audit;
+mod calls;
 mod catalog;
+mod client;
 mod commands;
 mod config;
 mod container;
+mod counterpart;
 mod egress;
+mod extras;
 mod filesystem;
 mod health;
+#[cfg(feature = "http")]
+mod http;
 mod jail;
 mod launch;
 mod path;
@@ -98,10 +103,12 @@ mod pool;
 mod process;
 mod profile;
 mod quota;
+mod results;
 mod sandbox;
 mod screen;
 mod secret;
 mod server;
+mod shape;
 mod sql;
 mod stdio;
 mod text;
@@ -113,9 +120,13 @@ pub use crate::audit::{
     GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit,
 };
 pub use crate::commands::Commands;
-pub use crate::config::{Servers, Variables};
+pub use crate::config::{OAuth, Servers, Variables};
+pub use crate::counterpart::{Counterpart, Elicitation, Reply};
+#[cfg(feature = "http")]
+pub use crate::http::{Consent, ConsentRequest, LoopbackConsent, MemoryTokens, TokenStore};
 pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;
 pub use crate::permissions::{Grant, Permissions, SecurityPolicy};
+pub use crate::pool::ServerStatus;
 pub use crate::profile::Profile;
 pub use crate::sandbox::{Approval, Approver, BlockedTool, Sandbox, SandboxBuilder};

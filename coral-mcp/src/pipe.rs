@@ -124,8 +124,15 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
         return None;
     };
     match value.get("method").and_then(Value::as_str) {
-        // Nothing here acts on them, and a flood of them would be handled one task each.
-        Some("notifications/message" | "notifications/progress") => return None,
+        // A flood of these would be handled one task each.
+        Some("notifications/message") => return None,
+        Some("notifications/progress") => {
+            let report = value.get("params").and_then(|params| serde_json::from_value(params.clone()).ok());
+            if let Some(report) = report {
+                health.calls().progress(&report);
+            }
+            return None;
+        }
         Some("notifications/tools/list_changed") => health.tools_changed(),
         _ => {}
     }

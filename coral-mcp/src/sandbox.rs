@@ -8,13 +8,9 @@ mod taint;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{
-    CallContext, Caller, Clock, Error, ErrorKind, ToolCall, ToolDef, ToolFault, ToolOutput, Toolbox,
-    sha256_hex,
-};
+use coral_core::{CallContext, Caller, Clock, Error, ToolCall, ToolDef, ToolOutput, Toolbox, sha256_hex};
 use serde_json::Value;
 
 use crate::access::{Decision, Policy};
@@ -22,7 +18,7 @@ use crate::audit::{Audit, AuditEntry};
 use crate::catalog::KnownTool;
 use crate::permissions::{Permissions, SecurityPolicy};
 use crate::pins::Pins;
-use crate::pool::Server;
+use crate::pool::{Server, ServerStatus};
 use crate::quota::Quota;
 
 pub use self::builder::SandboxBuilder;
@@ -161,6 +157,15 @@ impl Sandbox {
         Ok(())
     }
 
+    /// How each server is doing. Starts none.
+    pub async fn status(&self) -> Vec<ServerStatus> {
+        let mut status = Vec::new();
+        for (name, server) in &self.servers {
+            status.push(server.status(name).await);
+        }
+        status
+    }
+
     /// How a call would be decided on, and by which rule. It is neither made nor recorded, and
     /// nobody is asked.
     ///
@@ -268,11 +273,8 @@ impl Toolbox for Sandbox {
             Err(problem) => return Err(gate.deny(Some(operation), problem).await),
         };
         let passed = gate.pass(name, tool, known, &reading, server.rules.calls_per_minute).await?;
-        let timeout = cx.timeout_ms().map(Duration::from_millis);
-        let result = {
-            let _permit = server.permits.acquire().await;
-            live.connection.call(tool, reading.arguments, timeout).await
-        };
+        let result =
+            server.call(name, &live, tool, reading.arguments, cx, (self.clock.as_ref(), &self.pins)).await;
         let untrusted = server.foreign && !server.rules.trusted && result.is_ok();
         if untrusted {
             self.taint.mark(&cx.caller().run, &call.name);
@@ -280,17 +282,9 @@ impl Toolbox for Sandbox {
         passed.end(&result, untrusted);
         match result {
             Ok(output) if untrusted => Ok(label(&call.name, output)),
-            Err(error) if is_stuck(&error) => {
-                tokio::spawn(async move { live.connection.kill_if_stuck().await });
-                Err(error)
-            }
             other => other,
         }
     }
-}
-
-fn is_stuck(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Tool { fault: ToolFault::Timeout, .. })
 }
 
 /// Marks content as data from outside. The mark holds the content's own hash, so that the content

@@ -11,9 +11,9 @@ use crate::health::Health;
 use crate::launch::Launch;
 use crate::path::ProjectPath;
 use crate::pipe::Pipe;
-use crate::pool::Connector;
+use crate::pool::{Connector, Terms};
 use crate::process::Process;
-use crate::server::{Connection, Limits};
+use crate::server::{Connection, Opening};
 
 /// Starts a server's process when it is needed.
 pub(crate) struct Stdio {
@@ -24,15 +24,19 @@ pub(crate) struct Stdio {
 
 #[async_trait]
 impl Connector for Stdio {
-    async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error> {
-        let TransportSpec::Stdio { command, args, env, cwd } = &self.spec.transport;
+    async fn connect(&self, name: &str, terms: &Terms) -> Result<Connection, Error> {
+        let TransportSpec::Stdio { command, args, env, cwd } = &self.spec.transport else {
+            return Err(Error::invalid(format!("server `{name}`"), "it is not a process"));
+        };
         let cwd = cwd.as_ref().map_or_else(|| self.root.clone(), |cwd| self.root.join(cwd));
         let (child, hold) = self.launch.command(command.as_ref(), args, env, &cwd)?;
         let (process, stdin, stdout) = Process::spawn(name, child, hold)?;
         let process = Arc::new(process);
         let health = Arc::new(Health::default());
-        let pipe = Pipe::new(stdin, stdout, limits.max_line_bytes, Arc::clone(&process), Arc::clone(&health));
-        Connection::open(name, pipe, limits.clone(), health, Some(process), self.spec.secrets.clone()).await
+        let pipe =
+            Pipe::new(stdin, stdout, terms.limits.max_line_bytes, Arc::clone(&process), Arc::clone(&health));
+        let opening = Opening { process: Some(process), health, ..terms.opening(&self.spec.secrets) };
+        Connection::open(name, pipe, opening).await
     }
 
     /// The server follows links, so a place that is reached by one is not named to it: what was

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::config::ConnectionRules;
 use crate::profile::ToolProfile;
 
 /// How a server's process is kept apart from the system.
@@ -83,10 +84,14 @@ pub(crate) struct ServerRules {
     /// The directories of the project that its process may write to.
     #[serde(default)]
     pub(crate) write: Vec<String>,
+    /// How it is connected, and what it may ask back.
+    #[serde(default)]
+    pub(crate) connection: ConnectionRules,
 }
 
 impl ServerRules {
     pub(super) fn check(&self) -> Result<(), String> {
+        self.connection.check()?;
         if self.timeout_s == Some(0)
             || self.max_result_kib == Some(0)
             || self.calls_per_minute == Some(0)

@@ -8,23 +8,27 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coral_core::{Clock, Error, SystemClock};
 use rmcp::ServerHandler;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::Semaphore;
 
 use super::delegation::Delegations;
 use super::taint::Taint;
 use super::{Approver, Sandbox};
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
+use crate::client::Abilities;
 use crate::commands::{self, Commands};
-use crate::config::Servers;
+use crate::config::{Servers, TransportSpec};
+use crate::counterpart::{Counterpart, Nobody};
 use crate::filesystem::{self, Filesystem};
+#[cfg(feature = "http")]
+use crate::http::{Consent, TokenStore};
 #[cfg(target_os = "linux")]
 use crate::jail;
 use crate::launch::{Launch, Setting};
 use crate::path::ProjectPath;
 use crate::permissions::{Permissions, ServerRules};
 use crate::pins::Pins;
-use crate::pool::{Connector, Server};
+use crate::pool::{Connector, Server, Terms};
 use crate::profile::Profile;
 use crate::quota::Quota;
 use crate::server::{self, Connection, Limits};
@@ -51,6 +55,11 @@ pub struct SandboxBuilder {
     audit: Option<Arc<dyn Audit>>,
     clock: Option<Arc<dyn Clock>>,
     approver: Option<Arc<dyn Approver>>,
+    counterpart: Option<Arc<dyn Counterpart>>,
+    #[cfg(feature = "http")]
+    consent: Option<Arc<dyn Consent>>,
+    #[cfg(feature = "http")]
+    tokens: Option<Arc<dyn TokenStore>>,
     lifetime: Option<Duration>,
 }
 
@@ -146,6 +155,30 @@ impl SandboxBuilder {
         self
     }
 
+    /// Sets who answers what servers ask back in the midst of a call, where their rules let them.
+    #[must_use]
+    pub fn counterpart(mut self, counterpart: impl Counterpart + 'static) -> Self {
+        self.counterpart = Some(Arc::new(counterpart));
+        self
+    }
+
+    /// Sets who leads a person to the page at which they agree to a token. Without it, servers that
+    /// want one by OAuth are out of reach, but for those that a program reaches for itself.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn consent(mut self, consent: impl Consent + 'static) -> Self {
+        self.consent = Some(Arc::new(consent));
+        self
+    }
+
+    /// Sets where tokens are kept; in memory if it is not set.
+    #[cfg(feature = "http")]
+    #[must_use]
+    pub fn tokens(mut self, tokens: impl TokenStore + 'static) -> Self {
+        self.tokens = Some(Arc::new(tokens));
+        self
+    }
+
     /// Sets how long the grants hold under the security policy `time_bound_tokens`; twelve hours
     /// if it is not set.
     #[must_use]
@@ -193,7 +226,7 @@ impl SandboxBuilder {
             rules.profile = Some(filesystem::NAME.to_owned());
             servers.insert(
                 filesystem::NAME.to_owned(),
-                server(filesystem::NAME, Box::new(BuiltIn { handler }), rules, false)?,
+                server(filesystem::NAME, Box::new(BuiltIn { handler }), rules, false, Abilities::default())?,
             );
         }
         if let Some(commands) = self.commands {
@@ -203,18 +236,57 @@ impl SandboxBuilder {
             let launch = Launch::of(name, &rules, &root, &setting)?;
             levels.push(launch.check().await?);
             let handler = commands::runner(commands, &root, launch);
-            servers.insert(name.to_owned(), server(name, Box::new(BuiltIn { handler }), rules, false)?);
+            servers.insert(
+                name.to_owned(),
+                server(name, Box::new(BuiltIn { handler }), rules, false, Abilities::default())?,
+            );
         }
+        #[cfg(feature = "http")]
+        let shared = crate::http::Shared {
+            consent: self.consent,
+            tokens: self.tokens.unwrap_or_else(|| Arc::new(crate::http::MemoryTokens::default())),
+            clock: Arc::clone(&clock),
+        };
+        let counterpart = self.counterpart.unwrap_or_else(|| Arc::new(Nobody));
         for (name, spec) in self.configured.0 {
             if servers.contains_key(&name) {
                 return Err(Error::invalid("sandbox", format!("there are two servers called `{name}`")));
             }
             let rules = self.permissions.server(&name);
-            let root = need_root(&name)?;
-            let launch = Launch::of(&name, &rules, &root, &setting)?;
-            levels.push(launch.check().await?);
-            let connector = Stdio { spec, root, launch };
-            servers.insert(name.clone(), server(&name, Box::new(connector), rules, true)?);
+            let abilities = Abilities {
+                elicitation: rules.connection.elicitation,
+                sampling: rules.connection.sampling,
+                roots: match &rules.connection.roots {
+                    Some(_) => rules.connection.roots_in(&need_root(&name)?)?,
+                    None => None,
+                },
+                counterpart: Arc::clone(&counterpart),
+            };
+            let connector: Box<dyn Connector> = match spec.transport.clone() {
+                TransportSpec::Stdio { .. } => {
+                    let root = need_root(&name)?;
+                    let launch = Launch::of(&name, &rules, &root, &setting)?;
+                    levels.push(launch.check().await?);
+                    Box::new(Stdio { spec, root, launch })
+                }
+                #[cfg(feature = "http")]
+                TransportSpec::Http(http) => {
+                    crate::http::connector(&name, &spec, http, rules.connection.private_addresses, &shared)?
+                }
+                #[cfg(not(feature = "http"))]
+                TransportSpec::Http(http) => {
+                    let host = http.url.split(['?', '#', '@']).next().unwrap_or_default();
+                    let _ = (&http.headers, &http.oauth, rules.connection.private_addresses);
+                    return Err(Error::invalid(
+                        format!("server `{name}`"),
+                        format!(
+                            "it is behind an address (`{host}`), and this build speaks to processes alone"
+                        ),
+                    )
+                    .with_help("build coral-mcp with its feature `tls`, or `http` for plain HTTP"));
+                }
+            };
+            servers.insert(name.clone(), server(&name, connector, rules, true, abilities)?);
         }
         if let Some(name) = self.permissions.ruled_servers().find(|name| !servers.contains_key(*name)) {
             return Err(Error::not_found("server", name, servers.keys().map(String::as_str))
@@ -260,6 +332,7 @@ fn server(
     connector: Box<dyn Connector>,
     rules: ServerRules,
     foreign: bool,
+    abilities: Abilities,
 ) -> Result<Server, Error> {
     let mut profile = match &rules.profile {
         Some(profile) => Profile::built_in(profile)?,
@@ -273,10 +346,12 @@ fn server(
         max_result_bytes: rules
             .max_result_kib
             .map_or(usual.max_result_bytes, |kib| kib.saturating_mul(1_024)),
+        connect: rules.connection.start_s.map_or(usual.connect, Duration::from_secs),
         ..usual
     };
     let permits = Semaphore::new(rules.concurrency.unwrap_or(CONCURRENCY).min(Semaphore::MAX_PERMITS));
-    Ok(Server { connector, profile, limits, rules, foreign, permits, state: Mutex::default() })
+    let terms = Terms { limits, abilities, generation: rules.connection.protocol };
+    Ok(Server { connector, profile, terms, rules, foreign, permits, state: Arc::default() })
 }
 
 /// The control group to make others in: the one that is named, or this process's own where it can
@@ -306,8 +381,8 @@ struct BuiltIn<H> {
 
 #[async_trait]
 impl<H: ServerHandler + Clone> Connector for BuiltIn<H> {
-    async fn connect(&self, name: &str, limits: &Limits) -> Result<Connection, Error> {
-        server::in_process(name, self.handler.clone(), limits.clone()).await
+    async fn connect(&self, name: &str, terms: &Terms) -> Result<Connection, Error> {
+        server::in_process(name, self.handler.clone(), terms.opening(&[])).await
     }
 
     fn spell(&self, path: &ProjectPath) -> Result<String, String> {
