@@ -94,7 +94,7 @@ impl Underway {
         let note = json!({
             "tool": self.tool, "progress": report.progress, "total": report.total, "message": message,
         });
-        tracing::debug!(%note, "progress");
+        self.cx.note("mcp.progress", note);
     }
 }
 

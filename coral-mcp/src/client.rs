@@ -46,7 +46,7 @@ impl Default for Abilities {
             elicitation: false,
             sampling: false,
             roots: None,
-            counterpart: Arc::new(crate::counterpart::Nobody),
+            counterpart: Arc::new(crate::counterpart::ByRun),
         }
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use coral_core::{CallContext, ChatRequest, ChatResponse, Error};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// A server's question to a person, in the midst of a call.
 ///
@@ -57,17 +57,35 @@ pub trait Counterpart: Send + Sync {
     async fn sample(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error>;
 }
 
-/// Nobody: every question is declined, and no model is called.
+/// The run that the call is part of: a person is asked by a durable question under the label
+/// `mcp_elicitation`, and the run's model is called, paid from its budgets. Outside of a run nobody is
+/// asked and no model is called.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Nobody;
+pub struct ByRun;
 
 #[async_trait]
-impl Counterpart for Nobody {
-    async fn elicit(&self, _question: &Elicitation, _cx: &CallContext) -> Result<Reply, Error> {
-        Ok(Reply::Decline)
+impl Counterpart for ByRun {
+    async fn elicit(&self, question: &Elicitation, cx: &CallContext) -> Result<Reply, Error> {
+        let failed = |error: serde_json::Error| Error::invalid("a server's question", error.to_string());
+        let asked = serde_json::to_value(question).map_err(failed)?;
+        // What is left out takes its default, so it is not asked for.
+        let mut content = question.schema.clone();
+        if let Some(content) = content.as_object_mut() {
+            content.remove("required");
+        }
+        let answer = json!({
+            "type": "object",
+            "properties": {"action": {"enum": ["accept", "decline", "cancel"]}, "content": content},
+            "required": ["action"],
+        });
+        let mut answer = cx.ask("mcp_elicitation", asked, answer).await?;
+        if answer.get("action").and_then(Value::as_str) == Some("accept") && answer.get("content").is_none() {
+            answer = json!({"action": "accept", "content": {}});
+        }
+        serde_json::from_value(answer).map_err(failed)
     }
 
-    async fn sample(&self, _request: &ChatRequest, _cx: &CallContext) -> Result<ChatResponse, Error> {
-        Err(Error::invalid("sampling", "there is nobody to call a model"))
+    async fn sample(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        cx.chat(request).await
     }
 }

@@ -121,7 +121,7 @@ pub use crate::audit::{
 };
 pub use crate::commands::Commands;
 pub use crate::config::{OAuth, Servers, Variables};
-pub use crate::counterpart::{Counterpart, Elicitation, Reply};
+pub use crate::counterpart::{ByRun, Counterpart, Elicitation, Reply};
 #[cfg(feature = "http")]
 pub use crate::http::{Consent, ConsentRequest, LoopbackConsent, MemoryTokens, TokenStore};
 pub use crate::jail::sandbox_hook;

@@ -18,7 +18,7 @@ use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::client::Abilities;
 use crate::commands::{self, Commands};
 use crate::config::{Servers, TransportSpec};
-use crate::counterpart::{Counterpart, Nobody};
+use crate::counterpart::{ByRun, Counterpart};
 use crate::filesystem::{self, Filesystem};
 #[cfg(feature = "http")]
 use crate::http::{Consent, TokenStore};
@@ -155,7 +155,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets who answers what servers ask back in the midst of a call, where their rules let them.
+    /// Sets who answers what servers ask back in the midst of a call, where their rules let them; the run
+    /// that the call is part of, if it is not set: see [`ByRun`].
     #[must_use]
     pub fn counterpart(mut self, counterpart: impl Counterpart + 'static) -> Self {
         self.counterpart = Some(Arc::new(counterpart));
@@ -247,7 +248,7 @@ impl SandboxBuilder {
             tokens: self.tokens.unwrap_or_else(|| Arc::new(crate::http::MemoryTokens::default())),
             clock: Arc::clone(&clock),
         };
-        let counterpart = self.counterpart.unwrap_or_else(|| Arc::new(Nobody));
+        let counterpart = self.counterpart.unwrap_or_else(|| Arc::new(ByRun));
         for (name, spec) in self.configured.0 {
             if servers.contains_key(&name) {
                 return Err(Error::invalid("sandbox", format!("there are two servers called `{name}`")));
