@@ -3,7 +3,8 @@
 //! `MCP_CONFORMANCE_CONTEXT`, and appends the server's address to the command.
 //!
 //! With `CORAL_CONFORMANCE_POLICY=deny` the policy lets the agent read and no more, so that no tool
-//! of the suite's servers, of which nothing is known, may be called.
+//! of the suite's servers, of which nothing is known, may be called. `CORAL_CONFORMANCE_PROTOCOL` is the
+//! generation of the protocol that is spoken: `any`, `with_handshake` or `without_handshake`.
 
 use std::process::ExitCode;
 
@@ -97,6 +98,7 @@ async fn run(address: &str) -> Result<(), Error> {
     let context: Value = serde_json::from_str(&context).unwrap_or_default();
     let denied = std::env::var("CORAL_CONFORMANCE_POLICY").is_ok_and(|policy| policy == "deny");
     let operations = if denied { "[read]" } else { "[read, write, execute]" };
+    let protocol = std::env::var("CORAL_CONFORMANCE_PROTOCOL").unwrap_or_else(|_| "any".to_owned());
     let permissions = format!(
         r#"
 permission_model:
@@ -109,7 +111,7 @@ permission_model:
   security_policies: [audit_all_operations]
 servers:
   conformance:
-    connection: {{ elicitation: true, sampling: true }}
+    connection: {{ elicitation: true, sampling: true, protocol: {protocol} }}
 "#
     );
     let browser = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build();

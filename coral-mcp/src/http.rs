@@ -8,6 +8,7 @@ mod wire;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use coral_core::{Clock, Error, ToolFault};
@@ -16,7 +17,7 @@ use rmcp::transport::StreamableHttpClientTransport;
 use rmcp::transport::streamable_http_client::StreamableHttpClientTransportConfig;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{HttpSpec, ServerSpec};
+use crate::config::{Generation, HttpSpec, ServerSpec};
 use crate::health::Health;
 use crate::path::ProjectPath;
 use crate::pool::{Connector, Terms};
@@ -47,6 +48,9 @@ pub(crate) struct Http {
     bearer: Option<SecretString>,
     authority: Option<Arc<Authority>>,
     secrets: Vec<String>,
+    /// Whether the server turned out to speak only the older generation, and to answer the newer
+    /// handshake with nonsense.
+    older: AtomicBool,
 }
 
 impl Http {
@@ -99,7 +103,8 @@ impl Http {
             None
         };
         let client = guard.client(&url)?;
-        Ok(Http { address: url.as_str().into(), client, headers, bearer, authority, secrets })
+        let older = AtomicBool::new(false);
+        Ok(Http { address: url.as_str().into(), client, headers, bearer, authority, secrets, older })
     }
 
     async fn open(&self, name: &str, terms: &Terms) -> Result<Connection, (Error, Option<String>)> {
@@ -120,7 +125,10 @@ impl Http {
         config.max_json_response_size = terms.limits.max_line_bytes;
         config.max_sse_event_size = terms.limits.max_line_bytes;
         let transport = StreamableHttpClientTransport::with_client(wire, config);
-        let opening = Opening { health, ..terms.opening(&self.secrets) };
+        let mut opening = Opening { health, ..terms.opening(&self.secrets) };
+        if self.older.load(Ordering::Relaxed) {
+            opening.generation = Generation::WithHandshake;
+        }
         let opened = Connection::open(name, transport, opening).await;
         let challenge = self.authority.as_ref().and_then(|authority| authority.end());
         opened.map_err(|error| (error, challenge))
@@ -136,7 +144,14 @@ impl Connector for Http {
                 Ok(connection) => return Ok(connection),
                 Err(failed) => failed,
             };
-            let (Some(authority), Some(challenge)) = (&self.authority, challenge) else { return Err(error) };
+            let (Some(authority), Some(challenge)) = (&self.authority, challenge) else {
+                // Servers are known that answer any method at all, which passes for the newer handshake.
+                if terms.generation == Generation::Any && !self.older.swap(true, Ordering::Relaxed) {
+                    continue;
+                }
+                self.older.store(false, Ordering::Relaxed);
+                return Err(error);
+            };
             if tries == MAX_CONSENTS {
                 return Err(error);
             }
