@@ -25,7 +25,7 @@ use crate::server::{Connection, Opening, fault};
 
 use self::guard::Guard;
 use self::oauth::{Authority, Means};
-use self::wire::Wire;
+use self::wire::{Streams, Wire};
 
 pub use self::tokens::{Consent, ConsentRequest, LoopbackConsent, MemoryTokens, TokenStore};
 
@@ -79,7 +79,7 @@ impl Http {
                 value.get(..7).filter(|scheme| scheme.eq_ignore_ascii_case("bearer ")).and(value.get(7..));
             match token {
                 Some(token) if header == http::header::AUTHORIZATION => {
-                    bearer = Some(SecretString::from(token.trim()))
+                    bearer = Some(SecretString::from(token.trim()));
                 }
                 _ => {
                     headers.insert(header, content);
@@ -115,10 +115,12 @@ impl Http {
         if let Some(authority) = &self.authority {
             authority.begin(&health);
         }
+        let streams = Arc::<Streams>::default();
         let wire = Wire {
             client: self.client.clone(),
             bearer: self.bearer.clone(),
             authority: self.authority.clone(),
+            streams: Arc::clone(&streams),
         };
         let mut config = StreamableHttpClientTransportConfig::with_uri(Arc::clone(&self.address));
         config.custom_headers = self.headers.clone();
@@ -131,6 +133,9 @@ impl Http {
         }
         let opened = Connection::open(name, transport, opening).await;
         let challenge = self.authority.as_ref().and_then(|authority| authority.end());
+        if opened.is_ok() && terms.abilities.asks() {
+            streams.ready().await;
+        }
         opened.map_err(|error| (error, challenge))
     }
 }

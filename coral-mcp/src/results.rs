@@ -247,11 +247,11 @@ pub(crate) mod tests {
     proptest! {
         #[test]
         fn whatever_a_server_answers_stays_within_its_bounds(json in any_json(), max in 0_usize..200) {
-            if let Ok(result) = serde_json::from_value::<CallToolResult>(json.clone()) {
-                if let Ok(output) = of_tool(&result, None, max) {
-                    prop_assert!(output.content.len() <= max + 60);
-                    prop_assert!(output.structured.is_none_or(|v| v.to_string().len() <= max + 20));
-                }
+            if let Ok(result) = serde_json::from_value::<CallToolResult>(json.clone())
+                && let Ok(output) = of_tool(&result, None, max)
+            {
+                prop_assert!(output.content.len() <= max + 60);
+                prop_assert!(output.structured.is_none_or(|v| v.to_string().len() <= max + 20));
             }
             if let Ok(result) = serde_json::from_value::<ReadResourceResult>(json.clone()) {
                 prop_assert!(of_resource(&result, max).content.len() <= max + 60);

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures_util::stream::BoxStream;
 use http::{HeaderName, HeaderValue};
@@ -13,9 +15,12 @@ use rmcp::transport::streamable_http_client::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use sse_stream::Sse;
+use tokio::sync::Notify;
 
 use super::oauth::Authority;
 
+/// How long the stream beside the calls is waited for.
+const STREAM_TIME: Duration = Duration::from_secs(2);
 /// How often one request is repeated with another token.
 const MAX_RENEWALS: usize = 2;
 
@@ -29,6 +34,25 @@ pub(super) struct Wire {
     pub(super) bearer: Option<SecretString>,
     /// Where tokens are had from.
     pub(super) authority: Option<Arc<Authority>>,
+    pub(super) streams: Arc<Streams>,
+}
+
+/// What there is of the older generation's sessions: in these the server asks back on a stream that is
+/// opened beside the calls.
+#[derive(Default)]
+pub(super) struct Streams {
+    session: AtomicBool,
+    opened: Notify,
+}
+
+impl Streams {
+    /// Waits until the stream beside the calls was asked for, if there is to be one: a server that
+    /// asks back before loses its question.
+    pub(super) async fn ready(&self) {
+        if self.session.load(Ordering::Relaxed) {
+            let _ = tokio::time::timeout(STREAM_TIME, self.opened.notified()).await;
+        }
+    }
 }
 
 impl Wire {
@@ -84,12 +108,19 @@ impl StreamableHttpClient for Wire {
         headers: HashMap<HeaderName, HeaderValue>,
         limits: StreamableHttpResponseLimits,
     ) -> Result<StreamableHttpPostResponse, Failure> {
-        self.authorized(|token| {
-            let (uri, message, session, headers) =
-                (uri.clone(), message.clone(), session.clone(), headers.clone());
-            self.client.post_message_with_response_limits(uri, message, session, token, headers, limits)
-        })
-        .await
+        let posted = self
+            .authorized(|token| {
+                let (uri, message, session, headers) =
+                    (uri.clone(), message.clone(), session.clone(), headers.clone());
+                self.client.post_message_with_response_limits(uri, message, session, token, headers, limits)
+            })
+            .await?;
+        if let StreamableHttpPostResponse::Json(_, Some(_)) | StreamableHttpPostResponse::Sse(_, Some(_)) =
+            &posted
+        {
+            self.streams.session.store(true, Ordering::Relaxed);
+        }
+        Ok(posted)
     }
 
     async fn delete_session(
@@ -126,17 +157,20 @@ impl StreamableHttpClient for Wire {
         headers: HashMap<HeaderName, HeaderValue>,
         most: usize,
     ) -> Result<BoxStream<'static, Result<Sse, SseError>>, Failure> {
-        self.authorized(|token| {
-            let (uri, session, headers) = (uri.clone(), session.clone(), headers.clone());
-            self.client.get_stream_with_max_sse_event_size(
-                uri,
-                session,
-                last_event.clone(),
-                token,
-                headers,
-                most,
-            )
-        })
-        .await
+        let stream = self
+            .authorized(|token| {
+                let (uri, session, headers) = (uri.clone(), session.clone(), headers.clone());
+                self.client.get_stream_with_max_sse_event_size(
+                    uri,
+                    session,
+                    last_event.clone(),
+                    token,
+                    headers,
+                    most,
+                )
+            })
+            .await;
+        self.streams.opened.notify_one();
+        stream
     }
 }

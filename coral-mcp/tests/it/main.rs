@@ -1,11 +1,14 @@
 //! Tests of the crate's public interface.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod asks;
 mod attacks;
 mod audit;
 #[cfg(target_os = "linux")]
 mod commands;
 mod config;
+#[cfg(feature = "http")]
+mod conformance;
 mod delegation;
 mod desk;
 mod evil;
@@ -13,6 +16,10 @@ mod filesystem;
 #[cfg(target_os = "linux")]
 mod jail;
 mod permissions;
+#[cfg(target_os = "linux")]
+mod postgres;
 mod programs;
 #[cfg(target_os = "linux")]
 mod public;
+#[cfg(feature = "http")]
+mod web;

@@ -1,0 +1,127 @@
+//! The official conformance suite's client scenarios, against `examples/conformance.rs`: a client on the
+//! public interface with a policy loaded.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::programs::public_servers;
+
+/// The checks that fail, and why they do: the authorization server of one scenario names an issuer other
+/// than the one that was asked, and signing in across applications by an enterprise's tokens is not
+/// there.
+const KNOWN: [&str; 2] = ["auth/2025-03-26-oauth-metadata-backcompat", "auth/cross-app-access-complete-flow"];
+
+/// The client, built like the tests.
+fn client() -> PathBuf {
+    let mut dir = std::env::current_exe().unwrap();
+    dir.pop();
+    dir.pop();
+    let client = dir.join("examples/conformance");
+    // Tests of the package alone are built without it by some commands.
+    if !client.exists() {
+        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "-p", "coral-mcp", "--all-features", "--example", "conformance"])
+            .status()
+            .unwrap();
+        assert!(built.success() && client.exists());
+    }
+    client
+}
+
+struct Outcome {
+    passed: usize,
+    /// The scenario and the check.
+    failed: Vec<(String, String)>,
+}
+
+/// Runs a suite (`--suite all`) or a scenario, and counts checks: the suite's own verdict passes a
+/// client that does nothing.
+fn run(what: [&str; 2], settings: &[(&str, &str)]) -> Outcome {
+    let installed = public_servers();
+    let out = tempfile::tempdir().unwrap();
+    let mut suite = Command::new(installed.join("node22/bin/node"));
+    suite
+        .arg(installed.join("conformance/node_modules/@modelcontextprotocol/conformance/dist/index.js"))
+        .args(["client", "--command", client().to_str().unwrap()])
+        .args(what)
+        .arg("-o")
+        .arg(out.path());
+    suite.envs(settings.iter().copied());
+    suite.output().unwrap();
+    let mut outcome = Outcome { passed: 0, failed: Vec::new() };
+    collect(out.path(), out.path(), &mut outcome);
+    outcome
+}
+
+fn collect(root: &Path, dir: &Path, outcome: &mut Outcome) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            collect(root, &path, outcome);
+        } else if path.ends_with("checks.json") {
+            let checks: Vec<Value> = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            let scenario = dir.strip_prefix(root).unwrap().to_str().unwrap();
+            // The time of the run is the rest of the name.
+            let scenario = scenario.rsplitn(7, '-').last().unwrap().trim_end_matches("-2026").to_owned();
+            for check in checks {
+                match check["status"].as_str() {
+                    Some("SUCCESS") => outcome.passed += 1,
+                    Some("FAILURE") => {
+                        outcome
+                            .failed
+                            .push((scenario.clone(), check["id"].as_str().unwrap_or_default().to_owned()));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+/// Runs a suite up to three times: one of its scenarios goes by the clock.
+fn best_of(what: [&str; 2], settings: &[(&str, &str)]) -> Outcome {
+    let mut best = run(what, settings);
+    for _ in 0..2 {
+        if best.failed.iter().all(|(scenario, _)| KNOWN.iter().any(|known| scenario.starts_with(known))) {
+            break;
+        }
+        let again = run(what, settings);
+        if again.failed.len() < best.failed.len() {
+            best = again;
+        }
+    }
+    best
+}
+
+#[test]
+fn the_whole_suite_passes_but_for_what_is_known() {
+    for protocol in ["with_handshake", "any"] {
+        let all = best_of(["--suite", "all"], &[("CORAL_CONFORMANCE_PROTOCOL", protocol)]);
+        let unknown: Vec<_> = all
+            .failed
+            .iter()
+            .filter(|(scenario, _)| !KNOWN.iter().any(|known| scenario.starts_with(known)))
+            .collect();
+        assert!(unknown.is_empty(), "{protocol}: {unknown:?}");
+        assert!(
+            all.passed >= 237 && all.failed.len() <= 5,
+            "{protocol}: {} and {:?}",
+            all.passed,
+            all.failed
+        );
+    }
+    let core = best_of(["--suite", "core"], &[("CORAL_CONFORMANCE_PROTOCOL", "with_handshake")]);
+    assert!(core.failed.is_empty(), "{:?}", core.failed);
+    assert!(core.passed >= 184, "{}", core.passed);
+}
+
+#[test]
+fn the_twin_whose_policy_denies_the_tool_calls_none() {
+    let allowed = run(["--scenario", "tools_call"], &[]);
+    assert_eq!((allowed.passed, allowed.failed.len()), (1, 0), "{:?}", allowed.failed);
+    let denied = run(["--scenario", "tools_call"], &[("CORAL_CONFORMANCE_POLICY", "deny")]);
+    assert_eq!(denied.passed, 0, "the tool was called");
+}
