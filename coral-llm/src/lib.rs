@@ -27,7 +27,7 @@
 //! |---|---|
 //! | [`Router`] | a model per call from a [`Catalogue`], explained; escalation to the next tier |
 //! | [`Pool`] | several endpoints or keys: least connections, ejection, recovery |
-//! | [`Cached`] | equal requests are paid for once; equal requests at once are one call |
+//! | [`Cached`] | equal requests are paid for once; equal requests at once are one call; on demand, questions that mean the same too |
 //! | [`Fitted`] | conversations made to fit the context: refused, old turns dropped or summarised, never silently |
 //! | [`Retrying`] | repeats for calls outside of a run (in a run the engine repeats) |
 //! | [`Ledger`] | what calls used and cost, by project, run, step, agent and model |
@@ -51,10 +51,12 @@
 mod cached;
 mod catalogue;
 mod dialect;
+mod embed;
 mod env;
 mod failure;
 mod fitted;
 mod ledger;
+mod note;
 mod offline;
 mod pool;
 mod provider;
@@ -69,9 +71,10 @@ mod transport;
 mod vendor;
 mod wire;
 
-pub use crate::cached::{CacheStats, Cached};
+pub use crate::cached::{CacheStats, Cached, Similar};
 pub use crate::catalogue::{Catalogue, CatalogueEntry, LongCache};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
+pub use crate::embed::{Embedder, Embedding, HttpEmbedder};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;
 pub use crate::fitted::{Fitted, LeftOut, Overflow};

@@ -254,27 +254,33 @@ impl ProviderBuilder {
 }
 
 fn checked_base_url(base_url: &str, protocol: Protocol) -> Result<String, String> {
+    let url = checked_url(base_url)?;
+    // The path of Messages begins with the version, and people write it at the end of the base too.
+    let tail = match protocol {
+        Protocol::Anthropic => "/v1",
+        Protocol::Ollama => "/api",
+        _ => return Ok(url),
+    };
+    Ok(url.strip_suffix(tail).map(str::to_owned).unwrap_or(url))
+}
+
+/// A base URL without the slash at its end, or what is wrong with it.
+pub(crate) fn checked_url(base_url: &str) -> Result<String, String> {
     let trimmed = base_url.trim().trim_end_matches('/');
     let uri: http::Uri =
         trimmed.parse().map_err(|error| format!("base URL `{base_url}` is not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
         return Err(format!("base URL `{base_url}` must begin with `http://` or `https://`"));
     }
-    // The path of Messages begins with the version, and people write it at the end of the base too.
-    let trimmed = match protocol {
-        Protocol::Anthropic => trimmed.strip_suffix("/v1").unwrap_or(trimmed),
-        Protocol::Ollama => trimmed.strip_suffix("/api").unwrap_or(trimmed),
-        _ => trimmed,
-    };
     Ok(trimmed.to_owned())
 }
 
 fn auth_header(
     protocol: Protocol,
     dialect: &Dialect,
-    key: &SecretString,
+    secret: &SecretString,
 ) -> Option<(HeaderName, HeaderValue)> {
-    let key = key.expose_secret();
+    let key = secret.expose_secret();
     // Since the version of 2026-10-21 Anthropic takes the key as every other provider does.
     if protocol == Protocol::Anthropic && dialect.anthropic_version.as_str() < "2026-10-21" {
         return Some((HeaderName::from_static("x-api-key"), secret_header(key)?));
@@ -282,7 +288,12 @@ fn auth_header(
     if protocol == Protocol::Gemini {
         return Some((HeaderName::from_static("x-goog-api-key"), secret_header(key)?));
     }
-    Some((AUTHORIZATION, secret_header(&format!("Bearer {key}"))?))
+    Some((AUTHORIZATION, bearer(secret)?))
+}
+
+/// A key as most providers take it. `None` if it can't stand in a header.
+pub(crate) fn bearer(key: &SecretString) -> Option<HeaderValue> {
+    secret_header(&format!("Bearer {}", key.expose_secret()))
 }
 
 fn secret_header(text: &str) -> Option<HeaderValue> {
@@ -424,7 +435,7 @@ impl ChatModel for Provider {
     }
 }
 
-async fn read_error(body: &mut Body) -> Bytes {
+pub(crate) async fn read_error(body: &mut Body) -> Bytes {
     let mut said = BytesMut::new();
     while let Some(Ok(piece)) = body.next().await {
         said.extend_from_slice(&piece);
