@@ -26,7 +26,10 @@ impl AnswerTool {
     /// The request as it is asked, and the tool that its answer comes by, if the endpoint answers by one.
     ///
     /// A request that demands another tool, or forbids all, has its answer in words.
-    pub(crate) fn of<'a>(request: &'a ChatRequest, dialect: &Dialect) -> (Cow<'a, ChatRequest>, Option<AnswerTool>) {
+    pub(crate) fn of<'a>(
+        request: &'a ChatRequest,
+        dialect: &Dialect,
+    ) -> (Cow<'a, ChatRequest>, Option<AnswerTool>) {
         let by_tool = dialect.structured == Structured::Tool;
         let Some(output) = request.output.as_ref().filter(|_| by_tool) else {
             return (Cow::Borrowed(request), None);
@@ -35,7 +38,8 @@ impl AnswerTool {
         if matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Tool(_)) && others {
             return (Cow::Borrowed(request), None);
         }
-        let tool = AnswerTool { name: free_name(output, &request.tools), wrapped: !is_object(&output.schema) };
+        let tool =
+            AnswerTool { name: free_name(output, &request.tools), wrapped: !is_object(&output.schema) };
         let only = !others || request.tool_choice == ToolChoice::None;
         let mut asked = request.clone();
         asked.output = None;
@@ -58,7 +62,8 @@ impl AnswerTool {
         let input_schema = if self.wrapped { wrap(&output.schema) } else { (*output.schema).clone() };
         ToolDef {
             name: self.name.clone(),
-            description: "Takes the final answer. Call it once, when all is known, with the whole answer.".to_owned(),
+            description: "Takes the final answer. Call it once, when all is known, with the whole answer."
+                .to_owned(),
             input_schema,
             effect: EffectClass::Pure,
         }
@@ -73,7 +78,9 @@ impl AnswerTool {
         let (name, wrapped, listener) = (self.name.clone(), self.wrapped, cx.clone());
         let answer = Arc::new(AtomicUsize::new(NONE));
         cx.clone().on_delta(move |delta| match delta {
-            Delta::ToolCall { index, name: called } if *called == name => answer.store(*index, Ordering::Relaxed),
+            Delta::ToolCall { index, name: called } if *called == name => {
+                answer.store(*index, Ordering::Relaxed)
+            }
             Delta::ToolArguments { index, fragment } if *index == answer.load(Ordering::Relaxed) => {
                 // The wrapping is no part of the answer; it is heard when it is whole.
                 if !wrapped {
@@ -137,8 +144,12 @@ fn wrap(schema: &Value) -> Value {
 
 /// The format's name, or what no other tool is called.
 fn free_name(output: &OutputFormat, tools: &[ToolDef]) -> String {
-    let mut name: String =
-        output.name.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-')).take(48).collect();
+    let mut name: String = output
+        .name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+        .take(48)
+        .collect();
     if name.is_empty() {
         name.push_str("answer");
     }
@@ -170,7 +181,12 @@ mod tests {
     }
 
     fn tool(name: &str) -> ToolDef {
-        ToolDef { name: name.into(), description: String::new(), input_schema: json!({}), effect: Default::default() }
+        ToolDef {
+            name: name.into(),
+            description: String::new(),
+            input_schema: json!({}),
+            effect: Default::default(),
+        }
     }
 
     fn answer(calls: &[(&str, Value)]) -> ChatResponse {
@@ -189,8 +205,18 @@ mod tests {
         for (tools, choice, forced, expected) in [
             (Arc::from([]), ToolChoice::Auto, true, (vec!["report"], ToolChoice::Tool("report".into()))),
             (Arc::from([]), ToolChoice::Auto, false, (vec!["report"], ToolChoice::Auto)),
-            (others.clone(), ToolChoice::Auto, true, (vec!["find", "report", "report_answer"], ToolChoice::Required)),
-            (others, ToolChoice::None, true, (vec!["report_answer"], ToolChoice::Tool("report_answer".into()))),
+            (
+                others.clone(),
+                ToolChoice::Auto,
+                true,
+                (vec!["find", "report", "report_answer"], ToolChoice::Required),
+            ),
+            (
+                others,
+                ToolChoice::None,
+                true,
+                (vec!["report_answer"], ToolChoice::Tool("report_answer".into())),
+            ),
         ] {
             let request = ChatRequest { tools, tool_choice: choice, ..asked_for(object()) };
             let (asked, found) = AnswerTool::of(&request, &by_tool(forced));
@@ -203,8 +229,11 @@ mod tests {
 
     #[test]
     fn other_requests_stay_as_they_are() {
-        let demanded =
-            ChatRequest { tools: Arc::from([tool("find")]), tool_choice: ToolChoice::Required, ..asked_for(object()) };
+        let demanded = ChatRequest {
+            tools: Arc::from([tool("find")]),
+            tool_choice: ToolChoice::Required,
+            ..asked_for(object())
+        };
         for (request, dialect) in [
             (ChatRequest::user("?"), by_tool(true)),
             (asked_for(object()), Dialect::default()),
@@ -231,7 +260,8 @@ mod tests {
         let mut response = answer(&[("report", json!({"a": 1}))]);
         tool.read(&mut response, &cx);
         assert_eq!((response.message.text().as_str(), response.stop), (r#"{"a":1}"#, StopReason::End));
-        let expected = [Delta::Thinking("hm".into()), Delta::Text("{\"a\":".into()), Delta::Text("1}".into())];
+        let expected =
+            [Delta::Thinking("hm".into()), Delta::Text("{\"a\":".into()), Delta::Text("1}".into())];
         assert_eq!(*heard.lock().unwrap(), expected);
     }
 
@@ -247,7 +277,8 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_no_object_is_wrapped_on_the_way() {
-        let list = json!({"type": "array", "items": {"$ref": "#/$defs/N"}, "$defs": {"N": {"type": "integer"}}});
+        let list =
+            json!({"type": "array", "items": {"$ref": "#/$defs/N"}, "$defs": {"N": {"type": "integer"}}});
         let request = asked_for(list);
         let (asked, tool) = AnswerTool::of(&request, &by_tool(true));
         let expected = json!({

@@ -29,6 +29,7 @@
 //! | [`Pool`] | several endpoints or keys: least connections, ejection, recovery |
 //! | [`Cached`] | equal requests are paid for once; equal requests at once are one call; on demand, questions that mean the same too |
 //! | [`Fitted`] | conversations made to fit the context: refused, old turns dropped or summarised, never silently |
+//! | [`Repaired`] | JSON answers that fit their schema: taken out of what stands around them, mended by the model |
 //! | [`Retrying`] | repeats for calls outside of a run (in a run the engine repeats) |
 //! | [`Ledger`] | what calls used and cost, by project, run, step, agent and model |
 //! | [`Traced`] | spans by the OpenTelemetry conventions for generative AI |
@@ -48,6 +49,7 @@
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
+mod answer_tool;
 mod cached;
 mod catalogue;
 mod dialect;
@@ -60,7 +62,9 @@ mod note;
 mod offline;
 mod pool;
 mod provider;
+mod purse;
 mod relay;
+mod repaired;
 mod retry_after;
 mod retrying;
 mod router;
@@ -82,6 +86,7 @@ pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
 pub use crate::pool::{MemberHealth, Pool};
 pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::repaired::Repaired;
 pub use crate::retrying::{RetryPolicy, Retrying};
 pub use crate::router::{Choice, Router, Savings, Strategy};
 pub use crate::scripted::{Reply, ScriptedModel};

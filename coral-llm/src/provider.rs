@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
+use crate::answer_tool::AnswerTool;
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
 use crate::relay::tell_whole;
@@ -415,10 +416,13 @@ impl ChatModel for Provider {
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let http = self.http_request(request, cx.streams())?;
+        let (asked, answer_tool) = AnswerTool::of(request, &self.dialect);
+        let listening = answer_tool.as_ref().map(|tool| tool.listen(cx));
+        let terms = listening.as_ref().unwrap_or(cx);
+        let http = self.http_request(&asked, cx.streams())?;
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
-            None => self.exchange(http, cx).await,
-            Some(limit) => timeout(limit, self.exchange(http, cx)).await.unwrap_or_else(|_| {
+            None => self.exchange(http, terms).await,
+            Some(limit) => timeout(limit, self.exchange(http, terms)).await.unwrap_or_else(|_| {
                 let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
                 Err(Failure::new(ModelFault::Timeout, problem))
             }),
@@ -426,6 +430,9 @@ impl ChatModel for Provider {
         let mut response = outcome.map_err(|failure| self.without_key(failure).into_error(&self.name))?;
         if response.model.is_empty() {
             self.model_of(request).clone_into(&mut response.model);
+        }
+        if let Some(tool) = &answer_tool {
+            tool.read(&mut response, cx);
         }
         if let Some(output) = &request.output {
             relax(&mut response, output);

@@ -41,7 +41,8 @@ impl Purse {
     /// its own, `None` if it does not fit. A smaller limit than the model's is set only where the request has none.
     #[expect(clippy::option_option, reason = "three answers: as it is, with a limit, not at all")]
     pub(crate) fn output_limit(&self, info: &ModelInfo, request: &ChatRequest) -> Option<Option<u32>> {
-        if self.usd.is_none() && self.tokens.is_none() {
+        // What answers offline is reserved nothing, and uses nothing.
+        if info.offline || (self.usd.is_none() && self.tokens.is_none()) {
             return Some(None);
         }
         let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);

@@ -177,3 +177,82 @@ impl<M: ChatModel> fmt::Debug for Repaired<M> {
         f.debug_struct("Repaired").field("model", &self.model.name()).field("repairs", &self.repairs).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use coral_core::{Budget, ErrorKind, ModelFault, OutputFormat, Usd};
+    use serde_json::json;
+
+    use super::*;
+    use crate::scripted::{Reply, ScriptedModel};
+
+    fn asked() -> ChatRequest {
+        let schema = json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}});
+        let output = OutputFormat { name: "x".into(), schema: Arc::new(schema) };
+        ChatRequest { output: Some(output), ..ChatRequest::user("?") }
+    }
+
+    fn paid(text: &str) -> Reply {
+        Reply::text(text).usage(10, 1).cost(Usd::from_pico(5))
+    }
+
+    async fn ask(replies: Vec<Reply>, cx: &CallContext) -> (ChatResponse, Vec<ChatRequest>) {
+        let model = Repaired::new(ScriptedModel::new().replies(replies));
+        let response = model.chat(&asked(), cx).await.unwrap();
+        (response, model.inner().requests())
+    }
+
+    #[tokio::test]
+    async fn the_model_hears_what_is_wrong_and_all_tries_are_paid_for() {
+        let heard = Arc::new(Mutex::new(String::new()));
+        let sink = heard.clone();
+        let cx =
+            CallContext::default().on_delta(move |delta| sink.lock().unwrap().push_str(&delta.to_string()));
+        let replies = vec![paid("it is one"), paid(r#"{"a":"one"}"#), paid(r#"{"a":1}"#)];
+        let (response, requests) = ask(replies, &cx).await;
+        assert_eq!(
+            (response.message.text().as_str(), heard.lock().unwrap().as_str()),
+            (r#"{"a":1}"#, r#"{"a":1}"#)
+        );
+        assert_eq!((response.usage.input_tokens, response.cost), (30, Some(Usd::from_pico(15))));
+        let last: Vec<String> = requests[2].messages.iter().map(Message::text).collect();
+        assert!(last[2].contains("it is not JSON") && last[4].contains("/a: "), "{last:?}");
+    }
+
+    #[tokio::test]
+    async fn json_is_taken_out_of_what_stands_around_it() {
+        for text in ["Sure:\n```json\n{\"a\":1}\n```\nDone.", "It is {\"a\":1}."] {
+            let (response, requests) = ask(vec![paid(text)], &CallContext::default()).await;
+            assert_eq!((response.message.text().as_str(), requests.len()), (r#"{"a":1}"#, 1));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_can_not_be_mended_comes_back_as_it_was() {
+        let busy = Error::new(ErrorKind::Model {
+            fault: ModelFault::Overloaded,
+            model: "m".into(),
+            problem: "x".into(),
+        });
+        for (replies, calls, cost) in [
+            (vec![paid("no"), paid("no"), paid("still no")], 3, 15),
+            (vec![paid("no"), busy.into()], 2, 5),
+            (vec![paid("no").stop(StopReason::Refusal)], 1, 5),
+        ] {
+            let (response, requests) = ask(replies, &CallContext::default()).await;
+            assert!(response.message.text().contains("no"));
+            assert_eq!((requests.len(), response.cost), (calls, Some(Usd::from_pico(cost))));
+        }
+    }
+
+    #[tokio::test]
+    async fn no_repair_goes_beyond_the_budget() {
+        let budget = Budget { tokens: Some(600), ..Budget::default() };
+        let cx = CallContext::default().with_budget(budget);
+        let model = Repaired::new(ScriptedModel::new().replies([paid("no"), paid("never asked")]));
+        let request = ChatRequest { max_output_tokens: Some(300), ..asked() };
+        assert_eq!(model.chat(&request, &cx).await.unwrap().message.text(), "no");
+    }
+}
