@@ -8,7 +8,7 @@ use coral_core::{
     CallContext, ChatRequest, ChatResponse, Delta, EffectClass, Message, OutputFormat, Part, StopReason,
     ToolChoice, ToolDef,
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::dialect::{Dialect, Structured};
 
@@ -79,7 +79,7 @@ impl AnswerTool {
         let answer = Arc::new(AtomicUsize::new(NONE));
         cx.clone().on_delta(move |delta| match delta {
             Delta::ToolCall { index, name: called } if *called == name => {
-                answer.store(*index, Ordering::Relaxed)
+                answer.store(*index, Ordering::Relaxed);
             }
             Delta::ToolArguments { index, fragment } if *index == answer.load(Ordering::Relaxed) => {
                 // The wrapping is no part of the answer; it is heard when it is whole.
@@ -132,14 +132,16 @@ fn is_object(schema: &Value) -> bool {
 /// A schema of an object with the schema as its one property. Definitions stay at the root, where references look.
 fn wrap(schema: &Value) -> Value {
     let mut inner = schema.clone();
-    let mut outer = json!({"type": "object", "required": [ARGUMENT], "additionalProperties": false});
+    let mut outer = Map::new();
     for key in ["$defs", "definitions"] {
-        if let Some(definitions) = inner.as_object_mut().and_then(|fields| fields.remove(key)) {
-            outer[key] = definitions;
-        }
+        let definitions = inner.as_object_mut().and_then(|fields| fields.remove(key));
+        outer.extend(definitions.map(|definitions| (key.to_owned(), definitions)));
     }
-    outer["properties"] = json!({ARGUMENT: inner});
-    outer
+    outer.insert("type".to_owned(), json!("object"));
+    outer.insert("properties".to_owned(), json!({ARGUMENT: inner}));
+    outer.insert("required".to_owned(), json!([ARGUMENT]));
+    outer.insert("additionalProperties".to_owned(), json!(false));
+    Value::Object(outer)
 }
 
 /// The format's name, or what no other tool is called.
