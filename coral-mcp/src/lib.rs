@@ -82,10 +82,13 @@
 mod access;
 mod audit;
 mod catalog;
+mod command;
 mod commands;
 mod config;
 mod container;
 mod egress;
+#[cfg(feature = "cedar")]
+mod engine;
 mod filesystem;
 mod health;
 mod jail;
@@ -105,6 +108,7 @@ mod server;
 mod sql;
 mod stdio;
 mod text;
+mod url_guard;
 mod yaml;
 
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
@@ -114,6 +118,8 @@ pub use crate::audit::{
 };
 pub use crate::commands::Commands;
 pub use crate::config::{Servers, Variables};
+#[cfg(feature = "cedar")]
+pub use crate::engine::PolicyEngine;
 pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;
 pub use crate::permissions::{Grant, Permissions, SecurityPolicy};

@@ -65,6 +65,9 @@ pub(crate) struct ServerRules {
     #[serde(default)]
     pub(crate) trusted: bool,
     pub(crate) isolation: Option<Isolation>,
+    /// Whether addresses in arguments may lead into the own machine and network.
+    #[serde(default)]
+    pub(crate) private_hosts: bool,
     /// What its process may reach of the network.
     #[serde(default)]
     pub(crate) network: NetworkRule,

@@ -233,7 +233,7 @@ impl SandboxBuilder {
         }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
         let taint = Taint::of(audit.untrusted_runs());
-        let mut policies: Vec<Arc<dyn Policy>> = vec![permissions.clone()];
+        let mut policies = vec![engine(&permissions)?];
         policies.extend(self.policies);
         let sandbox = Sandbox {
             servers,
@@ -255,6 +255,17 @@ impl SandboxBuilder {
     }
 }
 
+/// What decides by the permissions.
+#[cfg(feature = "cedar")]
+fn engine(permissions: &Arc<Permissions>) -> Result<Arc<dyn Policy>, Error> {
+    Ok(Arc::new(crate::engine::PolicyEngine::shared(Arc::clone(permissions))?))
+}
+
+#[cfg(not(feature = "cedar"))]
+fn engine(permissions: &Arc<Permissions>) -> Result<Arc<dyn Policy>, Error> {
+    Ok(Arc::clone(permissions) as Arc<dyn Policy>)
+}
+
 fn server(
     name: &str,
     connector: Box<dyn Connector>,
@@ -267,6 +278,9 @@ fn server(
         None => Profile::built_in(name).unwrap_or_default(),
     };
     profile.tools.extend(rules.tools.clone());
+    for tool in profile.tools.values_mut() {
+        tool.private_hosts = rules.private_hosts;
+    }
     let usual = Limits::default();
     let limits = Limits {
         call: rules.timeout_s.map_or(usual.call, Duration::from_secs),

@@ -96,7 +96,11 @@ impl<'a> Gate<'a> {
         let caller = self.cx.caller();
         let untrusted = self.sandbox.taint.source(&caller.run);
         let access = Access {
+            named: reading.named.as_deref(),
+            raised: reading.raised,
             paths: &reading.paths,
+            programs: &reading.programs,
+            hosts: &reading.hosts,
             recursive: known.profile.recursive,
             arguments: Some(&reading.arguments),
             untrusted: untrusted.as_deref(),

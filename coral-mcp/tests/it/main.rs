@@ -8,6 +8,8 @@ mod commands;
 mod config;
 mod delegation;
 mod desk;
+#[cfg(feature = "cedar")]
+mod engine;
 mod evil;
 mod filesystem;
 #[cfg(target_os = "linux")]

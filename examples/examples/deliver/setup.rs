@@ -9,7 +9,7 @@ use coral_core::{
     Brief, Caller, ChatModel, Error, Event, GraphData, Journal, Program, RunFilter, Runner, StartOptions,
 };
 use coral_llm::from_vars;
-use coral_mcp::{Access, Decision, FileAudit, Operation, Permissions, Policy, Sandbox};
+use coral_mcp::{Access, Decision, FileAudit, Permissions, Policy, Sandbox};
 use coral_state::SqliteJournal;
 use serde_json::Value;
 
