@@ -108,6 +108,7 @@ mod server;
 mod sql;
 mod stdio;
 mod text;
+mod token;
 mod url_guard;
 mod yaml;
 
@@ -124,4 +125,7 @@ pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;
 pub use crate::permissions::{Grant, Permissions, SecurityPolicy};
 pub use crate::profile::Profile;
-pub use crate::sandbox::{Approval, Approver, BlockedTool, Sandbox, SandboxBuilder};
+pub use crate::sandbox::{BlockedTool, Sandbox, SandboxBuilder};
+#[cfg(feature = "tokens")]
+pub use crate::token::BiscuitTokens;
+pub use crate::token::{Token, TokenRight, TokenTerms, Tokens};

@@ -8,9 +8,12 @@ mod window;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coral_core::{Caller, Category, Error};
+use serde::Deserialize;
 
 use crate::access::{Access, Decision, Operation, Policy, Verdict};
 use crate::path::ProjectPath;
+use crate::quota::{self, Limit};
+use crate::token::TokenRight;
 
 pub use self::rule::Grant;
 pub(crate) use self::rule::{AfterUntrusted, Subject};
@@ -53,6 +56,14 @@ impl SecurityPolicy {
     }
 }
 
+/// How many calls there may be in all.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Quotas {
+    calls_per_run: Option<u64>,
+    calls_per_project: Option<u64>,
+}
+
 /// Which agent may use which server, for which operation, on which paths.
 ///
 /// A refusal beats a question, a question beats a grant, and what nothing speaks of is refused.
@@ -74,6 +85,13 @@ impl SecurityPolicy {
 /// `operations` are `read`, `write` and `execute`, or names that [profiles](crate::Profile) give to
 /// what tools do, such as `create_pull_request`. `cedar`, beside `agents`, holds Cedar policies of
 /// one's own: see [`PolicyEngine`](crate::PolicyEngine).
+///
+/// # Limits
+/// `calls_per_minute` of an agent or category is over all servers, that of a server for each agent
+/// there, that of a tool (under the server's `tools`) for each agent that calls it;
+/// `total_calls_per_minute` of a server is for all agents together. `quotas`, beside `agents`, are
+/// `calls_per_run` and `calls_per_project`: counted in this process, those of a run until it ends
+/// or waits.
 ///
 /// ```
 /// use coral_core::Caller;
@@ -117,6 +135,7 @@ pub struct Permissions {
     servers: BTreeMap<String, ServerRules>,
     /// Cedar policies of the embedder's own, each with its place.
     pub(crate) cedar: Vec<(String, String)>,
+    quotas: Quotas,
     security: BTreeSet<SecurityPolicy>,
     source: String,
     digest: String,
@@ -216,6 +235,56 @@ impl Permissions {
 }
 
 impl Permissions {
+    /// The limits that a call falls under.
+    pub(crate) fn limits(&self, caller: &Caller, server: &str, tool: &str, of_tool: Option<u32>) -> Vec<Limit> {
+        let (agent, rules) = (&caller.agent, self.servers.get(server));
+        let rate = |key: String, per_minute: Option<u32>, what: String| {
+            per_minute.map(|per_minute| Limit::Rate { key, per_minute, what })
+        };
+        let count = |key: String, max: Option<u64>, what: String| max.map(|max| Limit::Count { key, max, what });
+        let of_agent = self.subjects(caller).find_map(|subject| subject.calls_per_minute);
+        let limits = [
+            count(quota::run_key(&caller.run), self.quotas.calls_per_run, "the run may make".to_owned()),
+            count(
+                format!("project {}", caller.project),
+                self.quotas.calls_per_project,
+                format!("project `{}` may make", caller.project),
+            ),
+            rate(format!("agent {agent}"), of_agent, format!("agent `{agent}` may make")),
+            rate(
+                format!("server {server}"),
+                rules.and_then(|rules| rules.total_calls_per_minute),
+                format!("server `{server}` takes"),
+            ),
+            rate(
+                format!("agent {agent} at {server}"),
+                rules.and_then(|rules| rules.calls_per_minute),
+                format!("server `{server}` takes from an agent"),
+            ),
+            rate(
+                format!("agent {agent} at {server}__{tool}"),
+                of_tool,
+                format!("tool `{server}__{tool}` takes from an agent"),
+            ),
+        ];
+        limits.into_iter().flatten().collect()
+    }
+
+    /// What the grants of an agent give as a token holds it; more where Cedar policies may grant.
+    pub(crate) fn token_rights(&self, caller: &Caller) -> Vec<TokenRight> {
+        if !self.cedar.is_empty() {
+            return vec![TokenRight::everything()];
+        }
+        let grants = self.subjects(caller).flat_map(|subject| &subject.grants);
+        let right = |grant: &Grant| TokenRight {
+            servers: grant.servers.clone(),
+            operations: grant.operations.classes.clone(),
+            named: grant.operations.named.clone(),
+            paths: grant.paths.clone(),
+        };
+        grants.map(right).collect()
+    }
+
     /// Why nothing grants the call as far as it concerns `path`: what the grant that comes closest
     /// lacks.
     pub(crate) fn missing(&self, access: &Access<'_>, path: Option<&ProjectPath>) -> String {

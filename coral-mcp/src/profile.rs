@@ -83,6 +83,9 @@ pub(crate) struct ToolProfile {
     /// The arguments that are commands: a command line, or a list of words.
     #[serde(default)]
     pub(crate) commands: Vec<Selector>,
+    /// The arguments that make up one command, word by word.
+    #[serde(default)]
+    pub(crate) argv: Vec<Selector>,
     /// The arguments that are addresses of the web.
     #[serde(default)]
     pub(crate) urls: Vec<Selector>,
@@ -100,6 +103,8 @@ pub(crate) struct ToolProfile {
     /// What the tool takes for arguments that are left out.
     #[serde(default)]
     pub(crate) defaults: Map<String, Value>,
+    /// How often an agent may call the tool in a minute.
+    pub(crate) calls_per_minute: Option<u32>,
     /// The patterns of `repo_paths` that are run, from the profile.
     #[serde(skip)]
     executes: Vec<String>,
@@ -127,12 +132,14 @@ impl ToolProfile {
             sql: Vec::new(),
             dialect: SqlDialect::default(),
             commands: Vec::new(),
+            argv: Vec::new(),
             urls: Vec::new(),
             repo_paths: Vec::new(),
             refused: BTreeMap::new(),
             methods: None,
             recursive: false,
             defaults: Map::new(),
+            calls_per_minute: None,
             executes: Vec::new(),
             private_hosts: false,
         }
@@ -284,6 +291,16 @@ impl ToolProfile {
                 Ok(())
             })?;
         }
+        let mut argv = Vec::new();
+        for selector in &self.argv {
+            selector.visit(&arguments, &mut |value| {
+                argv.extend(words_of(value)?);
+                Ok(())
+            })?;
+        }
+        if !argv.is_empty() {
+            programs.extend(command::programs(&argv)?);
+        }
         Ok(Reading { arguments, paths, programs, hosts, operation, named, raised: operation > base })
     }
 
@@ -318,15 +335,21 @@ impl Methods {
 
 /// The programs of a command: of a line as a shell would read it, or of words as they are.
 fn programs_of(value: &Value) -> Result<Vec<String>, String> {
-    let words = match value {
+    command::programs(&match value {
         Value::String(line) => command::words(line)?,
-        Value::Array(items) => {
-            let text = |item: &Value| item.as_str().map(str::to_owned);
-            items.iter().map(text).collect::<Option<Vec<_>>>().ok_or("a command must be text or a list of texts")?
-        }
-        _ => return Err("a command must be text or a list of texts".to_owned()),
+        _ => words_of(value)?,
+    })
+}
+
+/// Words as they are: of a list, or one.
+fn words_of(value: &Value) -> Result<Vec<String>, String> {
+    let text = |item: &Value| item.as_str().map(str::to_owned);
+    let words = match value {
+        Value::String(word) => Some(vec![word.clone()]),
+        Value::Array(items) => items.iter().map(text).collect(),
+        _ => None,
     };
-    command::programs(&words)
+    words.ok_or_else(|| "a command must be text or a list of texts".to_owned())
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_saphyr::Spanned;
 use super::rule::{AfterUntrusted, Arguments, Grant, Names, Operations, Rule, Subject};
 use super::servers::ServerRules;
 use super::window::{Window, parse_hours, parse_rfc3339};
-use super::{Permissions, SecurityPolicy};
+use super::{Permissions, Quotas, SecurityPolicy};
 use crate::access::Operation;
 use crate::path::ProjectPath;
 use crate::profile::Profile;
@@ -39,7 +39,10 @@ struct Model {
     #[serde(default)]
     security_policies: Vec<Spanned<String>>,
     cedar: Option<Spanned<String>>,
+    quotas: Option<Spanned<Quotas>>,
 }
+
+const NOTHING: &str = "a limit of 0 lets nothing through; take the grants out instead";
 
 type Strings = Vec<Spanned<String>>;
 
@@ -63,6 +66,7 @@ struct SubjectDoc {
     valid_until: Option<Spanned<String>>,
     hours: Option<Spanned<String>>,
     after_untrusted: Option<AfterUntrusted>,
+    calls_per_minute: Option<Spanned<u32>>,
     #[serde(default)]
     deny: Vec<Spanned<RuleDoc>>,
     #[serde(default)]
@@ -124,6 +128,7 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
         }
     }
     permissions.everyone = Subject {
+        calls_per_minute: None,
         grants: Vec::new(),
         deny: rules(&model.deny, &mut found),
         ask: rules(&model.ask, &mut found),
@@ -138,6 +143,12 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
                 found.add(name, unknown("security policy", &name.value, &known));
             }
         }
+    }
+    if let Some(quotas) = &model.quotas {
+        if [quotas.value.calls_per_run, quotas.value.calls_per_project].contains(&Some(0)) {
+            found.add(quotas, NOTHING);
+        }
+        permissions.quotas = quotas.value;
     }
     if let Some(cedar) = &model.cedar {
         match check_cedar(&cedar.value, &found.place(cedar)) {
@@ -196,7 +207,15 @@ fn subject(doc: &Spanned<SubjectDoc>, found: &mut Findings<'_>) -> Subject {
     } else {
         vec![grant]
     };
-    Subject { grants, deny: rules(&value.deny, found), ask: rules(&value.ask, found) }
+    if let Some(limit) = value.calls_per_minute.as_ref().filter(|limit| limit.value == 0) {
+        found.add(limit, NOTHING);
+    }
+    Subject {
+        grants,
+        deny: rules(&value.deny, found),
+        ask: rules(&value.ask, found),
+        calls_per_minute: value.calls_per_minute.as_ref().map(|limit| limit.value),
+    }
 }
 
 fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {

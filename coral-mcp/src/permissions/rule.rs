@@ -16,6 +16,8 @@ pub(crate) struct Subject {
     pub(crate) grants: Vec<Grant>,
     pub(crate) deny: Vec<Rule>,
     pub(crate) ask: Vec<Rule>,
+    /// How often it may call anything in a minute.
+    pub(crate) calls_per_minute: Option<u32>,
 }
 
 /// Names that a grant or rule speaks of; `None` speaks of all.
@@ -200,11 +202,10 @@ impl Grant {
             return Err((1, format!("server `{}` is not among those granted at {place}", access.server)));
         }
         if !self.operations.grant(access) {
-            let wanted = match access.named.filter(|_| !access.raised) {
-                Some(name) => format!("neither operation `{}` nor `{name}` is", access.operation),
-                None => format!("operation `{}` is not", access.operation),
-            };
-            return Err((2, format!("{wanted} among those granted at {place}")));
+            return Err((
+                2,
+                format!("operation `{}` is not among those granted at {place}", access.operation),
+            ));
         }
         if !tools(&self.tools, access) {
             return Err((3, format!("tool `{}` is not among those granted at {place}", access.tool)));

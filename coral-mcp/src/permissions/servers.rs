@@ -59,7 +59,9 @@ pub(crate) struct ServerRules {
     pub(crate) tools: BTreeMap<String, ToolProfile>,
     pub(crate) timeout_s: Option<u64>,
     pub(crate) max_result_kib: Option<usize>,
+    /// How often an agent may call the server in a minute, and how often all together may.
     pub(crate) calls_per_minute: Option<u32>,
+    pub(crate) total_calls_per_minute: Option<u32>,
     pub(crate) concurrency: Option<usize>,
     /// Whether what it answers may be taken for the project's own words.
     #[serde(default)]
@@ -93,6 +95,8 @@ impl ServerRules {
         if self.timeout_s == Some(0)
             || self.max_result_kib == Some(0)
             || self.calls_per_minute == Some(0)
+            || self.total_calls_per_minute == Some(0)
+            || self.tools.values().any(|tool| tool.calls_per_minute == Some(0))
             || self.concurrency == Some(0)
             || self.memory_mib == Some(0)
             || self.processes == Some(0)

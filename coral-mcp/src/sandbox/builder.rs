@@ -11,8 +11,9 @@ use rmcp::ServerHandler;
 use tokio::sync::{Mutex, Semaphore};
 
 use super::delegation::Delegations;
+use super::leases::Leases;
 use super::taint::Taint;
-use super::{Approver, Sandbox};
+use super::Sandbox;
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::commands::{self, Commands};
@@ -29,6 +30,7 @@ use crate::profile::Profile;
 use crate::quota::Quota;
 use crate::server::{self, Connection, Limits};
 use crate::stdio::Stdio;
+use crate::token::Tokens;
 
 /// Twelve hours: a working day.
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
@@ -50,7 +52,7 @@ pub struct SandboxBuilder {
     cgroup: Option<PathBuf>,
     audit: Option<Arc<dyn Audit>>,
     clock: Option<Arc<dyn Clock>>,
-    approver: Option<Arc<dyn Approver>>,
+    tokens: Option<Arc<dyn Tokens>>,
     lifetime: Option<Duration>,
 }
 
@@ -139,10 +141,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets who asks a person where a rule wants that.
+    /// Sets what makes and checks the agents' tokens. Without it there are tokens under the security
+    /// policy `time_bound_tokens` only, and they end with this process.
     #[must_use]
-    pub fn approver(mut self, approver: impl Approver + 'static) -> Self {
-        self.approver = Some(Arc::new(approver));
+    pub fn tokens(mut self, tokens: impl Tokens + 'static) -> Self {
+        self.tokens = Some(Arc::new(tokens));
         self
     }
 
@@ -233,6 +236,7 @@ impl SandboxBuilder {
         }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
         let taint = Taint::of(audit.untrusted_runs());
+        let tokens = self.tokens.or_else(|| own_tokens(&permissions));
         let mut policies = vec![engine(&permissions)?];
         policies.extend(self.policies);
         let sandbox = Sandbox {
@@ -242,17 +246,30 @@ impl SandboxBuilder {
             policies,
             audit,
             clock,
-            approver: self.approver,
             pins,
             quota: Quota::default(),
             taint,
             delegations: Delegations::default(),
+            leases: tokens.map(Leases::new),
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
         };
         sandbox.renew();
         Ok(sandbox)
     }
+}
+
+/// Tokens that end with this process, where the permissions want some.
+#[cfg(feature = "tokens")]
+fn own_tokens(permissions: &Permissions) -> Option<Arc<dyn Tokens>> {
+    let wanted = permissions.enforces(SecurityPolicy::TimeBoundTokens);
+    wanted.then(|| Arc::new(crate::token::BiscuitTokens::generate()) as Arc<dyn Tokens>)
+}
+
+/// The end of the grants as a whole is kept without them too.
+#[cfg(not(feature = "tokens"))]
+fn own_tokens(_permissions: &Permissions) -> Option<Arc<dyn Tokens>> {
+    None
 }
 
 /// What decides by the permissions.

@@ -67,31 +67,31 @@ impl Leases {
             return Err(Error::invalid("capability token", "nobody calls"));
         };
         let own = self.get(caller);
-        // Of those for whom it acts the farthest is where the rights come from.
-        let (mut token, mut is_foreign) = match &own {
-            Some(held) => (held.token.clone(), held.is_foreign),
-            None => match principals.iter().skip(1).find_map(|principal| self.get(principal)) {
-                Some(held) => (held.token, held.is_foreign),
-                None => {
-                    let origin = principals.last().unwrap_or(caller);
-                    (self.tokens.issue(origin, &terms(origin))?, false)
-                }
-            },
-        };
-        let mut known = self.tokens.holds_rights_of(&token)?;
-        let before = token.clone();
-        for principal in principals.iter().rev() {
-            if !known.iter().any(|of| *of == *principal.agent) {
-                token = self.tokens.narrow(&token, caller, &terms(principal))?;
-                known.push(principal.agent.to_string());
+        let is_foreign = own.as_ref().is_some_and(|held| held.is_foreign);
+        // A token is of one run; rights that come from another are taken in by name.
+        let elders = principals.iter().skip(1).filter(|principal| principal.run == caller.run);
+        let inherited = || elders.clone().find_map(|principal| self.get(principal));
+        let before = own.as_ref().map(|held| held.token.clone());
+        let mut token = match own.map(|held| held.token).or_else(|| Some(inherited()?.token)) {
+            Some(token) => token,
+            None => {
+                let origin = principals.last().unwrap_or(caller);
+                self.tokens.issue(&Caller { run: caller.run.clone(), ..origin.clone() }, &terms(origin))?
             }
+        };
+        let known = self.tokens.holds_rights_of(&token)?;
+        let missing =
+            principals.iter().rev().filter(|principal| !known.iter().any(|of| *of == *principal.agent));
+        let mut is_in_hand = before.is_some() || principals.len() == 1;
+        for principal in missing {
+            token = self.tokens.narrow(&token, caller, &terms(principal))?;
+            is_in_hand = true;
         }
-        if own.is_none() && token == before && principals.len() > 1 {
+        if !is_in_hand {
             // It changes hands, with no rights to be taken from it.
             token = self.tokens.narrow(&token, caller, &terms(caller))?;
         }
-        if own.is_none() || token != before {
-            is_foreign &= own.is_some() || principals.len() > 1;
+        if before.as_ref() != Some(&token) {
             self.put(caller, Held { token: token.clone(), is_foreign })?;
         }
         Ok(token)
