@@ -193,6 +193,7 @@ pub trait Policy: Send + Sync {
     /// even started for one who may not use it.
     fn may_reach(&self, caller: &Caller, server: &str, now_ms: u64) -> bool;
 
-    /// Whether some call of this tool could be allowed to `caller`: which tools an agent is shown.
-    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool;
+    /// Whether some call of the tool could be allowed, whatever its paths and arguments: which tools
+    /// an agent is shown. `access` holds neither.
+    fn may_see(&self, access: &Access<'_>) -> bool;
 }

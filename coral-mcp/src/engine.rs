@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cedar_policy::{Authorizer, Decision as Answer, Effect, Policy as CedarRule, PolicyId, PolicySet, Response};
 use coral_core::{Caller, Category, Error};
 
-use crate::access::{Access, Decision, Operation, Policy, Verdict};
+use crate::access::{Access, Decision, Policy, Verdict};
 use crate::path::ProjectPath;
 use crate::permissions::{Permissions, Subject, Window, places};
 
@@ -453,18 +453,20 @@ impl Policy for PolicyEngine {
         granted || (!caller.agent.is_empty() && self.customs(caller, Effect::Permit).next().is_some())
     }
 
-    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool {
+    fn may_see(&self, access: &Access<'_>) -> bool {
+        let caller = access.caller;
         if caller.agent.is_empty() {
             return false;
         }
-        let access = Access::new(caller, server, tool, operation).at_ms(now_ms);
-        let hidden = |custom: &Custom| custom.uses.is_of_tools_alone() && self.holds(custom, &access) == Some(true);
-        if self.customs(caller, Effect::Forbid).any(hidden) || !self.permissions.may_not_be_refused(&access) {
+        let hidden = |custom: &Custom| custom.uses.is_of_tools_alone() && self.holds(custom, access) == Some(true);
+        if self.customs(caller, Effect::Forbid).any(hidden) || !self.permissions.may_not_be_refused(access) {
             return false;
         }
         // What a policy says of paths and arguments is not known before the call.
-        let shown =
-            |custom: &Custom| !custom.uses.is_of_tools_alone() || self.holds(custom, &access) != Some(false);
-        self.permissions.may_be_granted(&access) || self.customs(caller, Effect::Permit).any(shown)
+        let shown = |custom: &Custom| {
+            custom.admits(access)
+                && (!custom.uses.is_of_tools_alone() || self.holds(custom, access) != Some(false))
+        };
+        self.permissions.may_be_granted(access) || self.customs(caller, Effect::Permit).any(shown)
     }
 }

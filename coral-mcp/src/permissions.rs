@@ -379,8 +379,7 @@ impl Policy for Permissions {
                 .any(|grant| grant.reaches(caller, server, now_ms))
     }
 
-    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool {
-        let access = Access::new(caller, server, tool, operation).at_ms(now_ms);
-        !caller.agent.is_empty() && self.may_not_be_refused(&access) && self.may_be_granted(&access)
+    fn may_see(&self, access: &Access<'_>) -> bool {
+        !access.caller.agent.is_empty() && self.may_not_be_refused(access) && self.may_be_granted(access)
     }
 }

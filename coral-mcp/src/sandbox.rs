@@ -234,9 +234,11 @@ impl Toolbox for Sandbox {
                         if known.blocked.is_some() {
                             return false;
                         }
-                        let operation = known.profile.operation;
+                        let (operation, named) = (known.profile.operation, known.profile.named.as_deref());
                         principals.iter().all(|caller| {
-                            self.policies.iter().all(|p| p.may_see(caller, name, tool, operation, now_ms))
+                            let access = Access::new(caller, name, tool, operation).at_ms(now_ms);
+                            let access = Access { named, ..access };
+                            self.policies.iter().all(|policy| policy.may_see(&access))
                         })
                     })
                     .map(|(_, known)| known.def.clone()),

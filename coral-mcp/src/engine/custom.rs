@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-use cedar_policy::{Effect, Policy as CedarRule, PolicyId, PolicySet, PrincipalConstraint};
+use cedar_policy::{ActionConstraint, Effect, Policy as CedarRule, PolicyId, PolicySet, PrincipalConstraint};
 use coral_core::{Caller, Error, nearest};
 use serde_json::Value;
 
+use crate::access::Access;
 use crate::path::ProjectPath;
 use crate::permissions::AfterUntrusted;
 
@@ -70,6 +71,19 @@ impl Custom {
             PrincipalConstraint::Any | PrincipalConstraint::Is(_) => true,
             PrincipalConstraint::In(uid) | PrincipalConstraint::Eq(uid) => is(&uid),
             PrincipalConstraint::IsIn(_, uid) => is(&uid),
+        }
+    }
+
+    /// Whether its scope can hold for what the tool does.
+    pub(super) fn admits(&self, access: &Access<'_>) -> bool {
+        let is = |uid: &cedar_policy::EntityUid| {
+            let id: &str = uid.id().as_ref();
+            id == access.operation.as_str() || access.named == Some(id)
+        };
+        match self.policy.action_constraint() {
+            ActionConstraint::Any => true,
+            ActionConstraint::In(of) => of.iter().any(is),
+            ActionConstraint::Eq(uid) => is(&uid),
         }
     }
 

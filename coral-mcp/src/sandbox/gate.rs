@@ -141,9 +141,6 @@ impl<'a> Gate<'a> {
         let mut strictest: Option<Decision> = None;
         for principal in sandbox.delegations.principals(access.caller) {
             let access = Access { caller: &principal, ..*access };
-            if let Err(why) = sandbox.check_token(&access) {
-                return Decision::deny(format!("{why}, by the security policy `time_bound_tokens`"));
-            }
             for policy in &sandbox.policies {
                 let mut decision = policy.decide(&access);
                 if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
@@ -155,7 +152,20 @@ impl<'a> Gate<'a> {
                 }
             }
         }
-        strictest.unwrap_or_else(|| Decision::deny("there is no policy"))
+        let decision = strictest.unwrap_or_else(|| Decision::deny("there is no policy"));
+        if decision.verdict == Verdict::Deny {
+            return decision;
+        }
+        // What the policies allow must be in the hand of each too.
+        for principal in sandbox.delegations.principals(access.caller) {
+            if let Err(why) = sandbox.check_token(&Access { caller: &principal, ..*access }) {
+                return Decision::deny(match principal.agent == access.caller.agent {
+                    true => why,
+                    false => format!("for `{}`, on whose behalf this is: {why}", principal.agent),
+                });
+            }
+        }
+        decision
     }
 
     /// The tool's name, fit to be shown and stored.

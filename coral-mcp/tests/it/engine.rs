@@ -252,8 +252,8 @@ permit (principal == Agent::"late", action, resource);
         access.arguments = arguments.as_object();
         assert_eq!(engine.decide(&access).is_allowed(), allowed, "{arguments}");
     }
-    assert!(engine.may_see(&qa, "github", "create_pull_request", write, 0));
-    assert!(!engine.may_see(&Caller::agent("other"), "github", "create_pull_request", write, 6_000));
+    assert!(engine.may_see(&Access::new(&qa, "github", "create_pull_request", write).named("create_pull_request")));
+    assert!(!engine.may_see(&Access::new(&Caller::agent("other"), "github", "create_pull_request", write)));
 }
 
 #[test]
@@ -278,7 +278,7 @@ fn policies_that_can_never_match_are_told_with_their_line() {
         ("// permit;\nforbid (principal, action, resource in Dir::\"/project/src/\");", 2, "can never match"),
         ("forbid (principal, action, resource in Dir::\"/etc\");", 1, "outside"),
         ("@ask(\"x\")\npermit (principal, action, resource);", 2, "`forbid`"),
-        ("@aks(\"x\")\nforbid (principal, action, resource);", 2, "did you mean `ask`?"),
+        ("@Ask(\"x\")\nforbid (principal, action, resource);", 2, "did you mean `ask`?"),
         ("permit (principal == ?principal, action, resource);", 1, "templates"),
     ] {
         let error = Permissions::new().with_cedar(text, "own.cedar").unwrap_err();

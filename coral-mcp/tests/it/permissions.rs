@@ -246,7 +246,7 @@ async fn a_policy_of_the_embedder_narrows_and_never_widens() {
         fn may_reach(&self, _: &Caller, _: &str, _: u64) -> bool {
             true
         }
-        fn may_see(&self, _: &Caller, _: &str, _: &str, _: Operation, _: u64) -> bool {
+        fn may_see(&self, _: &Access<'_>) -> bool {
             true
         }
     }

@@ -182,14 +182,7 @@ impl Policy for KeepOut {
         true
     }
 
-    fn may_see(
-        &self,
-        _caller: &Caller,
-        _server: &str,
-        _tool: &str,
-        _operation: Operation,
-        _now_ms: u64,
-    ) -> bool {
+    fn may_see(&self, _access: &Access<'_>) -> bool {
         true
     }
 }
