@@ -21,8 +21,9 @@ pub(crate) fn words(text: &str) -> Result<Vec<String>, String> {
     if text.len() > MAX {
         return Err(format!("a command of {} bytes is longer than {MAX}", text.len()));
     }
-    let refused =
-        |c: char| format!("the command holds `{}`, which makes a shell do more than run one program", c.escape_debug());
+    let refused = |c: char| {
+        format!("the command holds `{}`, which makes a shell do more than run one program", c.escape_debug())
+    };
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut rest = text.chars();
@@ -82,7 +83,8 @@ pub(crate) fn words(text: &str) -> Result<Vec<String>, String> {
 /// `NAME=value`, which a shell takes for a variable.
 fn is_assignment(word: &str) -> bool {
     word.split_once('=').is_some_and(|(name, _)| {
-        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit())
+        name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            && !name.starts_with(|c: char| c.is_ascii_digit())
     })
 }
 
@@ -158,10 +160,40 @@ mod tests {
     #[test]
     fn what_a_shell_would_make_more_of_is_refused() {
         for text in [
-            "", "  ", "a; b", "a && b", "a & b", "a | b", "a > f", "a < f", "a $(b)", "a `b`", "a ${B}", "a $B",
-            "a \"$(b)\"", "a \"`b`\"", "a\nb", "a\rb", "a 'b", "a \"b", "a \\", "A=1 b", "a {b,c}", "a *.rs", "a [b]",
-            "! a", "a <(b)", "# a", "~/a", "a\0b", "a '\0'", "sh -c 'a; b'", "sh -c", "bash -c 'sh -c \"a | b\"'",
-            "env -S 'a b'", "sh -c \"sh -c 'sh -c \\\"sh -c x\\\"'\"",
+            "",
+            "  ",
+            "a; b",
+            "a && b",
+            "a & b",
+            "a | b",
+            "a > f",
+            "a < f",
+            "a $(b)",
+            "a `b`",
+            "a ${B}",
+            "a $B",
+            "a \"$(b)\"",
+            "a \"`b`\"",
+            "a\nb",
+            "a\rb",
+            "a 'b",
+            "a \"b",
+            "a \\",
+            "A=1 b",
+            "a {b,c}",
+            "a *.rs",
+            "a [b]",
+            "! a",
+            "a <(b)",
+            "# a",
+            "~/a",
+            "a\0b",
+            "a '\0'",
+            "sh -c 'a; b'",
+            "sh -c",
+            "bash -c 'sh -c \"a | b\"'",
+            "env -S 'a b'",
+            "sh -c \"sh -c 'sh -c \\\"sh -c x\\\"'\"",
         ] {
             assert!(seen(text).is_err(), "{text:?}: {:?}", seen(text));
         }

@@ -10,7 +10,9 @@ use std::fmt;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cedar_policy::{Authorizer, Decision as Answer, Effect, Policy as CedarRule, PolicyId, PolicySet, Response};
+use cedar_policy::{
+    Authorizer, Decision as Answer, Effect, Policy as CedarRule, PolicyId, PolicySet, Response,
+};
 use coral_core::{Caller, Category, Error};
 
 use crate::access::{Access, Decision, Policy, Verdict};
@@ -19,8 +21,8 @@ use crate::permissions::{Permissions, Subject, Window, places};
 
 use self::cache::Decisions;
 use self::compile::{Slot, Source};
-pub(crate) use self::custom::check;
 use self::custom::Custom;
+pub(crate) use self::custom::check;
 use self::request::{Names, Requests};
 
 /// Slices that are kept ready; above that they are made anew.
@@ -241,7 +243,9 @@ impl PolicyEngine {
         };
         let (request, entities) = match requests.at(path, &found) {
             Ok(request) => request,
-            Err(problem) => return Outcome::Denied(format!("the call can't be put to the policies: {problem}")),
+            Err(problem) => {
+                return Outcome::Denied(format!("the call can't be put to the policies: {problem}"));
+            }
         };
         let response = self.authorizer.is_authorized(&request, &slice.main, &entities);
         if let Some(problem) = broken(&response) {
@@ -280,9 +284,8 @@ impl PolicyEngine {
                 }
             }
             if access.recursive {
-                let below = index
-                    .by_place
-                    .range::<str, _>((Bound::Included(lower.as_str()), Bound::Unbounded));
+                let below =
+                    index.by_place.range::<str, _>((Bound::Included(lower.as_str()), Bound::Unbounded));
                 // What begins with the same letters lies together; not all of it is below.
                 for (place, at) in below.take_while(|(place, _)| place.starts_with(lower.as_str())) {
                     if compile::lies_within(place, lower) {
@@ -313,7 +316,9 @@ impl PolicyEngine {
     fn policy(&self, at: usize) -> Option<(&CedarRule, bool)> {
         match self.slots.get(at) {
             Some(slot) => Some((&slot.policy, matches!(slot.source, Source::Ask(_)))),
-            None => self.custom.get(at - self.slots.len()).map(|custom| (&custom.policy, custom.ask.is_some())),
+            None => {
+                self.custom.get(at - self.slots.len()).map(|custom| (&custom.policy, custom.ask.is_some()))
+            }
         }
     }
 
@@ -373,7 +378,9 @@ impl PolicyEngine {
     }
 
     fn customs(&self, caller: &Caller, effect: Effect) -> impl Iterator<Item = &Custom> {
-        self.custom.iter().filter(move |c| c.policy.effect() == effect && c.ask.is_none() && c.concerns(caller))
+        self.custom
+            .iter()
+            .filter(move |c| c.policy.effect() == effect && c.ask.is_none() && c.concerns(caller))
     }
 
     /// Whether a policy of the embedder's own holds for any call of the tool.
@@ -458,7 +465,8 @@ impl Policy for PolicyEngine {
         if caller.agent.is_empty() {
             return false;
         }
-        let hidden = |custom: &Custom| custom.uses.is_of_tools_alone() && self.holds(custom, access) == Some(true);
+        let hidden =
+            |custom: &Custom| custom.uses.is_of_tools_alone() && self.holds(custom, access) == Some(true);
         if self.customs(caller, Effect::Forbid).any(hidden) || !self.permissions.may_not_be_refused(access) {
             return false;
         }

@@ -19,9 +19,9 @@ pub use self::rule::Grant;
 pub(crate) use self::rule::{AfterUntrusted, Subject};
 #[cfg(feature = "cedar")]
 pub(crate) use self::rule::{Names, Rule, all_match, any_matches, argument, tools};
+pub(crate) use self::servers::{Isolation, NetworkRule, ServerRules};
 #[cfg(feature = "cedar")]
 pub(crate) use self::window::Window;
-pub(crate) use self::servers::{Isolation, NetworkRule, ServerRules};
 
 /// A promise that the sandbox keeps whatever the grants say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -204,11 +204,8 @@ impl Permissions {
     pub fn digest(&self) -> String {
         if self.digest.is_empty() {
             coral_core::sha256_hex(
-                format!(
-                    "{:?}",
-                    (&self.agents, &self.categories, &self.everyone, &self.servers, &self.cedar)
-                )
-                .as_bytes(),
+                format!("{:?}", (&self.agents, &self.categories, &self.everyone, &self.servers, &self.cedar))
+                    .as_bytes(),
             )
         } else {
             self.digest.clone()
@@ -236,12 +233,19 @@ impl Permissions {
 
 impl Permissions {
     /// The limits that a call falls under.
-    pub(crate) fn limits(&self, caller: &Caller, server: &str, tool: &str, of_tool: Option<u32>) -> Vec<Limit> {
+    pub(crate) fn limits(
+        &self,
+        caller: &Caller,
+        server: &str,
+        tool: &str,
+        of_tool: Option<u32>,
+    ) -> Vec<Limit> {
         let (agent, rules) = (&caller.agent, self.servers.get(server));
         let rate = |key: String, per_minute: Option<u32>, what: String| {
             per_minute.map(|per_minute| Limit::Rate { key, per_minute, what })
         };
-        let count = |key: String, max: Option<u64>, what: String| max.map(|max| Limit::Count { key, max, what });
+        let count =
+            |key: String, max: Option<u64>, what: String| max.map(|max| Limit::Count { key, max, what });
         let of_agent = self.subjects(caller).find_map(|subject| subject.calls_per_minute);
         let limits = [
             count(quota::run_key(&caller.run), self.quotas.calls_per_run, "the run may make".to_owned()),

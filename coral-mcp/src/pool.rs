@@ -98,7 +98,8 @@ impl Server {
         let connection = self.connector.connect(name, &self.limits).await?;
         let tools = connection.tools().await?;
         let raw = connection.health().take_tools();
-        let catalog = Catalog::new(name, tools, &raw, &self.profile, self.rules.trusted || !self.foreign, pins)?;
+        let catalog =
+            Catalog::new(name, tools, &raw, &self.profile, self.rules.trusted || !self.foreign, pins)?;
         Ok(Live { connection, catalog })
     }
 }

@@ -108,7 +108,10 @@ impl State {
                     return Err(Over { why: format!("{what} {max} calls in all"), wait_ms: None });
                 }
                 if used.is_none() && self.counts.len() >= MAX_COUNTS {
-                    return Err(Over { why: "too many runs and projects are counted".to_owned(), wait_ms: None });
+                    return Err(Over {
+                        why: "too many runs and projects are counted".to_owned(),
+                        wait_ms: None,
+                    });
                 }
             }
         }

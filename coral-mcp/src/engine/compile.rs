@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 
 use crate::access::{Access, Operation};
 use crate::path::ProjectPath;
-use crate::permissions::{AfterUntrusted, Grant, Names, Rule, Window, all_match, any_matches, argument, tools};
+use crate::permissions::{
+    AfterUntrusted, Grant, Names, Rule, Window, all_match, any_matches, argument, tools,
+};
 
 /// A rule and what it does.
 pub(super) enum Source {
@@ -78,7 +80,9 @@ impl Source {
 
     fn targets_match(&self, access: &Access<'_>) -> bool {
         match self {
-            Source::Grant(of) => all_match(&of.programs, access.programs) && all_match(&of.hosts, access.hosts),
+            Source::Grant(of) => {
+                all_match(&of.programs, access.programs) && all_match(&of.hosts, access.hosts)
+            }
             Source::Deny(of) | Source::Ask(of) => {
                 any_matches(&of.programs, access.programs) && any_matches(&of.hosts, access.hosts)
             }
@@ -88,7 +92,8 @@ impl Source {
     fn arguments_match(&self, access: &Access<'_>) -> bool {
         match self {
             Source::Grant(grant) => {
-                access.arguments.is_none() || grant.arguments.iter().all(|(n, p)| argument(access, n, p, true))
+                access.arguments.is_none()
+                    || grant.arguments.iter().all(|(n, p)| argument(access, n, p, true))
             }
             Source::Deny(rule) | Source::Ask(rule) => {
                 rule.arguments.iter().all(|(n, p)| argument(access, n, p, false))
@@ -126,8 +131,10 @@ impl Slot {
             "resource": {"op": "All"},
             "conditions": [{"kind": "when", "body": condition(at, &source)}],
         });
-        let policy = CedarRule::from_json(Some(PolicyId::new(format!("{at:06}"))), policy)
-            .map_err(|error| Error::invalid("permissions", error.to_string()).at(source.place().to_owned()))?;
+        let policy =
+            CedarRule::from_json(Some(PolicyId::new(format!("{at:06}"))), policy).map_err(|error| {
+                Error::invalid("permissions", error.to_string()).at(source.place().to_owned())
+            })?;
         Ok(Slot { source, policy, at })
     }
 
@@ -234,7 +241,11 @@ fn condition(at: usize, source: &Source) -> Value {
         }
     }
     terms.extend(tool_names.as_ref().map(|names| {
-        if names.iter().all(|name| is_simple(name)) { any(names.iter().map(|n| tool(n))) } else { known(at, "tools") }
+        if names.iter().all(|name| is_simple(name)) {
+            any(names.iter().map(|n| tool(n)))
+        } else {
+            known(at, "tools")
+        }
     }));
     terms.extend(among(projects.as_deref(), context("project")));
     terms.extend(among(phases.as_deref(), context("phase")));

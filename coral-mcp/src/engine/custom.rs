@@ -89,7 +89,8 @@ impl Custom {
 
     /// Its place, and what it says of itself.
     pub(super) fn title(&self) -> String {
-        let note = self.ask.as_deref().filter(|ask| !ask.is_empty()).or_else(|| self.policy.annotation("note"));
+        let note =
+            self.ask.as_deref().filter(|ask| !ask.is_empty()).or_else(|| self.policy.annotation("note"));
         match note {
             Some(note) => format!("{}: {note}", self.place),
             None => self.place.clone(),
@@ -134,7 +135,10 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Vec<Custom>, Error> {
         }
         let ask = policy.annotation("ask").map(str::to_owned);
         if ask.is_some() && policy.effect() == Effect::Permit {
-            return Err(invalid(&place, "`@ask` stands on a `forbid`: what is forbidden unless a person agrees".to_owned()));
+            return Err(invalid(
+                &place,
+                "`@ask` stands on a `forbid`: what is forbidden unless a person agrees".to_owned(),
+            ));
         }
         let after_untrusted = match policy.annotation("after_untrusted") {
             None => None,

@@ -67,7 +67,11 @@ impl<'a> Requests<'a> {
     }
 
     /// The request for one path of the call, or for its tool if it has none.
-    pub(super) fn at(&self, path: Option<&ProjectPath>, found: &Found) -> Result<(Request, Entities), String> {
+    pub(super) fn at(
+        &self,
+        path: Option<&ProjectPath>,
+        found: &Found,
+    ) -> Result<(Request, Entities), String> {
         let (names, access) = (&self.engine.names, self.access);
         let class = uid(&names.action, access.operation.as_str());
         let action = access.named.map_or_else(|| class.clone(), |name| uid(&names.action, name));

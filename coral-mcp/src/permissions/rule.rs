@@ -192,11 +192,7 @@ impl Grant {
 
     /// Whether the grant covers the call as far as it concerns `path`; else how far it came and
     /// what it lacks.
-    pub(super) fn covers(
-        &self,
-        access: &Access<'_>,
-        path: Option<&ProjectPath>,
-    ) -> Result<(), (u8, String)> {
+    pub(super) fn covers(&self, access: &Access<'_>, path: Option<&ProjectPath>) -> Result<(), (u8, String)> {
         let place = &self.place;
         if !self.servers.iter().any(|s| s == access.server || s == "*") {
             return Err((1, format!("server `{}` is not among those granted at {place}", access.server)));
@@ -280,9 +276,6 @@ impl Rule {
 
     /// Whether the rule speaks of some arguments only.
     pub(super) fn has_conditions(&self) -> bool {
-        self.paths.is_some()
-            || !self.arguments.is_empty()
-            || self.programs.is_some()
-            || self.hosts.is_some()
+        self.paths.is_some() || !self.arguments.is_empty() || self.programs.is_some() || self.hosts.is_some()
     }
 }

@@ -10,10 +10,10 @@ use coral_core::{Clock, Error, SystemClock};
 use rmcp::ServerHandler;
 use tokio::sync::{Mutex, Semaphore};
 
+use super::Sandbox;
 use super::delegation::Delegations;
 use super::leases::Leases;
 use super::taint::Taint;
-use super::Sandbox;
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::commands::{self, Commands};
@@ -262,7 +262,7 @@ impl SandboxBuilder {
 /// Tokens that end with this process, where the permissions want some.
 #[cfg(feature = "tokens")]
 fn own_tokens(permissions: &Permissions) -> Option<Arc<dyn Tokens>> {
-    let wanted = permissions.enforces(SecurityPolicy::TimeBoundTokens);
+    let wanted = permissions.enforces(crate::permissions::SecurityPolicy::TimeBoundTokens);
     wanted.then(|| Arc::new(crate::token::BiscuitTokens::generate()) as Arc<dyn Tokens>)
 }
 

@@ -24,7 +24,8 @@ impl Delegations {
     /// Whether this is new.
     pub(super) fn add(&self, parent: &Caller, child: &Caller) -> Result<bool, Error> {
         let mut parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = parents.get(&key(child)).is_some_and(|of| of.iter().any(|known| key(known) == key(parent)));
+        let known =
+            parents.get(&key(child)).is_some_and(|of| of.iter().any(|known| key(known) == key(parent)));
         if known || key(parent) == key(child) {
             return Ok(false);
         }

@@ -149,14 +149,11 @@ fn number(ms: u64) -> Term {
 /// The conditions of one block: code with holes, and what stands in them, so that no name can be
 /// taken for code.
 fn conditions(holder: &Caller, terms: &TokenTerms) -> (String, HashMap<String, Term>) {
-    let mut holes = HashMap::from([
-        ("run".to_owned(), text(&holder.run)),
-        ("until".to_owned(), number(terms.until_ms)),
-    ]);
+    let mut holes =
+        HashMap::from([("run".to_owned(), text(&holder.run)), ("until".to_owned(), number(terms.until_ms))]);
     let mut alternatives = Vec::new();
     for (i, TokenRight { servers, operations, named, paths }) in terms.rights.iter().enumerate() {
-        let mut alternative =
-            format!("operation($o), {{o{i}}}.contains($o), dir($d), {{d{i}}}.contains($d)");
+        let mut alternative = format!("operation($o), {{o{i}}}.contains($o), dir($d), {{d{i}}}.contains($d)");
         if !servers.iter().any(|server| server == "*") {
             alternative.push_str(&format!(", server($s), {{s{i}}}.contains($s)"));
             holes.insert(format!("s{i}"), set(servers.iter().map(String::as_str)));

@@ -17,7 +17,15 @@ const PATHS: [&str; 7] = [
     "/project/docs/a b",
     "/project/größe",
 ];
-const TOOLS: [&str; 7] = ["*", "read_*", "github__*", "filesystem__write_file", "mcp__git*__create_?", "*_file", "{read,write}_file"];
+const TOOLS: [&str; 7] = [
+    "*",
+    "read_*",
+    "github__*",
+    "filesystem__write_file",
+    "mcp__git*__create_?",
+    "*_file",
+    "{read,write}_file",
+];
 const HOUR: u64 = 3_600_000;
 
 /// One entry of the document: its keys, each there or not.
@@ -119,8 +127,9 @@ struct Call {
 impl Call {
     fn decide(&self, policy: &impl Policy) -> Verdict {
         let arguments = json!({"owner": self.owner});
-        let mut access =
-            Access::new(&self.caller, self.server, self.tool, self.operation).on(&self.paths).at_ms(self.now_ms);
+        let mut access = Access::new(&self.caller, self.server, self.tool, self.operation)
+            .on(&self.paths)
+            .at_ms(self.now_ms);
         access.named = self.named;
         access.raised = self.raised;
         access.recursive = self.recursive;
@@ -146,8 +155,16 @@ fn call() -> impl Strategy<Value = Call> {
     );
     let paths = select(vec!["", "src", "src/api/a.rs", "SRC/x", "srcx/y", "docs", "größe/a", "GRÖSSE"]);
     let owner = select(vec![
-        json!("acme"), json!("acme/x"), json!("evil"), json!(7), json!(true), json!(null),
-        json!(["acme", "main"]), json!(["acme", "evil"]), json!([]), json!({"login": "acme"}),
+        json!("acme"),
+        json!("acme/x"),
+        json!("evil"),
+        json!(7),
+        json!(true),
+        json!(null),
+        json!(["acme", "main"]),
+        json!(["acme", "evil"]),
+        json!([]),
+        json!({"login": "acme"}),
     ]);
     let how = (
         prop::collection::vec(paths, 0..3),
@@ -159,9 +176,22 @@ fn call() -> impl Strategy<Value = Call> {
     (who, what, how).prop_map(
         |((agent, category, project, phase), (server, tool, operation, named, raised), how)| {
             let (paths, recursive, owner, untrusted, now_ms) = how;
-            let caller = Caller { category, project: project.into(), phase: phase.into(), ..Caller::agent(agent) };
+            let caller =
+                Caller { category, project: project.into(), phase: phase.into(), ..Caller::agent(agent) };
             let paths = paths.iter().map(|path| path.parse().unwrap()).collect();
-            Call { caller, server, tool, operation, named, raised, paths, recursive, owner, untrusted, now_ms }
+            Call {
+                caller,
+                server,
+                tool,
+                operation,
+                named,
+                raised,
+                paths,
+                recursive,
+                owner,
+                untrusted,
+                now_ms,
+            }
         },
     )
 }
@@ -248,20 +278,27 @@ permit (principal == Agent::"late", action, resource);
     let qa = Caller::agent("qa");
     for (owner, allowed) in [(json!("acme"), true), (json!("evil"), false), (json!(["acme"]), false)] {
         let arguments = json!({"owner": owner});
-        let mut access = Access::new(&qa, "github", "create_pull_request", write).named("create_pull_request");
+        let mut access =
+            Access::new(&qa, "github", "create_pull_request", write).named("create_pull_request");
         access.arguments = arguments.as_object();
         assert_eq!(engine.decide(&access).is_allowed(), allowed, "{arguments}");
     }
-    assert!(engine.may_see(&Access::new(&qa, "github", "create_pull_request", write).named("create_pull_request")));
+    assert!(
+        engine
+            .may_see(&Access::new(&qa, "github", "create_pull_request", write).named("create_pull_request"))
+    );
     assert!(!engine.may_see(&Access::new(&Caller::agent("other"), "github", "create_pull_request", write)));
 }
 
 #[test]
 fn a_policy_that_fails_refuses() {
-    let engine = engine("forbid (principal, action, resource) when { context.arguments.branch == \"main\" };");
+    let engine =
+        engine("forbid (principal, action, resource) when { context.arguments.branch == \"main\" };");
     let dev = Caller::agent("dev");
     let paths = ["src/a".parse().unwrap()];
-    for (arguments, allowed) in [(json!({"branch": "topic"}), true), (json!({"branch": "main"}), false), (json!({}), false)] {
+    for (arguments, allowed) in
+        [(json!({"branch": "topic"}), true), (json!({"branch": "main"}), false), (json!({}), false)]
+    {
         let mut access = Access::new(&dev, "filesystem", "read_file", Operation::Read).on(&paths);
         access.arguments = arguments.as_object();
         let decision = engine.decide(&access);
@@ -273,7 +310,11 @@ fn a_policy_that_fails_refuses() {
 fn policies_that_can_never_match_are_told_with_their_line() {
     for (text, line, words) in [
         ("permit (principal, action, resource)", 1, "unexpected"),
-        ("\n\npermit (principal, action, resource) when { context.srver == \"x\" };", 3, "did you mean `server`?"),
+        (
+            "\n\npermit (principal, action, resource) when { context.srver == \"x\" };",
+            3,
+            "did you mean `server`?",
+        ),
         ("permit (principal == User::\"x\", action, resource);", 1, "no type is called `User`"),
         ("// permit;\nforbid (principal, action, resource in Dir::\"/project/src/\");", 2, "can never match"),
         ("forbid (principal, action, resource in Dir::\"/etc\");", 1, "outside"),
@@ -283,7 +324,10 @@ fn policies_that_can_never_match_are_told_with_their_line() {
     ] {
         let error = Permissions::new().with_cedar(text, "own.cedar").unwrap_err();
         let place = error.place().unwrap();
-        assert!(place == format!("own.cedar:{line}") || (words == "templates" && place == "own.cedar"), "{error}");
+        assert!(
+            place == format!("own.cedar:{line}") || (words == "templates" && place == "own.cedar"),
+            "{error}"
+        );
         assert!(error.to_string().contains(words), "{error}");
     }
     let yaml = "permission_model:\n  cedar: |\n    permit (principal, action, resource);\n    forbid (principal, action, resource) when { context.nope };\n";
