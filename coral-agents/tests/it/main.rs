@@ -5,4 +5,5 @@
 mod corpus;
 mod directory;
 mod prompts;
+mod running;
 mod workflows;
