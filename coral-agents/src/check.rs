@@ -154,6 +154,10 @@ impl<'a> Check<'a> {
                 Some(_) => {}
             }
         }
+        for name in spec.handoff.reviews.iter().filter(|name| self.registry.find(name).is_none()) {
+            let near = hint(name, self.registry.names());
+            self.add(Error, &subject, format!("reviews `{name}`, and no agent is called that{near}"));
+        }
         let required = spec.dependencies.iter();
         let required =
             required.chain(spec.phases.values().filter_map(|phase| phase.dependencies.as_ref()).flatten());

@@ -589,27 +589,18 @@ impl Checked {
                 problem(Some(&step.name), "only an agent can review".to_owned());
             }
             for reviewed in &step.reviews {
-                let found = find(reviewed);
                 let agent = |at: usize| data.steps.get(at).is_some_and(|step| step.kind.agent().is_some());
-                match found {
-                    None => problem(Some(&step.name), format!("`reviews`: {}", unknown(reviewed))),
-                    Some(at) if !agent(at) => problem(
-                        Some(&step.name),
-                        format!("`reviews`: `{reviewed}` runs no agent that could mend its work"),
-                    ),
-                    Some(at)
-                        if at == i
-                            || !petgraph::algo::has_path_connecting(
-                                &nodes,
-                                NodeIndex::new(at),
-                                NodeIndex::new(i),
-                                None,
-                            ) =>
-                    {
-                        problem(Some(&step.name), format!("`reviews`: `{reviewed}` does not come before it"))
-                    }
-                    Some(_) => {}
-                }
+                let is_before = |at: usize| {
+                    let (from, to) = (NodeIndex::new(at), NodeIndex::new(i));
+                    at != i && petgraph::algo::has_path_connecting(&nodes, from, to, None)
+                };
+                let message = match find(reviewed) {
+                    None => unknown(reviewed),
+                    Some(at) if !agent(at) => format!("`{reviewed}` runs no agent that could mend its work"),
+                    Some(at) if !is_before(at) => format!("`{reviewed}` does not come before it"),
+                    Some(_) => continue,
+                };
+                problem(Some(&step.name), format!("`reviews`: {message}"));
             }
         }
         let output = data.output.as_ref().and_then(|name| {

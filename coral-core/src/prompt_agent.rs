@@ -378,7 +378,7 @@ fn came_back(spec: &AgentSpec, task: &Task) -> Option<String> {
         for deliverable in &previous.deliverables {
             text.push_str(&format!("- `{}`: {}\n", deliverable.path, deliverable.kind));
         }
-        text.push_str("\n");
+        text.push('\n');
     }
     if text.is_empty() {
         return None;
