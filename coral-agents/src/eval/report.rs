@@ -117,28 +117,27 @@ impl EvaluationReport {
 
     /// The report as JSON, with what the first candidate compares to.
     pub fn json(&self) -> Value {
-        let mut json = serde_json::to_value(self).unwrap_or_default();
+        let candidates: Vec<Value> = self
+            .candidates
+            .iter()
+            .map(|candidate| {
+                let (passed, runs) = candidate.passed();
+                let CandidateReport { name, results } = candidate;
+                json!({"name": name, "score": candidate.score(), "passed": passed, "runs": runs, "results": results})
+            })
+            .collect();
         let comparisons: Vec<Value> = self
             .candidates
             .iter()
             .enumerate()
             .skip(1)
             .filter_map(|(i, other)| {
-                let comparison = self.compare(0, i)?;
-                let base = self.candidates.first()?;
-                Some(json!({"base": base.name, "other": other.name, "comparison": comparison, "verdict": comparison.verdict()}))
+                let (base, comparison) = (self.candidates.first()?, self.compare(0, i)?);
+                let verdict = comparison.verdict();
+                Some(json!({"base": base.name, "other": other.name, "comparison": comparison, "verdict": verdict}))
             })
             .collect();
-        for (candidate, place) in
-            self.candidates.iter().zip(json["candidates"].as_array_mut().into_iter().flatten())
-        {
-            let (passed, runs) = candidate.passed();
-            place["score"] = json!(candidate.score());
-            place["passed"] = json!(passed);
-            place["runs"] = json!(runs);
-        }
-        json["comparisons"] = Value::Array(comparisons);
-        json
+        json!({"name": self.name, "candidates": candidates, "comparisons": comparisons})
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
