@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::agent::{Agent, HandoffDraft};
 use crate::context::AgentContext;
 use crate::error::{AgentError, Error, ErrorKind, ModelFault};
+use crate::handoff::OnGap;
 use crate::model::{ChatRequest, ChatResponse, Message, OutputFormat, Part, StopReason, ToolChoice};
 use crate::prompt::{Partials, Prompt};
 use crate::schema::Schema;
@@ -57,13 +58,14 @@ impl PromptAgent {
     }
 
     /// The messages that the model is first given for `task` with `tools`, as `spec` stands in its
-    /// phase. Where the model `routes`, it is told among whom.
+    /// phase. Where the model `routes`, it is told among whom; where it reviews, whose work.
     fn messages(
         &self,
         spec: &AgentSpec,
         task: &Task,
         tools: &[ToolDef],
         routes: bool,
+        reviewed: &[&str],
     ) -> Result<Vec<Message>, Error> {
         #[derive(Serialize)]
         struct Scope<'a> {
@@ -103,6 +105,13 @@ impl PromptAgent {
         if !task.instructions.is_empty() && !self.prompt.places_instructions {
             user.push(format!("## Instructions for this step\n\n- {}", task.instructions.join("\n- ")));
         }
+        user.extend(came_back(spec, task));
+        if !reviewed.is_empty() {
+            user.push(format!(
+                "## Sending back\n\nYou review the work of: {}. If something of it must be mended before anyone may build on it, list each such finding in `send_back` with the one of these it goes `to`: what is wrong, where, and what would be right. What can be mended later belongs in `next_tasks`. If nothing must be mended, `send_back` is empty.",
+                reviewed.join(", ")
+            ));
+        }
         if routes {
             user.push(format!(
                 "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
@@ -118,16 +127,35 @@ impl PromptAgent {
         Ok(vec![system, Message::user(join(user))])
     }
 
-    /// The output format with room for the agent to hand on to.
-    fn routing_format(&self, spec: &AgentSpec) -> OutputFormat {
-        let mut schema = (*self.format.schema).clone();
-        let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
-        agents.push(Value::Null);
-        if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
-            properties.insert("next_agent".to_owned(), json!({"enum": agents}));
+    /// The output format, with room for the agent to hand on to where the model `routes`, and for what
+    /// goes back where it reviews.
+    fn format(&self, spec: &AgentSpec, routes: bool, reviewed: &[&str]) -> OutputFormat {
+        let mut more = Vec::new();
+        if routes {
+            let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
+            agents.push(Value::Null);
+            more.push(("next_agent", json!({"enum": agents})));
         }
-        if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
-            required.push(json!("next_agent"));
+        if !reviewed.is_empty() {
+            let finding = json!({
+                "type": "object",
+                "properties": {"to": {"enum": reviewed}, "finding": {"type": "string"}},
+                "required": ["to", "finding"],
+                "additionalProperties": false,
+            });
+            more.push(("send_back", json!({"type": "array", "items": finding})));
+        }
+        if more.is_empty() {
+            return self.format.clone();
+        }
+        let mut schema = (*self.format.schema).clone();
+        for (name, property) in more {
+            if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
+                properties.insert(name.to_owned(), property);
+            }
+            if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
+                required.push(json!(name));
+            }
         }
         OutputFormat { name: self.format.name.clone(), schema: Arc::new(schema) }
     }
@@ -138,11 +166,19 @@ impl PromptAgent {
         spec: &AgentSpec,
         text: &str,
         written: Option<&BTreeSet<String>>,
+        reviewed: &[&str],
     ) -> Result<Report, String> {
         let value = json_in(text).ok_or_else(|| "the answer is not one JSON object".to_owned())?;
         let report: Report =
             serde_json::from_value(value).map_err(|error| format!("the report's shape is wrong: {error}"))?;
         let mut problems = Vec::new();
+        for finding in report.send_back.iter().filter(|finding| !reviewed.contains(&finding.to.as_str())) {
+            problems.push(format!(
+                "`send_back` names `{}`, and you review only: {}",
+                finding.to,
+                reviewed.join(", ")
+            ));
+        }
         if let Some(schema) = &self.schema {
             problems
                 .extend(schema.problems(&report.data).into_iter().map(|problem| format!("data{problem}")));
@@ -213,10 +249,12 @@ impl Agent for PromptAgent {
     }
 
     async fn validate_dependencies(&self, task: &Task, cx: &mut AgentContext) -> Result<(), AgentError> {
-        let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
-        let missing: Vec<String> =
-            cx.spec().dependencies.iter().filter(|kind| !there(kind)).cloned().collect();
+        let missing = missing(cx.spec(), task);
         if missing.is_empty() {
+            return Ok(());
+        }
+        if cx.on_gap() == OnGap::FromBrief {
+            cx.note("taken_from_brief", json!({ "missing": missing })).await;
             return Ok(());
         }
         Err(Error::new(ErrorKind::MissingDependency { step: cx.path().to_string(), missing })
@@ -224,17 +262,30 @@ impl Agent for PromptAgent {
             .into())
     }
 
+    async fn prepare_context(&self, mut task: Task, cx: &mut AgentContext) -> Result<Task, AgentError> {
+        let missing = missing(cx.spec(), &task);
+        if !missing.is_empty() {
+            task.instructions.push(format!(
+                "Nobody before you delivered {}. Take what you need of it from the brief, and write down as a decision whatever you had to assume.",
+                missing.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ")
+            ));
+        }
+        Ok(task)
+    }
+
     async fn run(&self, task: Task, cx: &mut AgentContext) -> Result<Report, AgentError> {
         let spec = cx.spec().clone();
+        let reviewed: Vec<String> = cx.reviewed_steps().map(str::to_owned).collect();
+        let reviewed: Vec<&str> = reviewed.iter().map(String::as_str).collect();
         let tools = cx.tools().await?;
         let writes = tools.iter().any(|tool| {
             tool.effect != EffectClass::Pure && tool.input_schema.pointer("/properties/path").is_some()
         });
         let mut request = ChatRequest {
             model: spec.model.name.clone(),
-            messages: self.messages(&spec, &task, &tools, cx.routes())?,
+            messages: self.messages(&spec, &task, &tools, cx.routes(), &reviewed)?,
             tools,
-            output: Some(if cx.routes() { self.routing_format(&spec) } else { self.format.clone() }),
+            output: Some(self.format(&spec, cx.routes(), &reviewed)),
             max_output_tokens: spec.model.max_output_tokens,
             temperature: spec.model.temperature,
             effort: spec.model.effort,
@@ -262,8 +313,9 @@ impl Agent for PromptAgent {
             if paused && !last {
                 continue;
             }
-            let problem = match self.parse(&spec, &text, writes.then_some(&written)) {
-                Ok(report) => return Ok(report),
+            let problem = match self.parse(&spec, &text, writes.then_some(&written), &reviewed) {
+                Ok(report) if report.send_back.is_empty() => return Ok(report),
+                Ok(report) => return Err(cx.send_back(report.send_back).into()),
                 Err(_) if cut => {
                     "the answer was cut off at the limit of output tokens; answer more briefly".to_owned()
                 }
@@ -302,6 +354,39 @@ impl Agent for PromptAgent {
             next_tasks,
         })
     }
+}
+
+/// What the agent depends on and nobody delivered.
+fn missing(spec: &AgentSpec, task: &Task) -> Vec<String> {
+    let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
+    spec.dependencies.iter().filter(|kind| !there(kind)).cloned().collect()
+}
+
+/// What is said of the rounds before, if there were any.
+fn came_back(spec: &AgentSpec, task: &Task) -> Option<String> {
+    let mut text = String::new();
+    for message in &task.reviews {
+        let who = if message.from_agent == spec.id {
+            format!("You sent back to `{}`:", message.to_agent)
+        } else {
+            format!("`{}` sent back to you:", message.from_agent)
+        };
+        text.push_str(&format!("{who}\n\n- {}\n\n", message.next_tasks.join("\n- ")));
+    }
+    if let Some(previous) = &task.previous {
+        text.push_str(&format!("Your report of the round before: {}\n\n", previous.summary.trim()));
+        for deliverable in &previous.deliverables {
+            text.push_str(&format!("- `{}`: {}\n", deliverable.path, deliverable.kind));
+        }
+        text.push('\n');
+    }
+    if text.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "## Rounds before\n\n{}\n\nWhat you wrote is still there: mend what is named, keep what is good, and check that each finding is dealt with. Report the whole of your work again.",
+        text.trim()
+    ))
 }
 
 /// A refusal, or a filter's cut, is the end: another turn would only cost.

@@ -9,12 +9,18 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    Cache, CallContext, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault, ModelInfo,
-    StopReason, Usage, Usd, sha256_hex,
+    Cache, CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault,
+    ModelInfo, StopReason, Usage, Usd, sha256_hex,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::note;
 use crate::relay::tell_whole;
+
+mod similar;
+
+use similar::Question;
+pub use similar::Similar;
 
 /// A model whose answers are kept: an equal request is answered from memory, and equal requests at the same time are
 /// one call.
@@ -25,7 +31,8 @@ use crate::relay::tell_whole;
 ///   second answer to the same question is worth having.
 /// - Only whole answers are kept: none that was cut by a limit, refused or filtered, and no error.
 /// - An answer from the cache used no tokens and cost nothing, and its response says so. What it saved is in
-///   [`stats`](Cached::stats).
+///   [`stats`](Cached::stats), and in a run it is noted as `cache_hit`.
+/// - Questions that mean the same may have the same answer, see [`Similar`]; without it only equal ones do.
 /// - Behind the memory of this process another [`Cache`] may stand, to be shared or to outlive it. If that one fails,
 ///   the model is asked: a cache may lose things.
 ///
@@ -47,13 +54,15 @@ pub struct Cached<M> {
     agents: Option<BTreeSet<Arc<str>>>,
     kept: moka::future::Cache<Key, Arc<Entry>>,
     behind: Option<Arc<dyn Cache>>,
+    similar: Option<Similar>,
     ttl: Duration,
-    counts: Arc<Counts>,
+    counts: Counts,
 }
 
 #[derive(Default)]
 struct Counts {
     hits: AtomicU64,
+    similar: AtomicU64,
     misses: AtomicU64,
     saved_pico: AtomicU64,
     saved_tokens: AtomicU64,
@@ -64,6 +73,8 @@ struct Counts {
 pub struct CacheStats {
     /// Answers from the cache, those included that waited for an equal call.
     pub hits: u64,
+    /// The part of the hits that answered another question, which means the same.
+    pub similar: u64,
     /// Answers of the model.
     pub misses: u64,
     /// What the hits would have cost.
@@ -116,8 +127,9 @@ impl<M: ChatModel> Cached<M> {
             agents: Some(BTreeSet::new()),
             kept: memory(64 << 20, Duration::from_secs(86_400)),
             behind: None,
+            similar: None,
             ttl: Duration::from_secs(86_400),
-            counts: Arc::default(),
+            counts: Counts::default(),
         }
     }
 
@@ -150,11 +162,19 @@ impl<M: ChatModel> Cached<M> {
         self
     }
 
+    /// Answers questions that mean the same with the same answer.
+    #[must_use]
+    pub fn similar(mut self, similar: Similar) -> Self {
+        self.similar = Some(similar);
+        self
+    }
+
     /// What was saved so far.
     pub fn stats(&self) -> CacheStats {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         CacheStats {
             hits: read(&self.counts.hits),
+            similar: read(&self.counts.similar),
             misses: read(&self.counts.misses),
             saved: Usd::from_pico(read(&self.counts.saved_pico)),
             saved_tokens: read(&self.counts.saved_tokens),
@@ -166,35 +186,49 @@ impl<M: ChatModel> Cached<M> {
         &self.model
     }
 
-    fn key(&self, request: &ChatRequest) -> Option<Key> {
+    fn key(&self, request: &ChatRequest, caller: &Caller) -> Option<Key> {
         let mut bytes = Vec::with_capacity(1_024);
         bytes.extend_from_slice(self.model.name().as_bytes());
         bytes.push(0);
+        // What is kept under a key may be an answer to another question, which is not for everyone.
+        if let Some(similar) = &self.similar {
+            bytes.extend_from_slice(similar.circle(caller).as_bytes());
+            bytes.push(0);
+        }
         serde_json::to_writer(&mut bytes, request).ok()?;
         Some(Key(bytes.into()))
     }
 
-    /// Asks what stands behind, then the model; remembers a whole answer in both places.
+    /// Asks what stands behind, then who asked something alike, then the model; remembers a whole answer everywhere.
     async fn fill(
         &self,
         key: &Key,
         request: &ChatRequest,
         cx: &CallContext,
-    ) -> Result<(Arc<Entry>, bool), Unkept> {
+    ) -> Result<(Arc<Entry>, Source), Unkept> {
         let far = self.behind.as_ref().map(|cache| (cache, format!("{FORMAT}/{}", sha256_hex(&key.0))));
         if let Some((cache, name)) = &far {
             match cache.get(name).await {
                 Ok(Some(bytes)) => {
                     if let Ok(entry) = serde_json::from_slice::<Entry>(&bytes) {
-                        return Ok((Arc::new(entry), true));
+                        return Ok((Arc::new(entry), Source::Equal));
                     }
                 }
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "the cache behind can't be read"),
             }
         }
-        let response = self.model.chat(request, cx).await.map_err(Unkept::Error)?;
+        let question = self.question(request, cx).await;
+        if let Some((similar, question)) = &question
+            && let Some((entry, alike)) = similar.find(question)
+        {
+            let source = Source::Alike { cosine: alike, tokens: question.tokens, cost: question.cost };
+            return Ok((entry, source));
+        }
+        let mut response = self.model.chat(request, cx).await.map_err(Unkept::Error)?;
+        let asked = question.as_ref().map(|(_, question)| (question.tokens, question.cost));
         if !matches!(response.stop, StopReason::End | StopReason::ToolCalls | StopReason::StopText) {
+            add(&mut response, asked);
             return Err(Unkept::Answer(Box::new(response)));
         }
         let mut entry = Entry { response, bytes: 0 };
@@ -206,20 +240,63 @@ impl<M: ChatModel> Cached<M> {
                 tracing::warn!(%error, "the cache behind can't be written");
             }
         }
-        Ok((Arc::new(entry), false))
+        let entry = Arc::new(entry);
+        if let Some((similar, question)) = question {
+            similar.remember(question, &entry, self.ttl);
+        }
+        Ok((entry, Source::Model { embedded: asked }))
     }
 
-    fn hit(&self, kept: &ChatResponse, cx: &CallContext) -> ChatResponse {
-        let mut response = kept.clone();
-        self.counts.hits.fetch_add(1, Ordering::Relaxed);
-        self.counts.saved_tokens.fetch_add(response.usage.total_tokens(), Ordering::Relaxed);
-        if let Some(cost) = response.cost {
-            self.counts.saved_pico.fetch_add(cost.as_pico(), Ordering::Relaxed);
+    /// The question as a vector. If the embedder fails, the model is asked.
+    async fn question(&self, request: &ChatRequest, cx: &CallContext) -> Option<(&Similar, Question)> {
+        let similar = self.similar.as_ref()?;
+        match similar.question(self.model.name(), request, cx.caller()).await {
+            Ok(question) => Some((similar, question?)),
+            Err(error) => {
+                tracing::warn!(%error, "the question can't be compared with others");
+                None
+            }
         }
+    }
+
+    /// The response of a hit, counted and noted.
+    fn hit(&self, kept: &ChatResponse, source: Source, cx: &CallContext) -> ChatResponse {
+        let mut response = kept.clone();
+        let saved = (response.usage.total_tokens(), response.cost.unwrap_or_default());
+        self.counts.hits.fetch_add(1, Ordering::Relaxed);
+        self.counts.saved_tokens.fetch_add(saved.0, Ordering::Relaxed);
+        self.counts.saved_pico.fetch_add(saved.1.as_pico(), Ordering::Relaxed);
         response.usage = Usage::default();
         response.cost = Some(Usd::ZERO);
+        let mut alike = None;
+        if let Source::Alike { cosine, tokens, cost } = source {
+            self.counts.similar.fetch_add(1, Ordering::Relaxed);
+            add(&mut response, Some((tokens, cost)));
+            alike = Some(cosine);
+        }
+        note::cache_hit(cx, &response.model, alike, saved.0, saved.1);
         tell_whole(&response, cx);
         response
+    }
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The same question was asked before.
+    Equal,
+    /// A question was asked before that means the same. What finding out used and cost.
+    Alike { cosine: f32, tokens: u64, cost: Option<Usd> },
+    /// The model, and what looking for a question alike used and cost.
+    Model { embedded: Option<(u64, Option<Usd>)> },
+}
+
+/// Adds what the embedder used and cost.
+fn add(response: &mut ChatResponse, embedded: Option<(u64, Option<Usd>)>) {
+    let Some((tokens, cost)) = embedded else { return };
+    response.usage.input_tokens += tokens;
+    if let Some(cost) = cost {
+        response.cost = Some(response.cost.unwrap_or_default() + cost);
     }
 }
 
@@ -253,11 +330,11 @@ impl<M: ChatModel> ChatModel for Cached<M> {
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let served = self.agents.as_ref().is_none_or(|agents| agents.contains(&cx.caller().agent));
-        let Some(key) = served.then(|| self.key(request)).flatten() else {
+        let Some(key) = served.then(|| self.key(request, cx.caller())).flatten() else {
             return self.model.chat(request, cx).await;
         };
         if let Some(entry) = self.kept.get(&key).await {
-            return Ok(self.hit(&entry.response, cx));
+            return Ok(self.hit(&entry.response, Source::Equal, cx));
         }
         // One of all equal calls runs; the others wait for what it brings. If it is dropped, the next one runs.
         let mut mine = None;
@@ -265,22 +342,25 @@ impl<M: ChatModel> ChatModel for Cached<M> {
             .kept
             .try_get_with_by_ref(&key, async {
                 let outcome = self.fill(&key, request, cx).await;
-                mine = Some(matches!(outcome, Ok((_, true))));
+                let source = outcome.as_ref().map_or(Source::Model { embedded: None }, |(_, source)| *source);
+                mine = Some(source);
                 outcome.map(|(entry, _)| entry)
             })
             .await;
         match (brought, mine) {
-            (Ok(entry), Some(false)) => {
+            (Ok(entry), Some(Source::Model { embedded })) => {
                 self.counts.misses.fetch_add(1, Ordering::Relaxed);
-                Ok(entry.response.clone())
+                let mut response = entry.response.clone();
+                add(&mut response, embedded);
+                Ok(response)
             }
-            (Ok(entry), _) => Ok(self.hit(&entry.response, cx)),
+            (Ok(entry), source) => Ok(self.hit(&entry.response, source.unwrap_or(Source::Equal), cx)),
             (Err(unkept), mine) => match (&*unkept, mine) {
                 (Unkept::Answer(response), Some(_)) => {
                     self.counts.misses.fetch_add(1, Ordering::Relaxed);
                     Ok((**response).clone())
                 }
-                (Unkept::Answer(response), None) => Ok(self.hit(response, cx)),
+                (Unkept::Answer(response), None) => Ok(self.hit(response, Source::Equal, cx)),
                 // The one that ran may have had less time than this one.
                 (Unkept::Error(error), None) if is_timeout(error) => self.model.chat(request, cx).await,
                 (Unkept::Error(error), _) => Err(error.clone()),

@@ -22,6 +22,8 @@ pub struct Dialect {
     pub max_tokens_field: MaxTokensField,
     /// How an answer is made to fit a JSON schema.
     pub structured: Structured,
+    /// Whether the model can be made to call a tool. Some that always think refuse that: then it is asked to.
+    pub forced_tools: bool,
     /// Whether to ask for usage at the end of a stream.
     pub stream_usage: bool,
     /// Whether a stream of chat completions ends with `[DONE]`. Without it, a finish reason makes it
@@ -43,6 +45,7 @@ impl Default for Dialect {
             effort: true,
             max_tokens_field: MaxTokensField::MaxCompletionTokens,
             structured: Structured::Schema,
+            forced_tools: true,
             stream_usage: true,
             done_marker: true,
             send_reasoning: false,
@@ -70,6 +73,8 @@ pub enum Structured {
     Schema,
     /// The provider holds the model to JSON; the schema stands in the instructions.
     Json,
+    /// The answer is the arguments of a tool that the model is made to call.
+    Tool,
     /// The schema stands in the instructions.
     Instructions,
 }

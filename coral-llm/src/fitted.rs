@@ -7,11 +7,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use coral_core::{
     CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelFault, ModelInfo, Part,
-    Role, Usage, Usd,
+    Role,
 };
+use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::relay::Relay;
+use crate::note;
+use crate::relay::{Relay, added};
 use crate::tokens::estimate_tokens;
 
 /// What happens to a conversation that is too long for its model.
@@ -28,7 +30,7 @@ pub enum Overflow {
 }
 
 /// What was left out of a conversation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct LeftOut {
     /// How many messages.
@@ -47,7 +49,8 @@ type Listener = Arc<dyn Fn(&Caller, &LeftOut) + Send + Sync>;
 ///
 /// System messages, the first message of the user (the task), messages marked for the provider's cache and the latest
 /// turn stay as they are. A call and the answers of its tools stay or go together. In place of what is left out stands
-/// a message that says so; the listener and `tracing` hear of it too. Sizes are upper estimates, see
+/// a message that says so; the listener and `tracing`
+/// hear of it too, and in a run it is noted as `turns_left_out`. Sizes are upper estimates, see
 /// [`estimate_tokens`]; a model whose context is not known is left alone.
 ///
 /// ```
@@ -228,23 +231,17 @@ impl<M: ChatModel> ChatModel for Fitted<M> {
             agent = %cx.caller().agent, messages = left.messages, tokens_before = left.tokens_before,
             tokens_after = left.tokens_after, summarised = left.summarised, "old turns were left out"
         );
+        note::turns_left_out(cx, &left);
         if let Some(listener) = &self.listener {
             listener(cx.caller(), &left);
         }
         let mut response = self.model.chat(&fitting, &relay.next()).await?;
         if let Some(ChatResponse { usage, cost, .. }) = summary {
-            add(&mut response, usage, cost);
+            response.usage += usage;
+            response.cost = added(response.cost, cost);
         }
         Ok(response)
     }
-}
-
-fn add(response: &mut ChatResponse, usage: Usage, cost: Option<Usd>) {
-    response.usage += usage;
-    response.cost = match (response.cost, cost) {
-        (Some(own), Some(other)) => Some(own + other),
-        (own, other) => own.or(other),
-    };
 }
 
 impl<M: ChatModel> fmt::Debug for Fitted<M> {
@@ -257,7 +254,7 @@ impl<M: ChatModel> fmt::Debug for Fitted<M> {
 mod tests {
     use std::sync::Mutex;
 
-    use coral_core::{ErrorKind, ToolCall};
+    use coral_core::{ErrorKind, ToolCall, Usd};
     use serde_json::json;
 
     use super::*;

@@ -27,8 +27,9 @@
 //! |---|---|
 //! | [`Router`] | a model per call from a [`Catalogue`], explained; escalation to the next tier |
 //! | [`Pool`] | several endpoints or keys: least connections, ejection, recovery |
-//! | [`Cached`] | equal requests are paid for once; equal requests at once are one call |
+//! | [`Cached`] | equal requests are paid for once; equal requests at once are one call; on demand, questions that mean the same too |
 //! | [`Fitted`] | conversations made to fit the context: refused, old turns dropped or summarised, never silently |
+//! | [`Repaired`] | JSON answers that fit their schema: taken out of what stands around them, mended by the model |
 //! | [`Retrying`] | repeats for calls outside of a run (in a run the engine repeats) |
 //! | [`Ledger`] | what calls used and cost, by project, run, step, agent and model |
 //! | [`Traced`] | spans by the OpenTelemetry conventions for generative AI |
@@ -48,17 +49,22 @@
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
+mod answer_tool;
 mod cached;
 mod catalogue;
 mod dialect;
+mod embed;
 mod env;
 mod failure;
 mod fitted;
 mod ledger;
+mod note;
 mod offline;
 mod pool;
 mod provider;
+mod purse;
 mod relay;
+mod repaired;
 mod retry_after;
 mod retrying;
 mod router;
@@ -69,9 +75,10 @@ mod transport;
 mod vendor;
 mod wire;
 
-pub use crate::cached::{CacheStats, Cached};
+pub use crate::cached::{CacheStats, Cached, Similar};
 pub use crate::catalogue::{Catalogue, CatalogueEntry, LongCache};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
+pub use crate::embed::{Embedder, Embedding, HttpEmbedder};
 pub use crate::env::{from_env, from_vars};
 pub use crate::failure::Failure;
 pub use crate::fitted::{Fitted, LeftOut, Overflow};
@@ -79,6 +86,7 @@ pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
 pub use crate::pool::{MemberHealth, Pool};
 pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::repaired::Repaired;
 pub use crate::retrying::{RetryPolicy, Retrying};
 pub use crate::router::{Choice, Router, Savings, Strategy};
 pub use crate::scripted::{Reply, ScriptedModel};

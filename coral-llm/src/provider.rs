@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
 use tokio::time::timeout;
 
+use crate::answer_tool::AnswerTool;
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
 use crate::relay::tell_whole;
@@ -254,27 +255,33 @@ impl ProviderBuilder {
 }
 
 fn checked_base_url(base_url: &str, protocol: Protocol) -> Result<String, String> {
+    let url = checked_url(base_url)?;
+    // The path of Messages begins with the version, and people write it at the end of the base too.
+    let tail = match protocol {
+        Protocol::Anthropic => "/v1",
+        Protocol::Ollama => "/api",
+        _ => return Ok(url),
+    };
+    Ok(url.strip_suffix(tail).map(str::to_owned).unwrap_or(url))
+}
+
+/// A base URL without the slash at its end, or what is wrong with it.
+pub(crate) fn checked_url(base_url: &str) -> Result<String, String> {
     let trimmed = base_url.trim().trim_end_matches('/');
     let uri: http::Uri =
         trimmed.parse().map_err(|error| format!("base URL `{base_url}` is not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
         return Err(format!("base URL `{base_url}` must begin with `http://` or `https://`"));
     }
-    // The path of Messages begins with the version, and people write it at the end of the base too.
-    let trimmed = match protocol {
-        Protocol::Anthropic => trimmed.strip_suffix("/v1").unwrap_or(trimmed),
-        Protocol::Ollama => trimmed.strip_suffix("/api").unwrap_or(trimmed),
-        _ => trimmed,
-    };
     Ok(trimmed.to_owned())
 }
 
 fn auth_header(
     protocol: Protocol,
     dialect: &Dialect,
-    key: &SecretString,
+    secret: &SecretString,
 ) -> Option<(HeaderName, HeaderValue)> {
-    let key = key.expose_secret();
+    let key = secret.expose_secret();
     // Since the version of 2026-10-21 Anthropic takes the key as every other provider does.
     if protocol == Protocol::Anthropic && dialect.anthropic_version.as_str() < "2026-10-21" {
         return Some((HeaderName::from_static("x-api-key"), secret_header(key)?));
@@ -282,7 +289,12 @@ fn auth_header(
     if protocol == Protocol::Gemini {
         return Some((HeaderName::from_static("x-goog-api-key"), secret_header(key)?));
     }
-    Some((AUTHORIZATION, secret_header(&format!("Bearer {key}"))?))
+    Some((AUTHORIZATION, bearer(secret)?))
+}
+
+/// A key as most providers take it. `None` if it can't stand in a header.
+pub(crate) fn bearer(key: &SecretString) -> Option<HeaderValue> {
+    secret_header(&format!("Bearer {}", key.expose_secret()))
 }
 
 fn secret_header(text: &str) -> Option<HeaderValue> {
@@ -404,10 +416,13 @@ impl ChatModel for Provider {
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let http = self.http_request(request, cx.streams())?;
+        let (asked, answer_tool) = AnswerTool::of(request, &self.dialect);
+        let listening = answer_tool.as_ref().map(|tool| tool.listen(cx));
+        let terms = listening.as_ref().unwrap_or(cx);
+        let http = self.http_request(&asked, cx.streams())?;
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
-            None => self.exchange(http, cx).await,
-            Some(limit) => timeout(limit, self.exchange(http, cx)).await.unwrap_or_else(|_| {
+            None => self.exchange(http, terms).await,
+            Some(limit) => timeout(limit, self.exchange(http, terms)).await.unwrap_or_else(|_| {
                 let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
                 Err(Failure::new(ModelFault::Timeout, problem))
             }),
@@ -415,6 +430,9 @@ impl ChatModel for Provider {
         let mut response = outcome.map_err(|failure| self.without_key(failure).into_error(&self.name))?;
         if response.model.is_empty() {
             self.model_of(request).clone_into(&mut response.model);
+        }
+        if let Some(tool) = &answer_tool {
+            tool.read(&mut response, cx);
         }
         if let Some(output) = &request.output {
             relax(&mut response, output);
@@ -424,7 +442,7 @@ impl ChatModel for Provider {
     }
 }
 
-async fn read_error(body: &mut Body) -> Bytes {
+pub(crate) async fn read_error(body: &mut Body) -> Bytes {
     let mut said = BytesMut::new();
     while let Some(Ok(piece)) = body.next().await {
         said.extend_from_slice(&piece);

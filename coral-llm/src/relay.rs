@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use coral_core::{CallContext, ChatResponse, Delta, Part};
+use coral_core::{CallContext, ChatResponse, Delta, Part, Usd};
 use tokio::time::Instant;
 
 /// Passes a call on, perhaps to several models one after the other.
@@ -12,12 +12,19 @@ pub(crate) struct Relay<'a> {
     cx: &'a CallContext,
     heard: Arc<AtomicBool>,
     deadline: Option<Instant>,
+    unheard: bool,
 }
 
 impl<'a> Relay<'a> {
     pub(crate) fn new(cx: &'a CallContext) -> Self {
         let deadline = cx.timeout_ms().map(|ms| Instant::now() + Duration::from_millis(ms));
-        Relay { cx, heard: Arc::default(), deadline }
+        Relay { cx, heard: Arc::default(), deadline, unheard: false }
+    }
+
+    /// Keeps the pieces of the answers from the listener.
+    pub(crate) fn unheard(mut self) -> Self {
+        self.unheard = true;
+        self
     }
 
     /// The terms of the next try: what is left of the time, and a listener that notes whether it heard something.
@@ -28,6 +35,9 @@ impl<'a> Relay<'a> {
         }
         if !self.cx.streams() {
             return cx;
+        }
+        if self.unheard {
+            return cx.on_delta(|_| {});
         }
         let (heard, listener) = (self.heard.clone(), self.cx.clone());
         cx.on_delta(move |delta| {
@@ -45,6 +55,14 @@ impl<'a> Relay<'a> {
     pub(crate) fn left_ms(&self) -> Option<u64> {
         let left = self.deadline?.saturating_duration_since(Instant::now());
         Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// What two calls cost together, as far as it is known.
+pub(crate) fn added(a: Option<Usd>, b: Option<Usd>) -> Option<Usd> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
     }
 }
 

@@ -6,14 +6,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Effort, Error, ErrorKind, ModelFault,
-    ModelInfo, ModelNeeds, Part, StopReason, Tier, Usage, Usd,
+    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault, ModelInfo,
+    ModelNeeds, StopReason, Tier, Usage, Usd,
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::catalogue::CatalogueEntry;
-use crate::relay::Relay;
-use crate::tokens::estimate_tokens;
+use crate::note;
+use crate::purse::Purse;
+use crate::relay::{Relay, added, tell_whole};
+use crate::repaired::{Fit, fit};
+
+mod choice;
+mod demands;
+mod pace;
+
+pub use choice::{Choice, Savings};
+use demands::{Demands, next_tier};
+use pace::Pace;
 
 /// What a [`Router`] prefers among the models that fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -23,50 +34,12 @@ pub enum Strategy {
     /// The least that the call is expected to cost.
     #[default]
     Cheapest,
-    /// The highest tier that the limit per call allows, the cheaper one among equals.
+    /// The highest tier of which a call surely stays within what the run's budget leaves and the limit per call allows,
+    /// the cheaper one among equals.
     Best,
-    /// The fastest, the cheaper one among equals.
+    /// The one that is expected to answer first, by how long its last calls took, or by the catalogue before there were
+    /// any; the cheaper one among equals.
     Fastest,
-}
-
-/// Why a [`Router`] chose a model.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct Choice {
-    /// The model that is asked first.
-    pub model: String,
-    /// The models that are asked after it, should it fail, in this order.
-    pub next: Vec<String>,
-    /// Why, in one sentence.
-    pub reason: String,
-    /// The tier that the work needs at the least.
-    pub tier: Tier,
-    /// Tokens expected: input as an upper estimate, output as asked for or assumed.
-    pub expected: Usage,
-    /// What the call is expected to cost, where the price is known.
-    pub cost: Option<Usd>,
-    /// The most expensive model that fits, and what the call would cost there.
-    pub dearest: Option<(String, Usd)>,
-    /// The models that do not fit, each with the reason.
-    pub refused: Vec<(String, String)>,
-}
-
-/// What a [`Router`] spent, and what the most expensive model that fits would have cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Savings {
-    /// Calls that were answered.
-    pub calls: u64,
-    /// What they cost, tries that were no good included.
-    pub spent: Usd,
-    /// What the same tokens would have cost at the most expensive model that fits.
-    pub dearest: Usd,
-}
-
-impl Savings {
-    /// The difference.
-    pub fn saved(&self) -> Usd {
-        self.dearest.saturating_sub(self.spent)
-    }
 }
 
 type Validator = Arc<dyn Fn(&ChatRequest, &ChatResponse) -> Result<(), String> + Send + Sync>;
@@ -75,22 +48,42 @@ type Listener = Arc<dyn Fn(&Caller, &Choice) + Send + Sync>;
 struct Route {
     name: String,
     entry: CatalogueEntry,
+    info: ModelInfo,
     model: Arc<dyn ChatModel>,
+    pace: Pace,
+}
+
+/// A model that may answer a call.
+struct Candidate<'a> {
+    route: &'a Route,
+    /// What the call is expected to cost.
+    cost: Option<Usd>,
+    expected_ms: u64,
+    /// The limit of output that keeps the call within the budget.
+    output_limit: Option<u32>,
 }
 
 /// Chooses a model per call, says why, and goes to the next one when an answer is no good.
 ///
-/// What a call needs is read from the request (tools, images, a schema, its size) and from the agent's
-/// [`ModelNeeds`], if they were given with [`for_agent`](Router::for_agent); without a tier from there, the effort asked
-/// for and the size of the request decide. A request that names a model gets that model.
+/// What a call needs is read from the request (tools, images, a schema, its size) and from the [`ModelNeeds`] of the
+/// agent that calls, which the engine brings along; [`for_agent`](Router::for_agent) puts others in their place. The
+/// capability `low_latency` asks for the fastest model that fits. The tier that an agent declares holds, raised by one
+/// for work that looks very hard: long input, many tools, a long conversation. Where none is declared, the effort asked
+/// for and these signs decide. A request that names a model gets that model.
+///
+/// Only models are chosen of which the call surely stays within what the run's budget leaves; where their own limit of
+/// output is too much for that, the call has a smaller one.
 ///
 /// A choice is final once something was heard of its answer. Until then the next model is asked when the endpoint
-/// fails, when the request does not fit, or when the answer is no good: it was refused, or, where JSON is asked for, it is
-/// not an object with the required fields (or fails the [`validator`](Router::validator)); then models of a lower tier
-/// are passed over. What all tries used and cost is counted in the response.
+/// fails, when the request does not fit, or when the answer is no good: it was refused, or it does not fit the schema
+/// that was asked for (or fails the [`validator`](Router::validator)); then models of a lower tier are passed over.
+/// What all tries used and cost is counted in the response.
+///
+/// In a run every choice is an event, noted as `model_chosen` with the candidates and why others were refused; so is
+/// each step to the next model, as `model_escalated`, and what the call cost and saved, as `model_paid`.
 ///
 /// ```
-/// use coral_core::{Caller, ChatRequest, ModelNeeds, Tier};
+/// use coral_core::{CallContext, ChatRequest, ModelNeeds, Tier};
 /// use coral_llm::{Catalogue, Router, ScriptedModel};
 ///
 /// # fn main() -> Result<(), coral_core::Error> {
@@ -98,12 +91,12 @@ struct Route {
 /// for entry in &Catalogue::builtin().models {
 ///     router = router.route(entry.clone(), ScriptedModel::new().otherwise(|_| "ok"));
 /// }
-/// let needs = ModelNeeds { tier: Tier::Strong, ..Default::default() };
-/// let router = router.for_agent("project_architect", needs);
+/// // In a run the engine says what the agent that calls needs.
+/// let of = |tier| CallContext::default().with_needs(ModelNeeds { tier, ..Default::default() });
 ///
 /// let request = ChatRequest::user("Design it.");
-/// let strong = router.choose(&request, &Caller::agent("project_architect"))?;
-/// let cheap = router.choose(&request, &Caller::agent("formatter"))?;
+/// let strong = router.choose(&request, &of(Tier::Strong))?;
+/// let cheap = router.choose(&request, &of(Tier::Basic))?;
 /// assert_eq!(strong.tier, Tier::Strong);
 /// assert!(cheap.cost < strong.cost, "{} {}", cheap.reason, strong.reason);
 /// # Ok(()) }
@@ -113,15 +106,14 @@ pub struct Router {
     routes: Vec<Route>,
     strategy: Strategy,
     agents: BTreeMap<String, ModelNeeds>,
+    strategies: BTreeMap<String, Strategy>,
     max_cost: Option<Usd>,
     allow_unpriced: bool,
+    hold_back: bool,
     validator: Option<Validator>,
     listener: Option<Listener>,
     savings: Mutex<Savings>,
 }
-
-/// Output tokens that are assumed where the request sets no limit.
-const ASSUMED_OUTPUT: u64 = 2_000;
 
 impl Router {
     /// A router without models.
@@ -132,7 +124,9 @@ impl Router {
     /// Adds a model with what is known of it.
     #[must_use]
     pub fn route(mut self, entry: CatalogueEntry, model: impl ChatModel + 'static) -> Self {
-        self.routes.push(Route { name: entry.name(), entry, model: Arc::new(model) });
+        let (name, mut info) = (entry.name(), entry.info());
+        info.offline = model.info().offline;
+        self.routes.push(Route { name, info, entry, model: Arc::new(model), pace: Pace::default() });
         self
     }
 
@@ -143,7 +137,15 @@ impl Router {
         self
     }
 
-    /// Says what an agent needs of a model, such as [`AgentSpec::model`](coral_core::AgentSpec::model).
+    /// Says what to prefer for one agent.
+    #[must_use]
+    pub fn strategy_for(mut self, agent: impl Into<String>, strategy: Strategy) -> Self {
+        self.strategies.insert(agent.into(), strategy);
+        self
+    }
+
+    /// Says what an agent needs of a model, in place of what its own definition says: a tier, capabilities, or one
+    /// model by name.
     #[must_use]
     pub fn for_agent(mut self, agent: impl Into<String>, needs: ModelNeeds) -> Self {
         self.agents.insert(agent.into(), needs);
@@ -161,6 +163,14 @@ impl Router {
     #[must_use]
     pub fn allow_unknown_prices(mut self) -> Self {
         self.allow_unpriced = true;
+        self
+    }
+
+    /// Keeps answers that are to fit a schema from the listener until they were judged, so that the next tier may
+    /// answer in their place although somebody listens.
+    #[must_use]
+    pub fn hold_back(mut self) -> Self {
+        self.hold_back = true;
         self
     }
 
@@ -191,96 +201,99 @@ impl Router {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if the request names a model that is not routed to;
     /// [`Invalid`](ErrorKind::Invalid) if no model fits, with the reason for each.
-    pub fn choose(&self, request: &ChatRequest, caller: &Caller) -> Result<Choice, Error> {
-        self.ranked(request, caller).map(|(choice, _)| choice)
+    pub fn choose(&self, request: &ChatRequest, cx: &CallContext) -> Result<Choice, Error> {
+        self.ranked(request, cx).map(|(choice, _)| choice)
     }
 
-    fn ranked(&self, request: &ChatRequest, caller: &Caller) -> Result<(Choice, Vec<&Route>), Error> {
-        let needs = self.agents.get(&*caller.agent);
-        let demands = Demands::of(request, needs);
-        let named = request.model.as_deref().or(needs.and_then(|needs| needs.name.as_deref()));
+    fn ranked(&self, request: &ChatRequest, cx: &CallContext) -> Result<(Choice, Vec<Candidate<'_>>), Error> {
+        let agent = &*cx.caller().agent;
+        let demands = Demands::of(request, self.agents.get(agent).or(cx.needs()), cx);
+        let strategy = demands.strategy(self.strategies.get(agent).copied(), self.strategy);
         let mut refused = Vec::new();
-        let mut fit: Vec<(&Route, Option<Usd>)> = Vec::new();
-        for route in &self.routes {
-            let cost = route.entry.info().cost(&demands.expected);
-            match named {
-                Some(name) if name == route.name || name == route.entry.id => fit.push((route, cost)),
-                Some(_) => {}
-                None => match self.refusal(route, &demands, cost) {
-                    Some(reason) => refused.push((route.name.clone(), reason)),
-                    None => fit.push((route, cost)),
-                },
+        let mut fitting = Vec::new();
+        for route in self.named(demands.named)? {
+            match self.candidate(route, &demands) {
+                Ok(candidate) => fitting.push(candidate),
+                Err(reason) => refused.push((route.name.clone(), reason)),
             }
-        }
-        if let (Some(name), true) = (named, fit.is_empty()) {
-            return Err(Error::not_found(
-                "routed model",
-                name,
-                self.routes.iter().map(|route| route.name.as_str()),
-            ));
         }
         // An unknown price comes after every known one.
-        let price = |cost: Option<Usd>| (cost.is_none(), cost);
-        fit.sort_by(|(a, a_cost), (b, b_cost)| {
-            let by_price = price(*a_cost).cmp(&price(*b_cost));
-            match self.strategy {
-                Strategy::Cheapest => by_price.then(b.entry.tier.cmp(&a.entry.tier)),
-                Strategy::Best => b.entry.tier.cmp(&a.entry.tier).then(by_price),
-                Strategy::Fastest => b.entry.speed.cmp(&a.entry.speed).then(by_price),
+        let price = |candidate: &Candidate<'_>| (candidate.cost.is_none(), candidate.cost);
+        fitting.sort_by(|a, b| {
+            let by_price = price(a).cmp(&price(b));
+            let by_tier = b.route.entry.tier.cmp(&a.route.entry.tier);
+            match strategy {
+                Strategy::Cheapest => by_price.then(by_tier),
+                Strategy::Best => by_tier.then(by_price),
+                Strategy::Fastest => a.expected_ms.cmp(&b.expected_ms).then(by_price),
             }
-            .then_with(|| a.name.cmp(&b.name))
+            .then_with(|| a.route.name.cmp(&b.route.name))
         });
-        let Some((first, cost)) = fit.first().copied() else {
+        let Some(first) = fitting.first() else {
             let reasons: Vec<String> =
                 refused.iter().map(|(name, reason)| format!("{name} {reason}")).collect();
             return Err(Error::invalid("model choice", format!("no model fits: {}", reasons.join("; ")))
-                .with_help("route to a model that does, or raise the limit per call"));
+                .with_help("route to a model that does, or raise the budget or the limit per call"));
         };
-        let preferred = match (named, self.strategy) {
+        let preferred = match (demands.named, strategy) {
             (Some(name), _) => format!("`{name}` was asked for by name"),
             (None, Strategy::Cheapest) => "the cheapest that fits".to_owned(),
-            (None, Strategy::Best) => "the best that fits the limit per call".to_owned(),
+            (None, Strategy::Best) => "the best that the budget and the limit per call allow".to_owned(),
             (None, Strategy::Fastest) => "the fastest that fits".to_owned(),
         };
         let choice = Choice {
-            model: first.name.clone(),
-            next: fit.iter().skip(1).map(|(route, _)| route.name.clone()).collect(),
+            model: first.route.name.clone(),
+            next: fitting.iter().skip(1).map(|next| next.route.name.clone()).collect(),
+            strategy,
             reason: format!(
                 "{preferred}, of {} that do and {} that do not; the work needs {demands}",
-                fit.len(),
+                fitting.len(),
                 refused.len()
             ),
             tier: demands.tier,
             expected: demands.expected,
-            cost,
-            dearest: fit
+            cost: first.cost,
+            expected_ms: first.expected_ms,
+            output_limit: first.output_limit,
+            dearest: fitting
                 .iter()
-                .filter_map(|(route, cost)| Some((route.name.clone(), (*cost)?)))
+                .filter_map(|one| Some((one.route.name.clone(), one.cost?)))
                 .max_by_key(|(_, cost)| *cost),
             refused,
         };
-        Ok((choice, fit.into_iter().map(|(route, _)| route).collect()))
+        Ok((choice, fitting))
     }
 
-    /// Why a model does not fit, if it does not.
-    fn refusal(&self, route: &Route, demands: &Demands<'_>, cost: Option<Usd>) -> Option<String> {
-        let entry = &route.entry;
-        if entry.tier < demands.tier {
-            return Some(format!("is {}", word(entry.tier)));
+    /// The routes to look at: those of the name that is asked for, or all.
+    fn named(&self, name: Option<&str>) -> Result<Vec<&Route>, Error> {
+        let asked = |route: &&Route| name.is_none_or(|name| name == route.name || name == route.entry.id);
+        let routes: Vec<&Route> = self.routes.iter().filter(asked).collect();
+        match name {
+            Some(name) if routes.is_empty() => Err(Error::not_found(
+                "routed model",
+                name,
+                self.routes.iter().map(|route| route.name.as_str()),
+            )),
+            _ => Ok(routes),
         }
-        if let Some(missing) =
-            demands.capabilities.iter().find(|wanted| !entry.capabilities.contains(**wanted))
-        {
-            return Some(format!("has no `{missing}`"));
+    }
+
+    /// What a call of a model is expected to cost and take, or why the model does not fit.
+    fn candidate<'a>(&self, route: &'a Route, demands: &Demands<'_>) -> Result<Candidate<'a>, String> {
+        let cost = route.info.cost(&demands.expected);
+        if demands.named.is_none() {
+            if let Some(reason) = demands.refusal(route) {
+                return Err(reason);
+            }
+            match (cost, self.max_cost) {
+                (None, _) if !self.allow_unpriced => return Err("has no known price".to_owned()),
+                (Some(cost), Some(max)) if cost > max => return Err(format!("would cost {cost}")),
+                _ => {}
+            }
         }
-        if entry.context_tokens < demands.expected.total_tokens() {
-            return Some(format!("takes {} tokens", entry.context_tokens));
-        }
-        match (cost, self.max_cost) {
-            (None, _) if !self.allow_unpriced => Some("has no known price".to_owned()),
-            (Some(cost), Some(max)) if cost > max => Some(format!("would cost {cost}")),
-            _ => None,
-        }
+        let (expected_ms, _) = route.pace.expect_ms(demands.expected.output_tokens, route.entry.speed);
+        let output_limit = demands.within_budget(&route.info)?;
+        Ok(Candidate { route, cost, expected_ms, output_limit })
     }
 
     fn judge(&self, request: &ChatRequest, response: &ChatResponse) -> Result<(), String> {
@@ -289,102 +302,36 @@ impl Router {
         }
         match &self.validator {
             Some(validator) => validator(request, response),
-            None => is_as_asked(request, response),
+            None => match fit(request, response) {
+                Fit::No(problem) => Err(format!("the answer does not fit: {problem}")),
+                Fit::Yes | Fit::Part(_) => Ok(()),
+            },
         }
     }
 
-    fn settle(&self, response: &ChatResponse, dearest: &[&Route]) {
-        let costs = dearest.iter().filter_map(|route| route.entry.info().cost(&response.usage));
-        let most = costs.max().unwrap_or_default();
+    /// Counts and notes what a call cost, and what the most expensive model that fits would have cost.
+    fn settle(&self, response: &ChatResponse, candidates: &[Candidate<'_>], cx: &CallContext) {
+        let costs =
+            candidates.iter().filter_map(|one| Some((one.route, one.route.info.cost(&response.usage)?)));
+        let (dearest, most) =
+            costs.max_by_key(|(_, cost)| *cost).map_or(("", Usd::ZERO), |(route, cost)| (&route.name, cost));
+        let spent = response.cost.unwrap_or_default();
+        note::model_paid(cx, &response.model, spent, dearest, most);
         let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
         savings.calls += 1;
-        savings.spent += response.cost.unwrap_or_default();
+        savings.spent += spent;
         savings.dearest += most;
     }
-}
-
-/// What a call needs.
-struct Demands<'a> {
-    tier: Tier,
-    capabilities: Vec<&'a str>,
-    expected: Usage,
-}
-
-impl<'a> Demands<'a> {
-    fn of(request: &ChatRequest, needs: Option<&'a ModelNeeds>) -> Self {
-        let mut capabilities: Vec<&str> =
-            needs.into_iter().flat_map(|needs| &needs.capabilities).map(String::as_str).collect();
-        let images =
-            request.messages.iter().flat_map(|m| &m.parts).any(|part| matches!(part, Part::Image { .. }));
-        for (capability, needed) in [
-            ("tools", !request.tools.is_empty()),
-            ("vision", images),
-            ("structured", request.output.is_some()),
-        ] {
-            if needed && !capabilities.contains(&capability) {
-                capabilities.push(capability);
-            }
-        }
-        let expected = Usage {
-            input_tokens: estimate_tokens(request),
-            output_tokens: request.max_output_tokens.map_or(ASSUMED_OUTPUT, u64::from),
-            ..Default::default()
-        };
-        let tier = needs.map_or_else(|| complexity(request, expected.input_tokens), |needs| needs.tier);
-        Demands { tier, capabilities, expected }
-    }
-}
-
-impl fmt::Display for Demands<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} or better, about {} tokens", word(self.tier), self.expected.total_tokens())?;
-        if !self.capabilities.is_empty() {
-            write!(f, ", {}", self.capabilities.join(", "))?;
-        }
-        Ok(())
-    }
-}
-
-fn word(tier: Tier) -> &'static str {
-    match tier {
-        Tier::Basic => "basic",
-        Tier::Standard => "standard",
-        Tier::Strong => "strong",
-    }
-}
-
-/// The tier that a request needs, where its agent says nothing: by the effort asked for, then by its size.
-fn complexity(request: &ChatRequest, input_tokens: u64) -> Tier {
-    match request.effort {
-        Some(Effort::High | Effort::Max) => Tier::Strong,
-        Some(Effort::Medium) => Tier::Standard,
-        Some(_) => Tier::Basic,
-        None if input_tokens > 4_000 || request.tools.len() > 4 => Tier::Standard,
-        None => Tier::Basic,
-    }
-}
-
-/// Whether an answer that should be JSON is an object with the fields that the schema requires.
-fn is_as_asked(request: &ChatRequest, response: &ChatResponse) -> Result<(), String> {
-    let Some(output) = &request.output else { return Ok(()) };
-    if response.message.tool_calls().next().is_some() {
-        return Ok(());
-    }
-    let value: serde_json::Value = serde_json::from_str(response.message.text().trim())
-        .map_err(|error| format!("the answer is not JSON: {error}"))?;
-    let required = output.schema.get("required").and_then(serde_json::Value::as_array);
-    let missing = required
-        .into_iter()
-        .flatten()
-        .filter_map(serde_json::Value::as_str)
-        .find(|name| value.get(name).is_none());
-    missing.map_or(Ok(()), |name| Err(format!("the answer lacks `{name}`")))
 }
 
 /// Whether another model may answer what this one could not.
 fn is_worth_another(error: &Error) -> bool {
     let ErrorKind::Model { fault, .. } = error.kind() else { return false };
-    !matches!(fault, ModelFault::InvalidRequest | ModelFault::Timeout)
+    // What may have been done and paid is not bought again unasked.
+    !matches!(
+        fault,
+        ModelFault::InvalidRequest | ModelFault::Timeout | ModelFault::Truncated | ModelFault::Malformed
+    )
 }
 
 #[async_trait]
@@ -395,34 +342,63 @@ impl ChatModel for Router {
 
     /// The bounds that hold for whichever model is chosen: the largest context, the highest prices.
     fn info(&self) -> ModelInfo {
-        let infos = self.routes.iter().map(|route| route.entry.info());
-        let mut info = infos.reduce(|worst, other| worst.at_worst(&other)).unwrap_or_default();
+        let infos = self.routes.iter().map(|route| &route.info);
+        let mut info = self.routes.first().map(|route| route.info.clone()).unwrap_or_default();
+        info = infos.fold(info, |worst, other| worst.at_worst(other));
         info.context_tokens = self.routes.iter().map(|route| route.entry.context_tokens).max();
-        info.offline = !self.routes.is_empty() && self.routes.iter().all(|route| route.model.info().offline);
+        info.offline = !self.routes.is_empty() && self.routes.iter().all(|route| route.info.offline);
+        info
+    }
+
+    /// The model that would be chosen. The next ones, should it fail, have what it leaves of its reservation.
+    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
+        let Ok((_, candidates)) = self.ranked(request, cx) else { return self.info() };
+        let Some(first) = candidates.first() else { return self.info() };
+        let mut info = first.route.info.clone();
+        if let Some(limit) = first.output_limit {
+            info.max_output_tokens = Some(limit.into());
+        }
         info
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let (choice, routes) = self.ranked(request, cx.caller())?;
+        let (choice, candidates) = self.ranked(request, cx)?;
         tracing::info!(
             agent = %cx.caller().agent, model = %choice.model, reason = %choice.reason,
             cost = choice.cost.map(Usd::as_dollars), "model chosen"
         );
+        note::model_chosen(cx, choice.as_note());
         if let Some(listener) = &self.listener {
             listener(cx.caller(), &choice);
         }
-        let relay = Relay::new(cx);
+        let held_back = self.hold_back && request.output.is_some();
+        let relay = if held_back { Relay::new(cx).unheard() } else { Relay::new(cx) };
+        let mut purse = Purse::of(cx);
         let mut spent = (Usage::default(), None);
         let mut least = Tier::Basic;
         let mut answer: Option<ChatResponse> = None;
         let mut failure: Option<Error> = None;
-        for route in &routes {
+        let mut before: Option<(&str, String)> = None;
+        for Candidate { route, .. } in &candidates {
             if route.entry.tier < least {
                 continue;
             }
-            let asked = ChatRequest { model: None, ..request.clone() };
-            let problem = match route.model.chat(&asked, &relay.next()).await {
+            // The first was chosen within the budget; what it did not use is there for the next.
+            let Some(limit) = purse.output_limit(&route.info, request) else { continue };
+            if let Some((from, problem)) = before.take() {
+                tracing::warn!(model = %from, next = %route.name, %problem, "the next model is asked");
+                note::model_escalated(cx, from, &route.name, &problem);
+            }
+            let mut asked = ChatRequest { model: None, ..request.clone() };
+            asked.max_output_tokens = limit.or(request.max_output_tokens);
+            let began = Instant::now();
+            let outcome = route.model.chat(&asked, &relay.next()).await;
+            route
+                .pace
+                .note(outcome.as_ref().map(|response| response.usage).unwrap_or_default(), began.elapsed());
+            let problem = match outcome {
                 Ok(response) => {
+                    purse.spend(&response);
                     spent.0 += response.usage;
                     spent.1 = added(spent.1, response.cost);
                     let verdict = self.judge(request, &response);
@@ -446,30 +422,18 @@ impl ChatModel for Router {
             if relay.was_heard() {
                 break;
             }
-            tracing::warn!(model = %route.name, %problem, "the next model is asked");
+            before = Some((&route.name, problem));
         }
         // An answer that is no good can still be repaired by who asked for it; an error can't.
         let Some(mut response) = answer else {
             return Err(failure.unwrap_or_else(|| Error::invalid("model choice", "no model fits")));
         };
         (response.usage, response.cost) = spent;
-        self.settle(&response, &routes);
+        if held_back {
+            tell_whole(&response, cx);
+        }
+        self.settle(&response, &candidates, cx);
         Ok(response)
-    }
-}
-
-/// What two calls cost together, as far as it is known.
-fn added(a: Option<Usd>, b: Option<Usd>) -> Option<Usd> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a + b),
-        (a, b) => a.or(b),
-    }
-}
-
-fn next_tier(tier: Tier) -> Tier {
-    match tier {
-        Tier::Basic => Tier::Standard,
-        Tier::Standard | Tier::Strong => Tier::Strong,
     }
 }
 

@@ -61,8 +61,17 @@ pub struct Access<'a> {
     pub tool: &'a str,
     /// What the call does.
     pub operation: Operation,
+    /// The profile's name for that, such as `create_pull_request`, if it has one.
+    pub named: Option<&'a str>,
+    /// Whether the arguments make the call stricter than its tool is: such a call is not granted
+    /// by the name of its operation.
+    pub raised: bool,
     /// Every place that the arguments name.
     pub paths: &'a [ProjectPath],
+    /// The programs that its commands run.
+    pub programs: &'a [String],
+    /// The hosts of the addresses that it names.
+    pub hosts: &'a [String],
     /// Whether the call reaches everything under its paths.
     pub recursive: bool,
     /// The arguments, as the server would get them.
@@ -81,7 +90,11 @@ impl<'a> Access<'a> {
             server,
             tool,
             operation,
+            named: None,
+            raised: false,
             paths: &[],
+            programs: &[],
+            hosts: &[],
             recursive: false,
             arguments: None,
             untrusted: None,
@@ -93,6 +106,13 @@ impl<'a> Access<'a> {
     #[must_use]
     pub fn on(mut self, paths: &'a [ProjectPath]) -> Self {
         self.paths = paths;
+        self
+    }
+
+    /// Sets the profile's name for what the call does.
+    #[must_use]
+    pub fn named(mut self, name: &'a str) -> Self {
+        self.named = Some(name);
         self
     }
 
@@ -173,6 +193,7 @@ pub trait Policy: Send + Sync {
     /// even started for one who may not use it.
     fn may_reach(&self, caller: &Caller, server: &str, now_ms: u64) -> bool;
 
-    /// Whether some call of this tool could be allowed to `caller`: which tools an agent is shown.
-    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool;
+    /// Whether some call of the tool could be allowed, whatever its paths and arguments: which tools
+    /// an agent is shown. `access` holds neither.
+    fn may_see(&self, access: &Access<'_>) -> bool;
 }

@@ -66,6 +66,7 @@ impl Catalog {
         tools: Vec<Tool>,
         raw: &BTreeMap<String, Value>,
         profile: &Profile,
+        trusted: bool,
         extras: &[Extra],
         pins: Option<&Pins>,
     ) -> Result<Self, Error> {
@@ -84,7 +85,7 @@ impl Catalog {
                 Some(raw) => raw.clone(),
                 None => serde_json::to_value(&tool).unwrap_or_default(),
             };
-            let tool = describe(full.clone(), &tool, &whole, profile)?;
+            let tool = describe(full.clone(), &tool, &whole, profile, trusted)?;
             if known.insert(name, tool).is_some() {
                 return Err(fault(&full, ToolFault::Protocol, "the server lists two tools of this name"));
             }
@@ -137,7 +138,13 @@ impl Catalog {
     }
 }
 
-fn describe(full: String, tool: &Tool, whole: &Value, profile: &Profile) -> Result<KnownTool, Error> {
+fn describe(
+    full: String,
+    tool: &Tool,
+    whole: &Value,
+    profile: &Profile,
+    trusted: bool,
+) -> Result<KnownTool, Error> {
     let schema = tool.input_schema.as_ref();
     let properties = schema.get("properties").and_then(Value::as_object);
     let open = schema.get("additionalProperties").is_some_and(|more| more != &Value::Bool(false))
@@ -146,7 +153,9 @@ fn describe(full: String, tool: &Tool, whole: &Value, profile: &Profile) -> Resu
         Some(properties) if !open => Some(properties.keys().cloned().collect()),
         _ => None,
     };
-    let profile = profile.tools.get(tool.name.as_ref()).cloned().unwrap_or_else(ToolProfile::strictest);
+    // What an untrusted server says of its tools widens nothing.
+    let unknown = || ToolProfile::annotated(tool.annotations.as_ref().filter(|_| trusted));
+    let profile = profile.tools.get(tool.name.as_ref()).cloned().unwrap_or_else(unknown);
     let def = ToolDef {
         name: full,
         description: crate::text::clean(tool.description.as_deref().unwrap_or_default(), MAX_DESCRIPTION),

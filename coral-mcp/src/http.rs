@@ -27,7 +27,7 @@ use self::guard::Guard;
 use self::oauth::{Authority, Means};
 use self::wire::{Streams, Wire};
 
-pub use self::tokens::{Consent, ConsentRequest, LoopbackConsent, MemoryTokens, TokenStore};
+pub use self::tokens::{Consent, ConsentRequest, LoopbackConsent, MemoryTokenStore, TokenStore};
 
 /// How often a handshake is tried again after a person agreed to what it needs.
 const MAX_CONSENTS: usize = 2;

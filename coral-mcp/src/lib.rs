@@ -83,11 +83,14 @@ mod audit;
 mod calls;
 mod catalog;
 mod client;
+mod command;
 mod commands;
 mod config;
 mod container;
 mod counterpart;
 mod egress;
+#[cfg(feature = "cedar")]
+mod engine;
 mod extras;
 mod filesystem;
 mod health;
@@ -112,6 +115,8 @@ mod shape;
 mod sql;
 mod stdio;
 mod text;
+mod token;
+mod url_guard;
 mod yaml;
 
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
@@ -122,11 +127,16 @@ pub use crate::audit::{
 pub use crate::commands::Commands;
 pub use crate::config::{OAuth, Servers, Variables};
 pub use crate::counterpart::{ByRun, Counterpart, Elicitation, Reply};
+#[cfg(feature = "cedar")]
+pub use crate::engine::PolicyEngine;
 #[cfg(feature = "http")]
-pub use crate::http::{Consent, ConsentRequest, LoopbackConsent, MemoryTokens, TokenStore};
+pub use crate::http::{Consent, ConsentRequest, LoopbackConsent, MemoryTokenStore, TokenStore};
 pub use crate::jail::sandbox_hook;
 pub use crate::path::ProjectPath;
 pub use crate::permissions::{Grant, Permissions, SecurityPolicy};
 pub use crate::pool::ServerStatus;
 pub use crate::profile::Profile;
-pub use crate::sandbox::{Approval, Approver, BlockedTool, Sandbox, SandboxBuilder};
+pub use crate::sandbox::{BlockedTool, Sandbox, SandboxBuilder};
+#[cfg(feature = "tokens")]
+pub use crate::token::BiscuitTokens;
+pub use crate::token::{Token, TokenRight, TokenTerms, Tokens};

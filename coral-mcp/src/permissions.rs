@@ -8,13 +8,20 @@ mod window;
 use std::collections::{BTreeMap, BTreeSet};
 
 use coral_core::{Caller, Category, Error};
+use serde::Deserialize;
 
-use crate::access::{Access, Decision, Operation, Policy};
+use crate::access::{Access, Decision, Operation, Policy, Verdict};
+use crate::path::ProjectPath;
+use crate::quota::{self, Limit};
+use crate::token::TokenRight;
 
-use self::rule::AfterUntrusted;
 pub use self::rule::Grant;
-use self::rule::Subject;
+pub(crate) use self::rule::{AfterUntrusted, Subject};
+#[cfg(feature = "cedar")]
+pub(crate) use self::rule::{Names, Rule, all_match, any_matches, argument, tools};
 pub(crate) use self::servers::{Isolation, NetworkRule, ServerRules};
+#[cfg(feature = "cedar")]
+pub(crate) use self::window::Window;
 
 /// A promise that the sandbox keeps whatever the grants say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,6 +56,14 @@ impl SecurityPolicy {
     }
 }
 
+/// How many calls there may be in all.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Quotas {
+    calls_per_run: Option<u64>,
+    calls_per_project: Option<u64>,
+}
+
 /// Which agent may use which server, for which operation, on which paths.
 ///
 /// A refusal beats a question, a question beats a grant, and what nothing speaks of is refused.
@@ -56,7 +71,8 @@ impl SecurityPolicy {
 ///
 /// Beside the four keys of a grant (`mcp_servers`, `operations`, `paths`, `tools`) an agent may
 /// have `valid_from`, `valid_until` (RFC 3339) and `hours` (`08:00-18:00`, UTC), `projects` and
-/// `phases`, `arguments` (patterns that named arguments must match), and the lists `deny` and
+/// `phases`, `arguments` (patterns that named arguments must match), `programs` (that commands in
+/// arguments run), `hosts` (of addresses in arguments; `*.example.com`), and the lists `deny` and
 /// `ask` of rules with the same keys. `categories` grants to `core` and `specialist` agents;
 /// `deny` and `ask` beside `agents` bind everyone.
 ///
@@ -65,6 +81,17 @@ impl SecurityPolicy {
 /// says otherwise. `servers`, beside `permission_model`, holds the rules of each server: `profile`,
 /// `tools`, `timeout_s`, `max_result_kib`, `calls_per_minute`, `concurrency`, `trusted`,
 /// `isolation` (`none` or `kernel`), `network`, `read` and `write`.
+///
+/// `operations` are `read`, `write` and `execute`, or names that [profiles](crate::Profile) give to
+/// what tools do, such as `create_pull_request`. `cedar`, beside `agents`, holds Cedar policies of
+/// one's own: see [`PolicyEngine`](crate::PolicyEngine).
+///
+/// # Limits
+/// `calls_per_minute` of an agent or category is over all servers, that of a server for each agent
+/// there, that of a tool (under the server's `tools`) for each agent that calls it;
+/// `total_calls_per_minute` of a server is for all agents together. `quotas`, beside `agents`, are
+/// `calls_per_run` and `calls_per_project`: counted in this process, those of a run until it ends
+/// or waits.
 ///
 /// ```
 /// use coral_core::Caller;
@@ -101,11 +128,14 @@ impl SecurityPolicy {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Permissions {
-    agents: BTreeMap<String, Subject>,
-    categories: BTreeMap<Category, Subject>,
-    everyone: Subject,
+    pub(crate) agents: BTreeMap<String, Subject>,
+    pub(crate) categories: BTreeMap<Category, Subject>,
+    pub(crate) everyone: Subject,
     after_untrusted: AfterUntrusted,
     servers: BTreeMap<String, ServerRules>,
+    /// Cedar policies of the embedder's own, each with its place.
+    pub(crate) cedar: Vec<(String, String)>,
+    quotas: Quotas,
     security: BTreeSet<SecurityPolicy>,
     source: String,
     digest: String,
@@ -131,6 +161,20 @@ impl Permissions {
         self.agents.entry(agent.into()).or_default().grants.push(grant);
         self.digest.clear();
         self
+    }
+
+    /// Adds Cedar policies of one's own beside the document's rules: see
+    /// [`PolicyEngine`](crate::PolicyEngine) for what they can speak of. `name` stands in messages.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for policies that can't be read or that speak of
+    /// what there is not.
+    #[cfg(feature = "cedar")]
+    pub fn with_cedar(mut self, policies: &str, name: &str) -> Result<Self, Error> {
+        crate::engine::check(policies, name)?;
+        self.cedar.push((policies.to_owned(), name.to_owned()));
+        self.digest.clear();
+        Ok(self)
     }
 
     /// Switches on a security policy.
@@ -160,7 +204,8 @@ impl Permissions {
     pub fn digest(&self) -> String {
         if self.digest.is_empty() {
             coral_core::sha256_hex(
-                format!("{:?}", (&self.agents, &self.categories, &self.everyone, &self.servers)).as_bytes(),
+                format!("{:?}", (&self.agents, &self.categories, &self.everyone, &self.servers, &self.cedar))
+                    .as_bytes(),
             )
         } else {
             self.digest.clone()
@@ -186,6 +231,118 @@ impl Permissions {
     }
 }
 
+impl Permissions {
+    /// The limits that a call falls under.
+    pub(crate) fn limits(
+        &self,
+        caller: &Caller,
+        server: &str,
+        tool: &str,
+        of_tool: Option<u32>,
+    ) -> Vec<Limit> {
+        let (agent, rules) = (&caller.agent, self.servers.get(server));
+        let rate = |key: String, per_minute: Option<u32>, what: String| {
+            per_minute.map(|per_minute| Limit::Rate { key, per_minute, what })
+        };
+        let count =
+            |key: String, max: Option<u64>, what: String| max.map(|max| Limit::Count { key, max, what });
+        let of_agent = self.subjects(caller).find_map(|subject| subject.calls_per_minute);
+        let limits = [
+            count(quota::run_key(&caller.run), self.quotas.calls_per_run, "the run may make".to_owned()),
+            count(
+                format!("project {}", caller.project),
+                self.quotas.calls_per_project,
+                format!("project `{}` may make", caller.project),
+            ),
+            rate(format!("agent {agent}"), of_agent, format!("agent `{agent}` may make")),
+            rate(
+                format!("server {server}"),
+                rules.and_then(|rules| rules.total_calls_per_minute),
+                format!("server `{server}` takes"),
+            ),
+            rate(
+                format!("agent {agent} at {server}"),
+                rules.and_then(|rules| rules.calls_per_minute),
+                format!("server `{server}` takes from an agent"),
+            ),
+            rate(
+                format!("agent {agent} at {server}__{tool}"),
+                of_tool,
+                format!("tool `{server}__{tool}` takes from an agent"),
+            ),
+        ];
+        limits.into_iter().flatten().collect()
+    }
+
+    /// What the grants of an agent give as a token holds it; more where Cedar policies may grant.
+    pub(crate) fn token_rights(&self, caller: &Caller) -> Vec<TokenRight> {
+        if !self.cedar.is_empty() {
+            return vec![TokenRight::everything()];
+        }
+        let grants = self.subjects(caller).flat_map(|subject| &subject.grants);
+        let right = |grant: &Grant| TokenRight {
+            servers: grant.servers.clone(),
+            operations: grant.operations.classes.clone(),
+            named: grant.operations.named.clone(),
+            paths: grant.paths.clone(),
+        };
+        grants.map(right).collect()
+    }
+
+    /// Why nothing grants the call as far as it concerns `path`: what the grant that comes closest
+    /// lacks.
+    pub(crate) fn missing(&self, access: &Access<'_>, path: Option<&ProjectPath>) -> String {
+        let mut closest: Option<(u8, String)> = None;
+        for grant in self.subjects(access.caller).flat_map(|subject| &subject.grants) {
+            if let Err(miss) = grant.covers(access, path)
+                && closest.as_ref().is_none_or(|(depth, _)| miss.0 > *depth)
+            {
+                closest = Some(miss);
+            }
+        }
+        match closest {
+            Some((_, why)) => why,
+            None => format!("no grant names agent `{}` in {}", access.caller.agent, self.source),
+        }
+    }
+
+    /// Whether no refusal concerns every call of the tool.
+    pub(crate) fn may_not_be_refused(&self, access: &Access<'_>) -> bool {
+        let mut deny = self.subjects(access.caller).flat_map(|subject| &subject.deny);
+        deny.all(|rule| rule.has_conditions() || !rule.matches(access))
+    }
+
+    /// Whether some call of the tool could be granted.
+    pub(crate) fn may_be_granted(&self, access: &Access<'_>) -> bool {
+        let mut grants = self.subjects(access.caller).flat_map(|subject| &subject.grants);
+        grants.any(|grant| grant.covers(access, None).is_ok())
+    }
+
+    /// What becomes of a call that changes something after untrusted content came in, where
+    /// grants that say `said` cover it: the strictest of them, or what the document says.
+    pub(crate) fn after_untrusted(
+        &self,
+        access: &Access<'_>,
+        said: impl Iterator<Item = Option<AfterUntrusted>>,
+    ) -> Option<Decision> {
+        let source = access.untrusted.filter(|_| access.operation != Operation::Read)?;
+        let why = format!("content from outside came into the run through `{source}`");
+        match said.flatten().max().unwrap_or(self.after_untrusted) {
+            AfterUntrusted::Allow => None,
+            AfterUntrusted::Ask => Some(Decision::ask(format!("a person must agree: {why}"))),
+            AfterUntrusted::Deny => Some(Decision::deny(format!("refused by `after_untrusted`: {why}"))),
+        }
+    }
+}
+
+/// The paths of a call, or one `None` if it has none: each must be granted.
+pub(crate) fn places<'a>(access: &Access<'a>) -> impl Iterator<Item = Option<&'a ProjectPath>> + use<'a> {
+    let none = access.paths.is_empty().then_some(None);
+    access.paths.iter().map(Some).chain(none)
+}
+
+/// The document by itself, without the Cedar policies that were added to it. The sandbox decides
+/// by [`PolicyEngine`](crate::PolicyEngine) where the feature `cedar` is on.
 impl Policy for Permissions {
     fn decide(&self, access: &Access<'_>) -> Decision {
         if access.caller.agent.is_empty() {
@@ -196,42 +353,26 @@ impl Policy for Permissions {
                 return Decision::deny(format!("refused by the `deny` rule at {}", rule.place));
             }
         }
-        let mut granted = None;
-        let mut closest: Option<(u8, String)> = None;
-        for grant in self.subjects(access.caller).flat_map(|subject| &subject.grants) {
-            match grant.covers(access) {
-                Ok(()) => {
-                    granted = Some(grant);
-                    break;
-                }
-                Err(miss) if closest.as_ref().is_none_or(|(depth, _)| miss.0 > *depth) => {
-                    closest = Some(miss);
-                }
-                Err(_) => {}
+        let mut granted: Vec<&Grant> = Vec::new();
+        for path in places(access) {
+            let grants = self.subjects(access.caller).flat_map(|subject| &subject.grants);
+            let before = granted.len();
+            granted.extend(grants.filter(|grant| grant.covers(access, path).is_ok()));
+            if granted.len() == before {
+                return Decision::deny(self.missing(access, path));
             }
         }
-        let Some(grant) = granted else {
-            return Decision::deny(match closest {
-                Some((_, why)) => why,
-                None => format!("no grant names agent `{}` in {}", access.caller.agent, self.source),
-            });
-        };
+        let after = self.after_untrusted(access, granted.iter().map(|grant| grant.after_untrusted));
+        if let Some(refused) = after.as_ref().filter(|decision| decision.verdict == Verdict::Deny) {
+            return refused.clone();
+        }
         for subject in self.subjects(access.caller) {
             if let Some(rule) = subject.ask.iter().find(|rule| rule.matches(access)) {
                 return Decision::ask(format!("a person must agree, by the `ask` rule at {}", rule.place));
             }
         }
-        if let Some(source) = access.untrusted.filter(|_| access.operation != Operation::Read) {
-            let why = format!("content from outside came into the run through `{source}`");
-            match grant.after_untrusted.unwrap_or(self.after_untrusted) {
-                AfterUntrusted::Allow => {}
-                AfterUntrusted::Ask => return Decision::ask(format!("a person must agree: {why}")),
-                AfterUntrusted::Deny => {
-                    return Decision::deny(format!("refused by `after_untrusted`: {why}"));
-                }
-            }
-        }
-        Decision::allow(format!("granted at {}", grant.place))
+        let place = granted.first().map(|grant| grant.place.as_str()).unwrap_or_default();
+        after.unwrap_or_else(|| Decision::allow(format!("granted at {place}")))
     }
 
     fn may_reach(&self, caller: &Caller, server: &str, now_ms: u64) -> bool {
@@ -242,13 +383,7 @@ impl Policy for Permissions {
                 .any(|grant| grant.reaches(caller, server, now_ms))
     }
 
-    fn may_see(&self, caller: &Caller, server: &str, tool: &str, operation: Operation, now_ms: u64) -> bool {
-        let access = Access::new(caller, server, tool, operation).at_ms(now_ms);
-        !caller.agent.is_empty()
-            && self
-                .subjects(caller)
-                .flat_map(|s| &s.deny)
-                .all(|rule| rule.has_conditions() || !rule.matches(&access))
-            && self.subjects(caller).flat_map(|s| &s.grants).any(|grant| grant.covers(&access).is_ok())
+    fn may_see(&self, access: &Access<'_>) -> bool {
+        !access.caller.agent.is_empty() && self.may_not_be_refused(access) && self.may_be_granted(access)
     }
 }

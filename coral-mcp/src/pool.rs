@@ -179,7 +179,9 @@ impl Server {
         let tools = connection.tools().await?;
         let raw = connection.health().take_tools();
         let extras = Extra::of(connection, self.connection_rules());
-        Catalog::new(name, tools, &raw, &self.profile, &extras, self.foreign.then_some(pins))
+        let trusted = self.rules.trusted || !self.foreign;
+        let pins = self.foreign.then_some(pins);
+        Catalog::new(name, tools, &raw, &self.profile, trusted, &extras, pins)
     }
 
     /// Lets the next call look at the server anew.

@@ -2,15 +2,19 @@
 
 mod selector;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
 use coral_core::{EffectClass, Error};
+use rmcp::model::ToolAnnotations;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::access::Operation;
+use crate::command;
 use crate::path::ProjectPath;
 use crate::sql::{self, SqlDialect};
+use crate::url_guard;
 use crate::yaml;
 
 use self::selector::Selector;
@@ -33,8 +37,9 @@ const BUILT_IN: [(&str, &str); 13] = [
 
 /// What a server's tools do: data, one file per kind of server.
 ///
-/// A tool that a profile does not name is classed by its annotations, which may raise its class
-/// but never lower it: without a profile every tool counts as `execute` and irreversible.
+/// A tool that a profile does not name counts as one that executes and can't be taken back. What a
+/// server says of it in annotations is taken only from one that the permission file calls
+/// `trusted`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
@@ -46,6 +51,13 @@ pub struct Profile {
     /// The packages that implement it, such as `npm:@modelcontextprotocol/server-filesystem`.
     #[serde(default)]
     pub packages: Vec<String>,
+    /// Operations that people expect of this kind of server and that no public one offers, each with
+    /// what to do instead.
+    #[serde(default)]
+    pub unmapped: BTreeMap<String, String>,
+    /// Places in a repository whose content is run once it is there: patterns for `repo_paths`.
+    #[serde(default)]
+    executes: Vec<String>,
     /// The tools, by their names at the server.
     #[serde(default)]
     pub(crate) tools: BTreeMap<String, ToolProfile>,
@@ -56,6 +68,8 @@ pub struct Profile {
 #[serde(deny_unknown_fields)]
 pub(crate) struct ToolProfile {
     pub(crate) operation: Operation,
+    /// The name that permissions know the operation by, such as `create_pull_request`.
+    pub(crate) named: Option<String>,
     #[serde(default)]
     pub(crate) effect: EffectClass,
     /// The arguments that name places in the project.
@@ -66,12 +80,45 @@ pub(crate) struct ToolProfile {
     pub(crate) sql: Vec<Selector>,
     #[serde(default)]
     pub(crate) dialect: SqlDialect,
+    /// The arguments that are commands: a command line, or a list of words.
+    #[serde(default)]
+    pub(crate) commands: Vec<Selector>,
+    /// The arguments that make up one command, word by word.
+    #[serde(default)]
+    pub(crate) argv: Vec<Selector>,
+    /// The arguments that are addresses of the web.
+    #[serde(default)]
+    pub(crate) urls: Vec<Selector>,
+    /// The arguments that name places in a repository elsewhere.
+    #[serde(default)]
+    pub(crate) repo_paths: Vec<Selector>,
+    /// Values of arguments that are refused whatever is granted.
+    #[serde(default)]
+    pub(crate) refused: BTreeMap<String, Vec<String>>,
+    /// The argument that says what the tool does, where it does several things.
+    pub(crate) methods: Option<Methods>,
     /// Whether the tool reaches everything under its paths.
     #[serde(default)]
     pub(crate) recursive: bool,
     /// What the tool takes for arguments that are left out.
     #[serde(default)]
     pub(crate) defaults: Map<String, Value>,
+    /// How often an agent may call the tool in a minute.
+    pub(crate) calls_per_minute: Option<u32>,
+    /// The patterns of `repo_paths` that are run, from the profile.
+    #[serde(skip)]
+    executes: Vec<String>,
+    /// Whether addresses may lead into the own network, from the server's rules.
+    #[serde(skip)]
+    pub(crate) private_hosts: bool,
+}
+
+/// What a tool does by the value of one of its arguments; what is not listed is refused.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Methods {
+    argument: String,
+    values: BTreeMap<String, Operation>,
 }
 
 impl ToolProfile {
@@ -79,13 +126,37 @@ impl ToolProfile {
     pub(crate) fn strictest() -> Self {
         ToolProfile {
             operation: Operation::Execute,
+            named: None,
             effect: EffectClass::Irreversible,
             paths: Vec::new(),
             sql: Vec::new(),
             dialect: SqlDialect::default(),
+            commands: Vec::new(),
+            argv: Vec::new(),
+            urls: Vec::new(),
+            repo_paths: Vec::new(),
+            refused: BTreeMap::new(),
+            methods: None,
             recursive: false,
             defaults: Map::new(),
+            calls_per_minute: None,
+            executes: Vec::new(),
+            private_hosts: false,
         }
+    }
+
+    /// For a tool that no profile names, at a server whose own word is taken: by its annotations,
+    /// where they say something.
+    pub(crate) fn annotated(annotations: Option<&ToolAnnotations>) -> Self {
+        let strictest = ToolProfile::strictest();
+        let Some(said) = annotations else { return strictest };
+        let (operation, effect) = match (said.read_only_hint, said.destructive_hint, said.idempotent_hint) {
+            (Some(true), ..) => (Operation::Read, EffectClass::Pure),
+            (_, Some(false), Some(true)) => (Operation::Write, EffectClass::Idempotent),
+            (_, Some(false), _) => (Operation::Write, EffectClass::Irreversible),
+            _ => return strictest,
+        };
+        ToolProfile { operation, effect, ..strictest }
     }
 }
 
@@ -95,7 +166,11 @@ impl Profile {
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) with the line.
     pub fn from_yaml(text: &str, name: &str) -> Result<Self, Error> {
-        yaml::parse(text, "profile", name)
+        let mut profile: Profile = yaml::parse(text, "profile", name)?;
+        for tool in profile.tools.values_mut() {
+            tool.executes.clone_from(&profile.executes);
+        }
+        Ok(profile)
     }
 
     /// A profile that comes with this crate.
@@ -115,6 +190,21 @@ impl Profile {
         BUILT_IN.iter().map(|(name, _)| *name)
     }
 
+    /// The names that the profiles of this crate give to operations.
+    pub(crate) fn operation_names() -> impl Iterator<Item = &'static str> {
+        static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+            let profiles = BUILT_IN.iter().filter_map(|(name, text)| Profile::from_yaml(text, name).ok());
+            profiles.flat_map(|profile| profile.tools.into_values().filter_map(|tool| tool.named)).collect()
+        });
+        NAMES.iter().map(String::as_str)
+    }
+
+    /// Why no tool does an operation that people expect, with what to do instead.
+    pub(crate) fn unmapped(name: &str) -> Option<String> {
+        let profiles = BUILT_IN.iter().filter_map(|(name, text)| Profile::from_yaml(text, name).ok());
+        profiles.filter_map(|mut profile| profile.unmapped.remove(name)).next()
+    }
+
     /// The operation that a tool counts as, where the profile knows the tool.
     pub fn operation(&self, tool: &str) -> Option<Operation> {
         self.tools.get(tool).map(|t| t.operation)
@@ -128,8 +218,16 @@ pub(crate) struct Reading {
     pub(crate) arguments: Map<String, Value>,
     /// The places that they name.
     pub(crate) paths: Vec<ProjectPath>,
+    /// The programs that they run.
+    pub(crate) programs: Vec<String>,
+    /// The hosts of the addresses that they name.
+    pub(crate) hosts: Vec<String>,
     /// What the call does, its arguments considered.
     pub(crate) operation: Operation,
+    /// The profile's name for that.
+    pub(crate) named: Option<String>,
+    /// Whether the arguments make it stricter than what is named.
+    pub(crate) raised: bool,
 }
 
 impl ToolProfile {
@@ -144,6 +242,12 @@ impl ToolProfile {
         for (key, value) in &self.defaults {
             arguments.entry(key).or_insert_with(|| value.clone());
         }
+        self.check_refused(&arguments)?;
+        let (mut base, mut named) = (self.operation, self.named.clone());
+        if let Some(methods) = &self.methods {
+            base = methods.operation(&arguments)?;
+        }
+        let mut operation = base;
         let mut paths = Vec::new();
         for selector in &self.paths {
             selector.rewrite(&mut arguments, &mut |text| {
@@ -153,15 +257,99 @@ impl ToolProfile {
                 Ok(spelled)
             })?;
         }
-        let mut operation = self.operation;
         for selector in &self.sql {
             selector.rewrite(&mut arguments, &mut |text| {
-                operation = operation.max(sql::classify(text, self.dialect)?);
+                let meaning = sql::understand(text, self.dialect)?;
+                operation = operation.max(meaning.operation);
+                if let Some(name) = meaning.named {
+                    (named, base) = (Some(name.to_owned()), base.max(Operation::Write));
+                }
                 Ok(text.to_owned())
             })?;
         }
-        Ok(Reading { arguments, paths, operation })
+        for selector in &self.repo_paths {
+            selector.rewrite(&mut arguments, &mut |text| {
+                let path = ProjectPath::parse(text)?;
+                let lower = path.relative().to_lowercase();
+                if self.executes.iter().any(|pattern| fast_glob::glob_match(pattern, &lower)) {
+                    operation = Operation::Execute;
+                }
+                Ok(path.relative().to_owned())
+            })?;
+        }
+        let mut hosts = Vec::new();
+        for selector in &self.urls {
+            selector.rewrite(&mut arguments, &mut |text| {
+                hosts.push(url_guard::host(text, self.private_hosts)?);
+                Ok(text.to_owned())
+            })?;
+        }
+        let mut programs = Vec::new();
+        for selector in &self.commands {
+            selector.visit(&arguments, &mut |value| {
+                programs.extend(programs_of(value)?);
+                Ok(())
+            })?;
+        }
+        let mut argv = Vec::new();
+        for selector in &self.argv {
+            selector.visit(&arguments, &mut |value| {
+                argv.extend(words_of(value)?);
+                Ok(())
+            })?;
+        }
+        if !argv.is_empty() {
+            programs.extend(command::programs(&argv)?);
+        }
+        Ok(Reading { arguments, paths, programs, hosts, operation, named, raised: operation > base })
     }
+
+    fn check_refused(&self, arguments: &Map<String, Value>) -> Result<(), String> {
+        for (name, patterns) in &self.refused {
+            let text = match arguments.get(name) {
+                None | Some(Value::Null) => continue,
+                Some(Value::String(text)) => text.to_lowercase(),
+                Some(Value::Bool(truth)) => truth.to_string(),
+                Some(_) => return Err(format!("argument `{name}` must be text")),
+            };
+            if patterns.iter().any(|pattern| fast_glob::glob_match(pattern, &text)) {
+                return Err(format!("`{text}` as argument `{name}` is refused whatever is granted"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Methods {
+    fn operation(&self, arguments: &Map<String, Value>) -> Result<Operation, String> {
+        let name = &self.argument;
+        match arguments.get(name) {
+            Some(Value::String(method)) => self.values.get(method).copied().ok_or_else(|| {
+                let known: Vec<&str> = self.values.keys().map(String::as_str).collect();
+                format!("`{method}` as argument `{name}` is not among {}", known.join(", "))
+            }),
+            _ => Err(format!("argument `{name}` must be text: it says what the tool does")),
+        }
+    }
+}
+
+/// The programs of a command: of a line as a shell would read it, or of words as they are.
+fn programs_of(value: &Value) -> Result<Vec<String>, String> {
+    command::programs(&match value {
+        Value::String(line) => command::words(line)?,
+        _ => words_of(value)?,
+    })
+}
+
+/// Words as they are: of a list, or one.
+fn words_of(value: &Value) -> Result<Vec<String>, String> {
+    let text = |item: &Value| item.as_str().map(str::to_owned);
+    let words = match value {
+        Value::String(word) => Some(vec![word.clone()]),
+        Value::Array(items) => items.iter().map(text).collect(),
+        _ => None,
+    };
+    words.ok_or_else(|| "a command must be text or a list of texts".to_owned())
 }
 
 #[cfg(test)]

@@ -1,62 +1,156 @@
-//! How often a caller may call.
+//! How often, and how many times, a caller may call.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Full buckets are forgotten when there are more than this.
 const SWEEP: usize = 4_096;
+/// More counters than any process needs; above that nothing more is begun.
+const MAX_COUNTS: usize = 100_000;
 
 #[derive(Clone, Copy)]
 struct Bucket {
     /// Thousandths of a call that are left.
     left: u64,
+    full: u64,
     at_ms: u64,
 }
 
-/// A token bucket for each pair of agent and server.
+impl Bucket {
+    fn refilled(self, now_ms: u64) -> u64 {
+        // A clock that goes back gives nothing.
+        let passed = now_ms.saturating_sub(self.at_ms);
+        self.left.saturating_add(passed.saturating_mul(self.full) / 60_000).min(self.full)
+    }
+}
+
+/// One limit that a call falls under.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// So many a minute, for everything of one key.
+    Rate { key: String, per_minute: u32, what: String },
+    /// So many in all, for everything of one key, until that is forgotten.
+    Count { key: String, max: u64, what: String },
+}
+
+/// Why a call is over a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Over {
+    pub(crate) why: String,
+    /// The milliseconds until there is room, if waiting helps.
+    pub(crate) wait_ms: Option<u64>,
+}
+
+/// What was called so far: token buckets for rates, counters for quotas.
 #[derive(Default)]
 pub(crate) struct Quota {
-    buckets: Mutex<HashMap<(String, String), Bucket>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    buckets: HashMap<String, Bucket>,
+    counts: HashMap<String, u64>,
+}
+
+/// The keys of counters that end with a run.
+pub(crate) fn run_key(run: &str) -> String {
+    format!("run {run}")
 }
 
 impl Quota {
-    /// Takes one of `per_minute` calls.
+    /// Takes one call from each of `limits`, or from none.
     ///
     /// # Errors
-    /// The milliseconds until there is one.
-    pub(crate) fn take(&self, agent: &str, server: &str, per_minute: u32, now_ms: u64) -> Result<(), u64> {
-        let full = u64::from(per_minute).max(1) * 1_000;
-        let refilled = |bucket: Bucket| {
-            // A clock that goes back gives nothing.
-            let passed = now_ms.saturating_sub(bucket.at_ms);
-            bucket.left.saturating_add(passed.saturating_mul(full) / 60_000).min(full)
-        };
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.len() > SWEEP {
-            buckets.retain(|_, bucket| refilled(*bucket) < full);
+    /// The first limit that has no room.
+    pub(crate) fn take(&self, limits: &[Limit], now_ms: u64) -> Result<(), Over> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.buckets.len() > SWEEP {
+            state.buckets.retain(|_, bucket| bucket.refilled(now_ms) < bucket.full);
         }
-        let key = (agent.to_owned(), server.to_owned());
-        let bucket = buckets.entry(key).or_insert(Bucket { left: full, at_ms: now_ms });
-        let left = refilled(*bucket);
-        if left < 1_000 {
-            return Err(((1_000 - left).saturating_mul(60_000)).div_ceil(full));
+        for limit in limits {
+            state.check(limit, now_ms)?;
         }
-        *bucket = Bucket { left: left - 1_000, at_ms: now_ms.max(bucket.at_ms) };
+        for limit in limits {
+            state.take(limit, now_ms);
+        }
         Ok(())
+    }
+
+    /// Forgets the counters of a run.
+    pub(crate) fn forget(&self, run: &str) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).counts.remove(&run_key(run));
+    }
+}
+
+impl State {
+    fn bucket(&self, key: &str, per_minute: u32, now_ms: u64) -> Bucket {
+        let full = u64::from(per_minute).max(1) * 1_000;
+        let new = Bucket { left: full, full, at_ms: now_ms };
+        let mut bucket = self.buckets.get(key).copied().unwrap_or(new);
+        bucket.full = full;
+        bucket
+    }
+
+    fn check(&self, limit: &Limit, now_ms: u64) -> Result<(), Over> {
+        match limit {
+            Limit::Rate { key, per_minute, what } => {
+                let bucket = self.bucket(key, *per_minute, now_ms);
+                let left = bucket.refilled(now_ms);
+                if left < 1_000 {
+                    let wait_ms = Some(((1_000 - left).saturating_mul(60_000)).div_ceil(bucket.full));
+                    return Err(Over { why: format!("{what} {per_minute} calls a minute"), wait_ms });
+                }
+            }
+            Limit::Count { key, max, what } => {
+                let used = self.counts.get(key).copied();
+                if used.unwrap_or(0) >= *max {
+                    return Err(Over { why: format!("{what} {max} calls in all"), wait_ms: None });
+                }
+                if used.is_none() && self.counts.len() >= MAX_COUNTS {
+                    return Err(Over {
+                        why: "too many runs and projects are counted".to_owned(),
+                        wait_ms: None,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, limit: &Limit, now_ms: u64) {
+        match limit {
+            Limit::Rate { key, per_minute, .. } => {
+                let bucket = self.bucket(key, *per_minute, now_ms);
+                let left = bucket.refilled(now_ms).saturating_sub(1_000);
+                let at_ms = now_ms.max(bucket.at_ms);
+                self.buckets.insert(key.clone(), Bucket { left, at_ms, ..bucket });
+            }
+            Limit::Count { key, .. } => *self.counts.entry(key.clone()).or_default() += 1,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    fn rate(key: &str, per_minute: u32) -> Limit {
+        Limit::Rate { key: key.to_owned(), per_minute, what: "it takes".to_owned() }
+    }
+
+    fn count(key: String, max: u64) -> Limit {
+        Limit::Count { key, max, what: "the run may make".to_owned() }
+    }
 
     #[test]
     fn a_burst_is_bounded_and_comes_back() {
         let quota = Quota::default();
-        let take = |now| quota.take("a", "s", 3, now);
-        assert_eq!([take(0), take(0), take(0), take(0)], [Ok(()), Ok(()), Ok(()), Err(20_000)]);
-        assert_eq!(quota.take("b", "s", 3, 0), Ok(()), "each agent has its own");
-        assert!(take(19_999).is_err_and(|wait| wait <= 20));
+        let take = |now| quota.take(&[rate("a", 3)], now).map_err(|over| over.wait_ms);
+        assert_eq!([take(0), take(0), take(0), take(0)], [Ok(()), Ok(()), Ok(()), Err(Some(20_000))]);
+        assert_eq!(quota.take(&[rate("b", 3)], 0), Ok(()), "each key has its own");
+        assert!(take(19_999).is_err_and(|wait| wait <= Some(20)));
         assert_eq!(take(20_000), Ok(()));
         assert!(take(20_000).is_err());
         assert!(take(1).is_err(), "a clock that goes back gives nothing");
@@ -67,10 +161,43 @@ mod tests {
     #[test]
     fn refused_calls_do_not_push_the_refill_away() {
         let quota = Quota::default();
-        assert!(quota.take("a", "s", 1, 0).is_ok());
+        let take = |now| quota.take(&[rate("a", 1)], now);
+        assert!(take(0).is_ok());
         for now in 1..60_000 {
-            assert!(quota.take("a", "s", 1, now).is_err(), "{now}");
+            assert!(take(now).is_err(), "{now}");
         }
-        assert!(quota.take("a", "s", 1, 60_000).is_ok());
+        assert!(take(60_000).is_ok());
+    }
+
+    #[test]
+    fn a_call_takes_from_all_limits_or_from_none() {
+        let quota = Quota::default();
+        let limits = |run: &str| [rate("a", 2), count(run_key(run), 1)];
+        assert!(quota.take(&limits("1"), 0).is_ok());
+        for _ in 0..5 {
+            let over = quota.take(&limits("1"), 0).unwrap_err();
+            assert_eq!(over, Over { why: "the run may make 1 calls in all".to_owned(), wait_ms: None });
+        }
+        assert!(quota.take(&limits("2"), 0).is_ok(), "what was refused took nothing from the rate");
+        assert!(quota.take(&limits("3"), 0).unwrap_err().wait_ms.is_some());
+        quota.forget("1");
+        assert!(quota.take(&[count(run_key("1"), 1)], 0).is_ok());
+    }
+
+    proptest! {
+        /// Whatever the clock does, a minute of its time gives no more than a full bucket and a
+        /// minute's refill.
+        #[test]
+        fn no_clock_gives_more(per_minute in 1..20_u32, steps in prop::collection::vec(0..30_000_i64, 1..60), back in any::<bool>()) {
+            let quota = Quota::default();
+            let (mut now, mut highest, mut taken) = (0_i64, 0_i64, 0_u64);
+            for (i, step) in steps.iter().enumerate() {
+                now = if back && i % 3 == 2 { (now - step).max(0) } else { now + step };
+                highest = highest.max(now);
+                taken += u64::from(quota.take(&[rate("a", per_minute)], u64::try_from(now).unwrap()).is_ok());
+            }
+            let most = u64::from(per_minute) + u64::try_from(highest).unwrap() * u64::from(per_minute) / 60_000 + 1;
+            prop_assert!(taken <= most, "{} of {}", taken, most);
+        }
     }
 }

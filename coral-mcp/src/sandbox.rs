@@ -3,6 +3,7 @@
 mod builder;
 mod delegation;
 mod gate;
+mod leases;
 mod taint;
 
 use std::collections::BTreeMap;
@@ -13,17 +14,19 @@ use async_trait::async_trait;
 use coral_core::{CallContext, Caller, Clock, Error, ToolCall, ToolDef, ToolOutput, Toolbox, sha256_hex};
 use serde_json::Value;
 
-use crate::access::{Decision, Policy};
+use crate::access::{Access, Decision, Policy};
 use crate::audit::{Audit, AuditEntry};
 use crate::catalog::KnownTool;
 use crate::permissions::{Permissions, SecurityPolicy};
 use crate::pins::Pins;
 use crate::pool::{Server, ServerStatus};
 use crate::quota::Quota;
+use crate::token::{Token, TokenTerms};
 
 pub use self::builder::SandboxBuilder;
 use self::delegation::Delegations;
 use self::gate::Gate;
+use self::leases::Leases;
 use self::taint::Taint;
 
 /// A tool that is not called until a person agrees to it.
@@ -35,38 +38,15 @@ pub struct BlockedTool {
     pub reason: String,
 }
 
-/// A question to a person: may this very call be made?
-#[derive(Clone, Debug)]
-pub struct Approval {
-    /// Who wants to call.
-    pub caller: Caller,
-    /// The tool's full name.
-    pub tool: String,
-    /// The exact arguments.
-    pub arguments: Value,
-    /// The hash of tool and arguments that an agreement is bound to.
-    pub digest: String,
-    /// The rule that wants a person to agree.
-    pub rule: String,
-}
-
-/// Asks a person. Without one, a call that needs an agreement is refused.
-#[async_trait]
-pub trait Approver: Send + Sync {
-    /// Whether the call may be made. An error refuses it.
-    ///
-    /// # Errors
-    /// Any reason why nobody could be asked.
-    async fn approve(&self, question: &Approval) -> Result<bool, Error>;
-}
-
 /// MCP servers as a [`Toolbox`], with a permission check and an audit in front of every call.
 ///
 /// Assume that the model is captured: whatever it asks for, a call passes only if
 /// 1. the server, the operation and every path that the arguments name are granted to the agent,
 ///    and no rule refuses it;
 /// 2. the security policies allow it;
-/// 3. a person agreed, where a rule wants that;
+/// 3. a person agreed to this very call, where a rule wants that: it ends with
+///    [`NeedsApproval`](ErrorKind::NeedsApproval) until its context holds an
+///    [approval](CallContext::approval) that covers it;
 /// 4. the decision is in the audit.
 ///
 /// What the server then gets is what was checked: paths in canonical form, and no argument that
@@ -79,11 +59,12 @@ pub struct Sandbox {
     policies: Vec<Arc<dyn Policy>>,
     audit: Arc<dyn Audit>,
     clock: Arc<dyn Clock>,
-    approver: Option<Arc<dyn Approver>>,
     pins: Pins,
     quota: Quota,
     taint: Taint,
     delegations: Delegations,
+    /// The agents' tokens, where they need some.
+    leases: Option<Leases>,
     lifetime_ms: u64,
     valid_until_ms: AtomicU64,
 }
@@ -98,21 +79,49 @@ impl Sandbox {
     /// [`TimeBoundTokens`](SecurityPolicy::TimeBoundTokens).
     pub fn renew(&self) {
         self.valid_until_ms.store(self.clock.now_ms().saturating_add(self.lifetime_ms), Ordering::Relaxed);
+        if let Some(leases) = &self.leases {
+            leases.renew();
+        }
     }
 
-    /// From now on `child` acts for `parent`: in its run it may do what both may, and what those
-    /// may for whom `parent` acts. Call it at a handoff and when a sub-agent is started.
+    /// Takes a token for `caller`, made elsewhere: from now on it may do what the permissions *and*
+    /// the token allow, and so may those who act for it.
     ///
     /// # Errors
-    /// [`Limit`](coral_core::ErrorKind::Limit) if there are too many; see
-    /// [`forget_run`](Self::forget_run).
-    pub fn delegate(&self, parent: &Caller, child: &Caller) -> Result<(), Error> {
-        self.delegations.add(parent, child)
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed by the key of
+    /// [`tokens`](SandboxBuilder::tokens), or if there are none.
+    pub fn present(&self, caller: &Caller, token: Token) -> Result<(), Error> {
+        let Some(leases) = &self.leases else {
+            return Err(Error::invalid("capability token", "this sandbox does not use tokens")
+                .with_help("give its builder `tokens`"));
+        };
+        leases.present(caller, token)
     }
 
-    /// Ends what was delegated in a run that is over.
-    pub fn forget_run(&self, run: &str) {
-        self.delegations.forget(run);
+    /// The token of `caller`, to be handed to a process of its own; `None` where tokens are not
+    /// used.
+    ///
+    /// # Errors
+    /// [`Limit`](coral_core::ErrorKind::Limit) if there are too many.
+    pub fn token(&self, caller: &Caller) -> Result<Option<Token>, Error> {
+        let Some(leases) = &self.leases else { return Ok(None) };
+        let until_ms = self.valid_until_ms.load(Ordering::Relaxed);
+        let terms = |of: &Caller| TokenTerms {
+            of: of.agent.to_string(),
+            rights: self.permissions.token_rights(of),
+            until_ms,
+        };
+        leases.token(&self.delegations.principals(caller), &terms).map(Some)
+    }
+
+    /// Whether the token of the caller allows the call, if there are tokens.
+    fn check_token(&self, access: &Access<'_>) -> Result<(), String> {
+        let Some(leases) = &self.leases else { return Ok(()) };
+        match self.token(access.caller) {
+            Ok(Some(token)) => leases.check(&token, access),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     fn may_reach(&self, principals: &[Caller], server: &str, now_ms: u64) -> bool {
@@ -230,9 +239,11 @@ impl Toolbox for Sandbox {
                         if known.blocked.is_some() {
                             return false;
                         }
-                        let operation = known.profile.operation;
+                        let (operation, named) = (known.profile.operation, known.profile.named.as_deref());
                         principals.iter().all(|caller| {
-                            self.policies.iter().all(|p| p.may_see(caller, name, tool, operation, now_ms))
+                            let access = Access::new(caller, name, tool, operation).at_ms(now_ms);
+                            let access = Access { named, ..access };
+                            self.policies.iter().all(|policy| policy.may_see(&access))
                         })
                     })
                     .map(|(_, known)| known.def.clone()),
@@ -272,7 +283,7 @@ impl Toolbox for Sandbox {
             Ok(reading) => reading,
             Err(problem) => return Err(gate.deny(Some(operation), problem).await),
         };
-        let passed = gate.pass(name, tool, known, &reading, server.rules.calls_per_minute).await?;
+        let passed = gate.pass(name, tool, known, &reading).await?;
         let result =
             server.call(name, &live, tool, reading.arguments, cx, (self.clock.as_ref(), &self.pins)).await;
         let untrusted = server.foreign && !server.rules.trusted && result.is_ok();
@@ -283,6 +294,31 @@ impl Toolbox for Sandbox {
         match result {
             Ok(output) if untrusted => Ok(label(&call.name, output)),
             other => other,
+        }
+    }
+
+    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
+        if self.delegations.add(from, to)? {
+            // The successor's token is made from the one in the hand of `from`, now.
+            self.token(from)?;
+            self.token(to)?;
+        }
+        Ok(())
+    }
+
+    /// That content from outside came into the run stays known: a run that waits goes on.
+    fn forget(&self, run: &str) {
+        self.forget_run(run);
+    }
+}
+
+impl Sandbox {
+    /// What is kept for a run in this process.
+    fn forget_run(&self, run: &str) {
+        self.delegations.forget(run);
+        self.quota.forget(run);
+        if let Some(leases) = &self.leases {
+            leases.forget(run);
         }
     }
 }

@@ -105,11 +105,20 @@ const PURE_FUNCTIONS: [&str; 73] = [
     "upper",
 ];
 
-/// The strictest operation among the statements of `text`.
+/// What a piece of SQL does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Meaning {
+    /// The strictest operation among its statements.
+    pub(crate) operation: Operation,
+    /// The name of the operation, where it is one on the schema.
+    pub(crate) named: Option<&'static str>,
+}
+
+/// What `text` does.
 ///
 /// # Errors
 /// What can't be parsed as a whole: it must be refused.
-pub(crate) fn classify(text: &str, dialect: SqlDialect) -> Result<Operation, String> {
+pub(crate) fn understand(text: &str, dialect: SqlDialect) -> Result<Meaning, String> {
     if text.len() <= SHORT {
         return parse(text, dialect);
     }
@@ -123,7 +132,7 @@ pub(crate) fn classify(text: &str, dialect: SqlDialect) -> Result<Operation, Str
         .unwrap_or_else(|_| Err("the SQL could not be checked".to_owned()))
 }
 
-fn parse(text: &str, dialect: SqlDialect) -> Result<Operation, String> {
+fn parse(text: &str, dialect: SqlDialect) -> Result<Meaning, String> {
     let dialect: &dyn Dialect = match dialect {
         SqlDialect::Postgres => &PostgreSqlDialect {},
         SqlDialect::Sqlite => &SQLiteDialect {},
@@ -140,10 +149,22 @@ fn parse(text: &str, dialect: SqlDialect) -> Result<Operation, String> {
         Parser::new(dialect).with_tokens(tokens).parse_statements().map_err(|e| unparsable(e.to_string()))?;
     match statements.as_slice() {
         [] => Err("there is no SQL statement".to_owned()),
-        [one] => Ok(statement(one)),
+        [one] => Ok(Meaning { operation: statement(one), named: named(one) }),
         // What follows a semicolon may undo what the server wrapped around the first: a `COMMIT`
         // ends a read-only transaction.
-        _ => Ok(Operation::Execute),
+        _ => Ok(Meaning { operation: Operation::Execute, named: None }),
+    }
+}
+
+fn named(statement: &Statement) -> Option<&'static str> {
+    match statement {
+        Statement::CreateTable(_) => Some("create_tables"),
+        Statement::CreateIndex(_)
+        | Statement::CreateView(_)
+        | Statement::AlterTable(_)
+        | Statement::Drop { .. }
+        | Statement::Truncate(_) => Some("run_migrations"),
+        _ => None,
     }
 }
 
@@ -239,6 +260,37 @@ impl Visitor for Found {
 mod tests {
     use super::*;
     use SqlDialect::{Postgres, Sqlite};
+
+    fn classify(text: &str, dialect: SqlDialect) -> Result<Operation, String> {
+        understand(text, dialect).map(|meaning| meaning.operation)
+    }
+
+    #[test]
+    fn changes_of_the_schema_have_names() {
+        let named = |text| understand(text, Postgres).unwrap().named;
+        assert_eq!(named("CREATE TABLE t (a INT)"), Some("create_tables"));
+        assert_eq!(named("ALTER TABLE t ADD b INT"), Some("run_migrations"));
+        assert_eq!(named("DROP TABLE t"), Some("run_migrations"));
+        assert_eq!(named("SELECT 1"), None);
+        assert_eq!(named("CREATE TABLE t (a INT); DROP TABLE t"), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nothing_breaks_the_checker(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+            let text = String::from_utf8_lossy(&bytes);
+            let _ = understand(&text, Postgres);
+            let _ = understand(&format!("SELECT {text}"), Sqlite);
+        }
+
+        #[test]
+        fn what_follows_a_statement_is_not_overlooked(tail in "[a-z(); '$-]{1,40}") {
+            if let Ok(meaning) = understand(&format!("SELECT 1; {tail}"), Postgres) {
+                let only_blank = tail.chars().all(|c| c == ';' || c == ' ') || tail.trim_start_matches([' ', ';']).starts_with("--");
+                proptest::prop_assert!(only_blank || meaning.operation == Operation::Execute, "{}", tail);
+            }
+        }
+    }
 
     #[test]
     fn statements_are_classed_by_what_they_do() {

@@ -24,11 +24,22 @@ pub(crate) fn parse<T: DeserializeOwned>(text: &str, what: &str, name: &str) -> 
 pub(crate) struct Findings<'a> {
     name: &'a str,
     problems: Vec<String>,
+    /// Names that the document itself gives to operations.
+    operations: Vec<String>,
 }
 
 impl<'a> Findings<'a> {
     pub(crate) fn new(name: &'a str) -> Self {
-        Findings { name, problems: Vec::new() }
+        Findings { name, problems: Vec::new(), operations: Vec::new() }
+    }
+
+    /// Lets the document use a name that it gives to an operation itself.
+    pub(crate) fn define_operation(&mut self, name: &str) {
+        self.operations.push(name.to_owned());
+    }
+
+    pub(crate) fn defines_operation(&self, name: &str) -> bool {
+        self.operations.iter().any(|known| known == name)
     }
 
     /// The place of a value, such as `permissions.yaml:7`.

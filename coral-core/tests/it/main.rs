@@ -12,5 +12,6 @@ mod prompt_agent;
 mod properties;
 mod resilience;
 mod resources;
+mod review;
 mod support;
 mod waiting;

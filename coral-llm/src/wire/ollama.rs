@@ -31,7 +31,7 @@ pub(super) fn encode(
                 body.insert("format".into(), "json".into());
                 messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
             }
-            Structured::Instructions => {
+            Structured::Tool | Structured::Instructions => {
                 messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
             }
         }

@@ -35,7 +35,7 @@ pub(super) fn encode(
                 body.insert("response_format".into(), json!({"type": "json_object"}));
                 messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
             }
-            Structured::Instructions => {
+            Structured::Tool | Structured::Instructions => {
                 messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
             }
         }

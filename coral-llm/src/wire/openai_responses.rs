@@ -41,7 +41,7 @@ pub(super) fn encode(
                 )
             }
             Structured::Json => Some(json!({"type": "json_object"})),
-            Structured::Instructions => None,
+            Structured::Tool | Structured::Instructions => None,
         };
         if dialect.structured != Structured::Schema {
             join(&mut instructions, &schema::instruction(output));

@@ -9,6 +9,7 @@
 mod anthropic;
 mod cassettes;
 mod codecs;
+mod embeddings;
 mod more_protocols;
 mod openai_chat;
 mod server;

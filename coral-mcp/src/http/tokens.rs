@@ -36,16 +36,16 @@ pub trait TokenStore: Send + Sync {
 
 /// Tokens that end with the process.
 #[derive(Default)]
-pub struct MemoryTokens(Mutex<BTreeMap<String, SecretString>>);
+pub struct MemoryTokenStore(Mutex<BTreeMap<String, SecretString>>);
 
-impl fmt::Debug for MemoryTokens {
+impl fmt::Debug for MemoryTokenStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MemoryTokens").finish_non_exhaustive()
+        f.debug_struct("MemoryTokenStore").finish_non_exhaustive()
     }
 }
 
 #[async_trait]
-impl TokenStore for MemoryTokens {
+impl TokenStore for MemoryTokenStore {
     async fn load(&self, server: &str) -> Result<Option<SecretString>, Error> {
         Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).get(server).cloned())
     }

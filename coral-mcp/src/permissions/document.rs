@@ -6,12 +6,13 @@ use coral_core::{Category, Error, nearest};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::rule::{AfterUntrusted, Arguments, Grant, Names, Rule, Subject};
+use super::rule::{AfterUntrusted, Arguments, Grant, Names, Operations, Rule, Subject};
 use super::servers::ServerRules;
 use super::window::{Window, parse_hours, parse_rfc3339};
-use super::{Permissions, SecurityPolicy};
+use super::{Permissions, Quotas, SecurityPolicy};
 use crate::access::Operation;
 use crate::path::ProjectPath;
+use crate::profile::Profile;
 use crate::yaml::{self, Findings};
 
 #[derive(Deserialize)]
@@ -37,7 +38,11 @@ struct Model {
     after_untrusted: AfterUntrusted,
     #[serde(default)]
     security_policies: Vec<Spanned<String>>,
+    cedar: Option<Spanned<String>>,
+    quotas: Option<Spanned<Quotas>>,
 }
+
+const NOTHING: &str = "a limit of 0 lets nothing through; take the grants out instead";
 
 type Strings = Vec<Spanned<String>>;
 
@@ -51,6 +56,8 @@ struct SubjectDoc {
     #[serde(default)]
     paths: Strings,
     tools: Option<Strings>,
+    programs: Option<Strings>,
+    hosts: Option<Strings>,
     projects: Option<Strings>,
     phases: Option<Strings>,
     #[serde(default)]
@@ -59,6 +66,7 @@ struct SubjectDoc {
     valid_until: Option<Spanned<String>>,
     hours: Option<Spanned<String>>,
     after_untrusted: Option<AfterUntrusted>,
+    calls_per_minute: Option<Spanned<u32>>,
     #[serde(default)]
     deny: Vec<Spanned<RuleDoc>>,
     #[serde(default)]
@@ -72,6 +80,8 @@ struct RuleDoc {
     operations: Option<Strings>,
     paths: Option<Strings>,
     tools: Option<Strings>,
+    programs: Option<Strings>,
+    hosts: Option<Strings>,
     projects: Option<Strings>,
     phases: Option<Strings>,
     #[serde(default)]
@@ -95,6 +105,9 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
         if let Err(problem) = crate::server::check_name(&server).and_then(|()| rules.value.check()) {
             found.add(&rules, problem);
         }
+        for name in rules.value.tools.values().filter_map(|tool| tool.named.as_deref()) {
+            found.define_operation(name);
+        }
         permissions.servers.insert(server, rules.value);
     }
     for (agent, doc) in &model.agents {
@@ -115,6 +128,7 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
         }
     }
     permissions.everyone = Subject {
+        calls_per_minute: None,
         grants: Vec::new(),
         deny: rules(&model.deny, &mut found),
         ask: rules(&model.ask, &mut found),
@@ -128,6 +142,18 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
                 let known = SecurityPolicy::ALL.map(SecurityPolicy::as_str);
                 found.add(name, unknown("security policy", &name.value, &known));
             }
+        }
+    }
+    if let Some(quotas) = &model.quotas {
+        if [quotas.value.calls_per_run, quotas.value.calls_per_project].contains(&Some(0)) {
+            found.add(quotas, NOTHING);
+        }
+        permissions.quotas = quotas.value;
+    }
+    if let Some(cedar) = &model.cedar {
+        match check_cedar(&cedar.value, &found.place(cedar)) {
+            Ok(()) => permissions.cedar.push((cedar.value.clone(), found.place(cedar))),
+            Err(error) => found.add(cedar, error.to_string()),
         }
     }
     found.finish("permission file")?;
@@ -166,6 +192,8 @@ fn subject(doc: &Spanned<SubjectDoc>, found: &mut Findings<'_>) -> Subject {
         operations: operations(&value.operations, found),
         paths: paths(&value.paths, found),
         tools: value.tools.as_ref().map(|list| texts(list, found)),
+        programs: names(&value.programs, found),
+        hosts: names(&value.hosts, found),
         projects: value.projects.as_ref().map(|list| texts(list, found)),
         phases: value.phases.as_ref().map(|list| texts(list, found)),
         arguments: arguments(&value.arguments, found),
@@ -179,7 +207,15 @@ fn subject(doc: &Spanned<SubjectDoc>, found: &mut Findings<'_>) -> Subject {
     } else {
         vec![grant]
     };
-    Subject { grants, deny: rules(&value.deny, found), ask: rules(&value.ask, found) }
+    if let Some(limit) = value.calls_per_minute.as_ref().filter(|limit| limit.value == 0) {
+        found.add(limit, NOTHING);
+    }
+    Subject {
+        grants,
+        deny: rules(&value.deny, found),
+        ask: rules(&value.ask, found),
+        calls_per_minute: value.calls_per_minute.as_ref().map(|limit| limit.value),
+    }
 }
 
 fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
@@ -191,6 +227,8 @@ fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
                 &value.operations,
                 &value.paths,
                 &value.tools,
+                &value.programs,
+                &value.hosts,
                 &value.projects,
                 &value.phases,
             ];
@@ -212,6 +250,8 @@ fn rules(docs: &[Spanned<RuleDoc>], found: &mut Findings<'_>) -> Vec<Rule> {
                 operations: value.operations.as_ref().map(|list| operations(list, found)),
                 paths: value.paths.as_ref().map(|list| paths(list, found)),
                 tools: names(&value.tools, found),
+                programs: names(&value.programs, found),
+                hosts: names(&value.hosts, found),
                 projects: names(&value.projects, found),
                 phases: names(&value.phases, found),
                 arguments: arguments(&value.arguments, found),
@@ -246,17 +286,23 @@ fn servers(list: &Strings, found: &mut Findings<'_>) -> Vec<String> {
     list.iter().map(|server| server.value.clone()).collect()
 }
 
-fn operations(list: &Strings, found: &mut Findings<'_>) -> Vec<Operation> {
-    let known = Operation::ALL.map(Operation::as_str);
-    list.iter()
-        .filter_map(|text| {
-            let operation = Operation::ALL.into_iter().find(|o| o.as_str() == text.value);
-            if operation.is_none() {
-                found.add(text, unknown("operation", &text.value, &known));
-            }
-            operation
-        })
-        .collect()
+fn operations(list: &Strings, found: &mut Findings<'_>) -> Operations {
+    let mut operations = Operations::default();
+    for text in list {
+        let name = text.value.as_str();
+        if let Some(class) = Operation::ALL.into_iter().find(|o| o.as_str() == name) {
+            operations.classes.push(class);
+        } else if found.defines_operation(name) || Profile::operation_names().any(|known| known == name) {
+            operations.named.push(name.to_owned());
+        } else if let Some(instead) = Profile::unmapped(name) {
+            found.add(text, format!("`{name}` can never match: {instead}"));
+        } else {
+            let known = Operation::ALL.map(Operation::as_str);
+            let known: Vec<&str> = known.into_iter().chain(Profile::operation_names()).collect();
+            found.add(text, unknown("operation", name, &known));
+        }
+    }
+    operations
 }
 
 fn paths(list: &Strings, found: &mut Findings<'_>) -> Vec<ProjectPath> {
@@ -302,4 +348,14 @@ fn window(
         hours
     });
     Window { from_ms, until_ms, hours }
+}
+
+#[cfg(feature = "cedar")]
+fn check_cedar(text: &str, place: &str) -> Result<(), Error> {
+    crate::engine::check(text, place)
+}
+
+#[cfg(not(feature = "cedar"))]
+fn check_cedar(_text: &str, _place: &str) -> Result<(), Error> {
+    Err(Error::invalid("permission file", "Cedar policies need the feature `cedar` of coral-mcp"))
 }

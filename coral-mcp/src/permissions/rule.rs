@@ -12,30 +12,61 @@ use crate::path::ProjectPath;
 
 /// What one agent or category is given and refused.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Subject {
-    pub(super) grants: Vec<Grant>,
-    pub(super) deny: Vec<Rule>,
-    pub(super) ask: Vec<Rule>,
+pub(crate) struct Subject {
+    pub(crate) grants: Vec<Grant>,
+    pub(crate) deny: Vec<Rule>,
+    pub(crate) ask: Vec<Rule>,
+    /// How often it may call anything in a minute.
+    pub(crate) calls_per_minute: Option<u32>,
 }
 
 /// Names that a grant or rule speaks of; `None` speaks of all.
-pub(super) type Names = Option<Vec<String>>;
+pub(crate) type Names = Option<Vec<String>>;
 
-/// What becomes of a call that changes something after untrusted content came in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+/// What becomes of a call that changes something after untrusted content came in; the stricter is
+/// the greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum AfterUntrusted {
+pub(crate) enum AfterUntrusted {
+    Allow,
     #[default]
     Ask,
-    Allow,
     Deny,
 }
 
+/// Operations by class, and by the names that profiles give them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Operations {
+    pub(crate) classes: Vec<Operation>,
+    pub(crate) named: Vec<String>,
+}
+
+impl Operations {
+    pub(super) fn is_empty(&self) -> bool {
+        self.classes.is_empty() && self.named.is_empty()
+    }
+
+    fn names(&self, access: &Access<'_>) -> bool {
+        access.named.is_some_and(|name| self.named.iter().any(|n| n == name))
+    }
+
+    /// Whether a grant of these covers the call: a name covers what its tool does by itself, not
+    /// what arguments make of it.
+    pub(crate) fn grant(&self, access: &Access<'_>) -> bool {
+        self.classes.contains(&access.operation) || (!access.raised && self.names(access))
+    }
+
+    /// Whether a refusal of these concerns the call.
+    pub(crate) fn concern(&self, access: &Access<'_>) -> bool {
+        self.classes.contains(&access.operation) || self.names(access)
+    }
+}
+
 /// Patterns that arguments must match, by the arguments' names.
-pub(super) type Arguments = BTreeMap<String, Vec<String>>;
+pub(crate) type Arguments = BTreeMap<String, Vec<String>>;
 
 /// Whether an argument is text, or a list of texts, of which every one (or any one) matches.
-fn argument(access: &Access<'_>, name: &str, patterns: &[String], every: bool) -> bool {
+pub(crate) fn argument(access: &Access<'_>, name: &str, patterns: &[String], every: bool) -> bool {
     let fits = |value: &Value| match value {
         Value::String(text) => patterns.iter().any(|p| fast_glob::glob_match(p, text)),
         Value::Number(_) | Value::Bool(_) => patterns.contains(&value.to_string()),
@@ -62,7 +93,19 @@ fn tool_matches(pattern: &str, server: &str, tool: &str) -> bool {
     }
 }
 
-fn tools(list: &Names, access: &Access<'_>) -> bool {
+/// Whether all values are among the patterns, as a grant wants it.
+pub(crate) fn all_match(list: &Names, values: &[String]) -> bool {
+    let Some(patterns) = list else { return true };
+    values.iter().all(|value| patterns.iter().any(|p| fast_glob::glob_match(p, value)))
+}
+
+/// Whether one of the values is among the patterns, as a refusal wants it.
+pub(crate) fn any_matches(list: &Names, values: &[String]) -> bool {
+    let Some(patterns) = list else { return true };
+    values.iter().any(|value| patterns.iter().any(|p| fast_glob::glob_match(p, value)))
+}
+
+pub(crate) fn tools(list: &Names, access: &Access<'_>) -> bool {
     list.as_ref().is_none_or(|patterns| patterns.iter().any(|p| tool_matches(p, access.server, access.tool)))
 }
 
@@ -82,16 +125,19 @@ fn tools(list: &Names, access: &Access<'_>) -> bool {
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Grant {
-    pub(super) servers: Vec<String>,
-    pub(super) operations: Vec<Operation>,
-    pub(super) paths: Vec<ProjectPath>,
-    pub(super) tools: Names,
-    pub(super) projects: Names,
-    pub(super) phases: Names,
-    pub(super) arguments: Arguments,
-    pub(super) window: Window,
-    pub(super) after_untrusted: Option<AfterUntrusted>,
-    pub(super) place: String,
+    pub(crate) servers: Vec<String>,
+    pub(crate) operations: Operations,
+    pub(crate) paths: Vec<ProjectPath>,
+    pub(crate) tools: Names,
+    /// Programs that commands run, and hosts of addresses.
+    pub(crate) programs: Names,
+    pub(crate) hosts: Names,
+    pub(crate) projects: Names,
+    pub(crate) phases: Names,
+    pub(crate) arguments: Arguments,
+    pub(crate) window: Window,
+    pub(crate) after_untrusted: Option<AfterUntrusted>,
+    pub(crate) place: String,
 }
 
 impl Grant {
@@ -106,7 +152,7 @@ impl Grant {
     ) -> Result<Self, Error> {
         Ok(Grant {
             servers: servers.into_iter().map(Into::into).collect(),
-            operations: operations.into_iter().collect(),
+            operations: Operations { classes: operations.into_iter().collect(), named: Vec::new() },
             paths: paths.into_iter().map(|p| p.as_ref().parse()).collect::<Result<_, _>>()?,
             place: "a grant in code".to_owned(),
             ..Default::default()
@@ -118,6 +164,14 @@ impl Grant {
     #[must_use]
     pub fn only_tools<S: Into<String>>(mut self, patterns: impl IntoIterator<Item = S>) -> Self {
         self.tools = Some(patterns.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Adds operations by the names that profiles give them (`create_pull_request`). A name covers
+    /// what its tools do by themselves: a `DELETE` in an `execute_query` needs `write`.
+    #[must_use]
+    pub fn and_named<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.operations.named.extend(names.into_iter().map(Into::into));
         self
     }
 
@@ -136,13 +190,14 @@ impl Grant {
             && self.window.check(now_ms).is_ok()
     }
 
-    /// Whether the grant covers the call; else how far it came and what it lacks.
-    pub(super) fn covers(&self, access: &Access<'_>) -> Result<(), (u8, String)> {
+    /// Whether the grant covers the call as far as it concerns `path`; else how far it came and
+    /// what it lacks.
+    pub(super) fn covers(&self, access: &Access<'_>, path: Option<&ProjectPath>) -> Result<(), (u8, String)> {
         let place = &self.place;
         if !self.servers.iter().any(|s| s == access.server || s == "*") {
             return Err((1, format!("server `{}` is not among those granted at {place}", access.server)));
         }
-        if !self.operations.contains(&access.operation) {
+        if !self.operations.grant(access) {
             return Err((
                 2,
                 format!("operation `{}` is not among those granted at {place}", access.operation),
@@ -151,10 +206,15 @@ impl Grant {
         if !tools(&self.tools, access) {
             return Err((3, format!("tool `{}` is not among those granted at {place}", access.tool)));
         }
-        if let Some(path) =
-            access.paths.iter().find(|path| !self.paths.iter().any(|granted| path.is_within(granted)))
-        {
+        if let Some(path) = path.filter(|path| !self.paths.iter().any(|granted| path.is_within(granted))) {
             return Err((4, format!("`{path}` is not among the paths granted at {place}")));
+        }
+        for (what, names, values) in
+            [("program", &self.programs, access.programs), ("host", &self.hosts, access.hosts)]
+        {
+            if !all_match(names, values) {
+                return Err((5, format!("a {what} of the call is not among those granted at {place}")));
+            }
         }
         if access.arguments.is_some()
             && let Some((name, _)) = self.arguments.iter().find(|(n, p)| !argument(access, n, p, true))
@@ -179,23 +239,28 @@ impl Grant {
 
 /// What must be refused or asked: every key that is given must match.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Rule {
-    pub(super) servers: Names,
-    pub(super) operations: Option<Vec<Operation>>,
-    pub(super) paths: Option<Vec<ProjectPath>>,
-    pub(super) tools: Names,
-    pub(super) projects: Names,
-    pub(super) phases: Names,
-    pub(super) arguments: Arguments,
-    pub(super) window: Window,
-    pub(super) place: String,
+pub(crate) struct Rule {
+    pub(crate) servers: Names,
+    pub(crate) operations: Option<Operations>,
+    pub(crate) paths: Option<Vec<ProjectPath>>,
+    pub(crate) tools: Names,
+    /// Programs that commands run, and hosts of addresses.
+    pub(crate) programs: Names,
+    pub(crate) hosts: Names,
+    pub(crate) projects: Names,
+    pub(crate) phases: Names,
+    pub(crate) arguments: Arguments,
+    pub(crate) window: Window,
+    pub(crate) place: String,
 }
 
 impl Rule {
     pub(super) fn matches(&self, access: &Access<'_>) -> bool {
         names(&self.servers, access.server)
-            && self.operations.as_ref().is_none_or(|ops| ops.contains(&access.operation))
+            && self.operations.as_ref().is_none_or(|operations| operations.concern(access))
             && tools(&self.tools, access)
+            && any_matches(&self.programs, access.programs)
+            && any_matches(&self.hosts, access.hosts)
             && names(&self.projects, &access.caller.project)
             && names(&self.phases, &access.caller.phase)
             && self.window.check(access.now_ms).is_ok()
@@ -211,6 +276,6 @@ impl Rule {
 
     /// Whether the rule speaks of some arguments only.
     pub(super) fn has_conditions(&self) -> bool {
-        self.paths.is_some() || !self.arguments.is_empty()
+        self.paths.is_some() || !self.arguments.is_empty() || self.programs.is_some() || self.hosts.is_some()
     }
 }

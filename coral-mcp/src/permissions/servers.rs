@@ -60,12 +60,17 @@ pub(crate) struct ServerRules {
     pub(crate) tools: BTreeMap<String, ToolProfile>,
     pub(crate) timeout_s: Option<u64>,
     pub(crate) max_result_kib: Option<usize>,
+    /// How often an agent may call the server in a minute, and how often all together may.
     pub(crate) calls_per_minute: Option<u32>,
+    pub(crate) total_calls_per_minute: Option<u32>,
     pub(crate) concurrency: Option<usize>,
     /// Whether what it answers may be taken for the project's own words.
     #[serde(default)]
     pub(crate) trusted: bool,
     pub(crate) isolation: Option<Isolation>,
+    /// Whether addresses in arguments may lead into the own machine and network.
+    #[serde(default)]
+    pub(crate) private_hosts: bool,
     /// What its process may reach of the network.
     #[serde(default)]
     pub(crate) network: NetworkRule,
@@ -95,6 +100,8 @@ impl ServerRules {
         if self.timeout_s == Some(0)
             || self.max_result_kib == Some(0)
             || self.calls_per_minute == Some(0)
+            || self.total_calls_per_minute == Some(0)
+            || self.tools.values().any(|tool| tool.calls_per_minute == Some(0))
             || self.concurrency == Some(0)
             || self.memory_mib == Some(0)
             || self.processes == Some(0)

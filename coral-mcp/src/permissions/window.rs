@@ -2,11 +2,11 @@
 
 /// A span of time, and the hours of the day within it. Times are UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Window {
-    pub(super) from_ms: Option<u64>,
-    pub(super) until_ms: Option<u64>,
+pub(crate) struct Window {
+    pub(crate) from_ms: Option<u64>,
+    pub(crate) until_ms: Option<u64>,
     /// Minutes since midnight; the end may lie before the beginning, over midnight.
-    pub(super) hours: Option<(u32, u32)>,
+    pub(crate) hours: Option<(u32, u32)>,
 }
 
 impl Window {
@@ -32,6 +32,27 @@ impl Window {
             }
         }
         Ok(())
+    }
+}
+
+/// A minute and a day in milliseconds.
+#[cfg(feature = "cedar")]
+const MINUTE_MS: u64 = 60_000;
+#[cfg(feature = "cedar")]
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+#[cfg(feature = "cedar")]
+impl Window {
+    /// When the window next opens or closes after `now_ms`; the end of time if never.
+    pub(crate) fn next_change(&self, now_ms: u64) -> u64 {
+        let ends = [self.from_ms, self.until_ms].into_iter().flatten();
+        let midnight = now_ms - now_ms % DAY_MS;
+        let (from, until) = self.hours.unzip();
+        let hours = [from, until].into_iter().flatten().map(|minute| {
+            let today = midnight.saturating_add(u64::from(minute) * MINUTE_MS);
+            if today > now_ms { today } else { today.saturating_add(DAY_MS) }
+        });
+        ends.chain(hours).filter(|at| *at > now_ms).min().unwrap_or(u64::MAX)
     }
 }
 

@@ -57,6 +57,44 @@ impl Selector {
     }
 }
 
+impl Selector {
+    /// Looks at each selected value, whatever its type.
+    pub(crate) fn visit(
+        &self,
+        arguments: &Map<String, Value>,
+        look: &mut dyn FnMut(&Value) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let Some((Step::Key(first), rest)) = self.0.split_first() else { return Ok(()) };
+        match arguments.get(first) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) => look_into(value, rest, first, look),
+        }
+    }
+}
+
+fn look_into(
+    value: &Value,
+    steps: &[Step],
+    name: &str,
+    look: &mut dyn FnMut(&Value) -> Result<(), String>,
+) -> Result<(), String> {
+    let Some((step, rest)) = steps.split_first() else { return look(value) };
+    match (step, value) {
+        (Step::Key(key), Value::Object(map)) => match map.get(key) {
+            None | Some(Value::Null) => Ok(()),
+            Some(value) => look_into(value, rest, key, look),
+        },
+        (Step::Items, Value::Array(items)) => {
+            items.iter().try_for_each(|item| look_into(item, rest, name, look))
+        }
+        (Step::Keys, Value::Object(map)) => {
+            map.keys().try_for_each(|key| look_into(&Value::String(key.clone()), rest, name, look))
+        }
+        (Step::Items, _) => Err(format!("argument `{name}` must be a list")),
+        (Step::Key(_) | Step::Keys, _) => Err(format!("argument `{name}` must be an object")),
+    }
+}
+
 fn walk(value: &mut Value, steps: &[Step], name: &str, rewrite: &mut Rewrite<'_>) -> Result<(), String> {
     let Some((step, rest)) = steps.split_first() else {
         let Value::String(text) = value else {

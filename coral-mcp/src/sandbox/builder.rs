@@ -10,9 +10,10 @@ use coral_core::{Clock, Error, SystemClock};
 use rmcp::ServerHandler;
 use tokio::sync::Semaphore;
 
+use super::Sandbox;
 use super::delegation::Delegations;
+use super::leases::Leases;
 use super::taint::Taint;
-use super::{Approver, Sandbox};
 use crate::access::Policy;
 use crate::audit::{Audit, AuditEntry, MemoryAudit};
 use crate::client::Abilities;
@@ -33,6 +34,7 @@ use crate::profile::Profile;
 use crate::quota::Quota;
 use crate::server::{self, Connection, Limits};
 use crate::stdio::Stdio;
+use crate::token::Tokens;
 
 /// Twelve hours: a working day.
 const LIFETIME: Duration = Duration::from_secs(12 * 60 * 60);
@@ -54,12 +56,12 @@ pub struct SandboxBuilder {
     cgroup: Option<PathBuf>,
     audit: Option<Arc<dyn Audit>>,
     clock: Option<Arc<dyn Clock>>,
-    approver: Option<Arc<dyn Approver>>,
     counterpart: Option<Arc<dyn Counterpart>>,
     #[cfg(feature = "http")]
     consent: Option<Arc<dyn Consent>>,
     #[cfg(feature = "http")]
-    tokens: Option<Arc<dyn TokenStore>>,
+    token_store: Option<Arc<dyn TokenStore>>,
+    tokens: Option<Arc<dyn Tokens>>,
     lifetime: Option<Duration>,
 }
 
@@ -148,10 +150,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets who asks a person where a rule wants that.
+    /// Sets what makes and checks the agents' tokens. Without it there are tokens under the security
+    /// policy `time_bound_tokens` only, and they end with this process.
     #[must_use]
-    pub fn approver(mut self, approver: impl Approver + 'static) -> Self {
-        self.approver = Some(Arc::new(approver));
+    pub fn tokens(mut self, tokens: impl Tokens + 'static) -> Self {
+        self.tokens = Some(Arc::new(tokens));
         self
     }
 
@@ -172,11 +175,11 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets where tokens are kept; in memory if it is not set.
+    /// Sets where the tokens that servers want are kept; in memory if it is not set.
     #[cfg(feature = "http")]
     #[must_use]
-    pub fn tokens(mut self, tokens: impl TokenStore + 'static) -> Self {
-        self.tokens = Some(Arc::new(tokens));
+    pub fn token_store(mut self, store: impl TokenStore + 'static) -> Self {
+        self.token_store = Some(Arc::new(store));
         self
     }
 
@@ -245,7 +248,7 @@ impl SandboxBuilder {
         #[cfg(feature = "http")]
         let shared = crate::http::Shared {
             consent: self.consent,
-            tokens: self.tokens.unwrap_or_else(|| Arc::new(crate::http::MemoryTokens::default())),
+            tokens: self.token_store.unwrap_or_else(|| Arc::new(crate::http::MemoryTokenStore::default())),
             clock: Arc::clone(&clock),
         };
         let counterpart = self.counterpart.unwrap_or_else(|| Arc::new(ByRun));
@@ -306,7 +309,8 @@ impl SandboxBuilder {
         }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
         let taint = Taint::of(audit.untrusted_runs());
-        let mut policies: Vec<Arc<dyn Policy>> = vec![permissions.clone()];
+        let tokens = self.tokens.or_else(|| own_tokens(&permissions));
+        let mut policies = vec![engine(&permissions)?];
         policies.extend(self.policies);
         let sandbox = Sandbox {
             servers,
@@ -315,17 +319,41 @@ impl SandboxBuilder {
             policies,
             audit,
             clock,
-            approver: self.approver,
             pins,
             quota: Quota::default(),
             taint,
             delegations: Delegations::default(),
+            leases: tokens.map(Leases::new),
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
         };
         sandbox.renew();
         Ok(sandbox)
     }
+}
+
+/// Tokens that end with this process, where the permissions want some.
+#[cfg(feature = "tokens")]
+fn own_tokens(permissions: &Permissions) -> Option<Arc<dyn Tokens>> {
+    let wanted = permissions.enforces(crate::permissions::SecurityPolicy::TimeBoundTokens);
+    wanted.then(|| Arc::new(crate::token::BiscuitTokens::generate()) as Arc<dyn Tokens>)
+}
+
+/// The end of the grants as a whole is kept without them too.
+#[cfg(not(feature = "tokens"))]
+fn own_tokens(_permissions: &Permissions) -> Option<Arc<dyn Tokens>> {
+    None
+}
+
+/// What decides by the permissions.
+#[cfg(feature = "cedar")]
+fn engine(permissions: &Arc<Permissions>) -> Result<Arc<dyn Policy>, Error> {
+    Ok(Arc::new(crate::engine::PolicyEngine::shared(Arc::clone(permissions))?))
+}
+
+#[cfg(not(feature = "cedar"))]
+fn engine(permissions: &Arc<Permissions>) -> Result<Arc<dyn Policy>, Error> {
+    Ok(Arc::clone(permissions) as Arc<dyn Policy>)
 }
 
 fn server(
@@ -341,6 +369,9 @@ fn server(
         None => Profile::built_in(name).unwrap_or_default(),
     };
     profile.tools.extend(rules.tools.clone());
+    for tool in profile.tools.values_mut() {
+        tool.private_hosts = rules.private_hosts;
+    }
     let usual = Limits::default();
     let limits = Limits {
         call: rules.timeout_s.map_or(usual.call, Duration::from_secs),

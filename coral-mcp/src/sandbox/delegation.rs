@@ -21,18 +21,21 @@ fn key(caller: &Caller) -> Key {
 }
 
 impl Delegations {
-    pub(super) fn add(&self, parent: &Caller, child: &Caller) -> Result<(), Error> {
+    /// Whether this is new.
+    pub(super) fn add(&self, parent: &Caller, child: &Caller) -> Result<bool, Error> {
         let mut parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
+        let known =
+            parents.get(&key(child)).is_some_and(|of| of.iter().any(|known| key(known) == key(parent)));
+        if known || key(parent) == key(child) {
+            return Ok(false);
+        }
         let count: usize = parents.values().map(Vec::len).sum();
         if count >= MAX {
             let max = u64::try_from(MAX).unwrap_or(u64::MAX);
             return Err(Error::new(ErrorKind::Limit { limit: "delegations".to_owned(), max }));
         }
-        let of = parents.entry(key(child)).or_default();
-        if !of.iter().any(|known| known.agent == parent.agent && known.run == parent.run) {
-            of.push(parent.clone());
-        }
-        Ok(())
+        parents.entry(key(child)).or_default().push(parent.clone());
+        Ok(true)
     }
 
     /// The caller and everyone for whom it acts, near ones first.

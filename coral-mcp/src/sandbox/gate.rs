@@ -3,7 +3,7 @@
 use coral_core::{CallContext, Error, ErrorKind, ToolCall, ToolFault, ToolOutput, digest};
 use serde_json::{Map, Value};
 
-use super::{Approval, Sandbox};
+use super::Sandbox;
 use crate::access::{Access, Decision, Operation, Verdict};
 use crate::audit::{AuditEntry, AuditEvent};
 use crate::catalog::KnownTool;
@@ -57,29 +57,42 @@ impl<'a> Gate<'a> {
         tool: &str,
         known: &KnownTool,
         reading: &Reading,
-        calls_per_minute: Option<u32>,
     ) -> Result<Passed<'a>, Error> {
         let operation = reading.operation;
         let mut retry_after_ms = None;
         let mut decision = self.decision(server, tool, known, reading);
-        if decision.verdict == Verdict::Ask {
-            decision = self.ask(decision.rule, reading).await;
-        }
-        if let Some(limit) = calls_per_minute.filter(|_| decision.is_allowed())
-            && let Err(wait) =
-                self.sandbox.quota.take(&self.cx.caller().agent, server, limit, self.sandbox.clock.now_ms())
+        if decision.verdict == Verdict::Ask
+            && let Some(approval) = self.cx.approval().filter(|approval| approval.covers(self.call))
         {
-            retry_after_ms = Some(wait);
-            decision =
-                Decision::deny(format!("server `{server}` takes {limit} calls a minute from an agent"));
+            decision = Decision::allow(format!(
+                "a person agreed by the answer to question {}; {}",
+                approval.question(),
+                decision.rule
+            ));
+        }
+        if decision.is_allowed() {
+            let sandbox = self.sandbox;
+            let of_tool = known.profile.calls_per_minute;
+            let limits = sandbox.permissions.limits(self.cx.caller(), server, tool, of_tool);
+            if let Err(over) = sandbox.quota.take(&limits, sandbox.clock.now_ms()) {
+                retry_after_ms = over.wait_ms;
+                decision = Decision::deny(over.why);
+            }
         }
         self.record(&decision, Some(operation), &reading.paths).await?;
-        if !decision.is_allowed() {
-            let error = self.denied(Some(operation), &reading.paths, decision.rule);
-            return Err(match retry_after_ms {
-                Some(wait) => error.with_retry_after_ms(wait),
-                None => error,
-            });
+        match decision.verdict {
+            Verdict::Allow => {}
+            Verdict::Ask => {
+                let reason = decision.rule;
+                return Err(Error::new(ErrorKind::NeedsApproval { tool: self.name(), reason }));
+            }
+            Verdict::Deny => {
+                let error = self.denied(Some(operation), &reading.paths, decision.rule);
+                return Err(match retry_after_ms {
+                    Some(wait) => error.with_retry_after_ms(wait),
+                    None => error,
+                });
+            }
         }
         let entry = Some(self.entry());
         Ok(Passed { sandbox: self.sandbox, entry, began_ms: self.sandbox.clock.now_ms() })
@@ -96,7 +109,11 @@ impl<'a> Gate<'a> {
         let caller = self.cx.caller();
         let untrusted = self.sandbox.taint.source(&caller.run);
         let access = Access {
+            named: reading.named.as_deref(),
+            raised: reading.raised,
             paths: &reading.paths,
+            programs: &reading.programs,
+            hosts: &reading.hosts,
             recursive: known.profile.recursive,
             arguments: Some(&reading.arguments),
             untrusted: untrusted.as_deref(),
@@ -135,30 +152,20 @@ impl<'a> Gate<'a> {
                 }
             }
         }
-        strictest.unwrap_or_else(|| Decision::deny("there is no policy"))
-    }
-
-    async fn ask(&self, rule: String, reading: &Reading) -> Decision {
-        let Some(approver) = &self.sandbox.approver else {
-            return Decision::deny(format!("{rule}, and nobody can be asked"));
-        };
-        let arguments = Value::Object(reading.arguments.clone());
-        let digest = match digest(&(&self.call.name, &arguments)) {
-            Ok(digest) => digest,
-            Err(error) => return Decision::deny(format!("{rule}, and the question failed: {error}")),
-        };
-        let question = Approval {
-            caller: self.cx.caller().clone(),
-            tool: self.call.name.clone(),
-            arguments,
-            digest,
-            rule: rule.clone(),
-        };
-        match approver.approve(&question).await {
-            Ok(true) => Decision::allow(format!("a person agreed to {}; {rule}", question.digest)),
-            Ok(false) => Decision::deny(format!("a person refused; {rule}")),
-            Err(error) => Decision::deny(format!("{rule}, and nobody could be asked: {error}")),
+        let decision = strictest.unwrap_or_else(|| Decision::deny("there is no policy"));
+        if decision.verdict == Verdict::Deny {
+            return decision;
         }
+        // What the policies allow must be in the hand of each too.
+        for principal in sandbox.delegations.principals(access.caller) {
+            if let Err(why) = sandbox.check_token(&Access { caller: &principal, ..*access }) {
+                return Decision::deny(match principal.agent == access.caller.agent {
+                    true => why,
+                    false => format!("for `{}`, on whose behalf this is: {why}", principal.agent),
+                });
+            }
+        }
+        decision
     }
 
     /// The tool's name, fit to be shown and stored.

@@ -63,10 +63,12 @@ async fn nothing_in_an_argument_is_run() {
         assert_eq!(Desk::ok(said), format!("exit code 0\n--- stdout\n{attack}\n"));
     }
     assert!(!desk.project().join("src/pwned").exists());
-    for program in ["sh", "/bin/sh", "echo; sh", "../../bin/sh", ""] {
+    for program in ["sh", "/bin/sh", "echo; sh", "../../bin/sh"] {
         let said = desk.call("dev", "commands__run", json!({"program": program, "cwd": "src"})).await;
         assert!(Desk::failed(said).contains("not among the programs"), "{program}");
     }
+    let nothing = desk.call("dev", "commands__run", json!({"program": "", "cwd": "src"})).await;
+    assert!(Desk::denied(nothing).contains("not a program"));
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ async fn a_deputy_does_not_lend_its_rights() {
         arguments: json!({"path": "src/x", "content": "x"}),
     };
     assert!(desk.tools.explain(&call, &elsewhere).await.unwrap().is_allowed());
-    desk.tools.forget_run("");
+    desk.tools.forget("");
     Desk::ok(write().await);
 }
 

@@ -103,6 +103,15 @@ impl Desk {
         }
     }
 
+    /// The reason why a person must be asked.
+    #[track_caller]
+    pub(crate) fn asked(result: Result<ToolOutput, Error>) -> String {
+        match result.unwrap_err().kind() {
+            ErrorKind::NeedsApproval { reason, .. } => reason.clone(),
+            other => panic!("not a question: {other:?}"),
+        }
+    }
+
     /// The words of a tool that must fail.
     #[track_caller]
     pub(crate) fn failed(result: Result<ToolOutput, Error>) -> String {

@@ -306,7 +306,7 @@ async fn a_poisoned_result_does_not_lead_to_a_write() {
         let result = desk.call(agent, "filesystem__write_file", write.clone()).await;
         assert_eq!(result.is_ok(), agent == "free", "{agent}");
         if agent == "dev" {
-            assert!(Desk::denied(result).contains("`evil__echo`"));
+            assert!(Desk::asked(result).contains("`evil__echo`"));
             assert!(!desk.project().join("src/pwned.rs").exists());
         }
     }
@@ -319,7 +319,7 @@ async fn a_mark_on_a_run_outlives_the_process() {
     let audit = std::sync::Arc::clone(&first.audit);
     let second = Desk::with(PERMISSIONS, |b| b.servers(evil("good")).audit(audit)).await;
     let write = json!({"path": "src/pwned.rs", "content": "x"});
-    Desk::denied(second.call("dev", "filesystem__write_file", write).await);
+    Desk::asked(second.call("dev", "filesystem__write_file", write).await);
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ mod config;
 mod conformance;
 mod delegation;
 mod desk;
+#[cfg(feature = "cedar")]
+mod engine;
 mod evil;
 mod filesystem;
 #[cfg(target_os = "linux")]

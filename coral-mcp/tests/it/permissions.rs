@@ -1,8 +1,7 @@
 use std::sync::Arc;
 
-use async_trait::async_trait;
-use coral_core::{Caller, Category, Error, ErrorKind, ManualClock, Toolbox};
-use coral_mcp::{Access, Approval, Approver, Operation, Permissions, Policy, Verdict};
+use coral_core::{Approval, CallContext, Caller, Category, ErrorKind, ManualClock, ToolCall, Toolbox};
+use coral_mcp::{Access, AuditEvent, Operation, Permissions, Policy, Verdict};
 use serde_json::json;
 
 use crate::desk::{Desk, PERMISSIONS};
@@ -200,35 +199,41 @@ fn what_is_not_yaml_of_this_shape_is_told_with_its_line() {
     }
 }
 
-struct Person(bool);
-
-#[async_trait]
-impl Approver for Person {
-    async fn approve(&self, question: &Approval) -> Result<bool, Error> {
-        assert_eq!(question.tool, "filesystem__write_file");
-        assert_eq!(question.arguments["path"], "src/x", "the canonical path is shown");
-        assert_eq!(question.digest.len(), 64);
-        Ok(self.0)
-    }
-}
-
 #[tokio::test]
 async fn a_person_is_asked_where_a_rule_wants_it() {
     let asking = PERMISSIONS.replace(
         "paths: [\"/project/src\", \"/project/tests\"]",
         "paths: [\"/project/src\"]\n      ask: [{operations: [write]}]",
     );
-    let write = json!({"path": "/project/./src/x", "content": "x"});
-    for (answer, written) in [(Some(true), true), (Some(false), false), (None, false)] {
-        let desk = Desk::with(&asking, |b| match answer {
-            Some(answer) => b.approver(Person(answer)),
-            None => b,
-        })
-        .await;
-        let result = desk.call("backend_developer", "filesystem__write_file", write.clone()).await;
-        assert_eq!(result.is_ok(), written, "{answer:?}");
-        assert_eq!(desk.project().join("src/x").exists(), written);
-    }
+    let desk = Desk::new(&asking).await;
+    let write = |content: &str| ToolCall {
+        id: "1".into(),
+        name: "filesystem__write_file".into(),
+        arguments: json!({"path": "/project/./src/x", "content": content}),
+    };
+    let cx = CallContext::new(Caller::agent("backend_developer"));
+    let error = desk.tools.call(&write("x"), &cx).await.unwrap_err();
+    let ErrorKind::NeedsApproval { tool, reason } = error.kind() else { panic!("{error}") };
+    assert_eq!(tool, "filesystem__write_file");
+    assert!(reason.starts_with("a person must agree, by the `ask` rule at permissions.yaml:"), "{reason}");
+    assert!(!desk.project().join("src/x").exists());
+    assert_eq!(desk.decided(Verdict::Ask), 1);
+    // An approval of this very call, and of no other.
+    let approved = cx.with_approval(Approval::new(write("x"), "question-7"));
+    let other = desk.tools.call(&write("y"), &approved).await.unwrap_err();
+    assert!(matches!(other.kind(), ErrorKind::NeedsApproval { .. }), "{other}");
+    Desk::ok(desk.tools.call(&write("x"), &approved).await);
+    assert_eq!(desk.read("src/x"), "x");
+    let allowed = desk.audit.records().into_iter().find_map(|record| match record.entry.event {
+        AuditEvent::Decided { verdict: Verdict::Allow, rule, .. } => Some(rule),
+        _ => None,
+    });
+    assert!(allowed.unwrap().starts_with("a person agreed by the answer to question question-7; "));
+    // What is refused stays refused, whoever approves it.
+    let refused = ToolCall { arguments: json!({"path": "docs/x", "content": "x"}), ..write("x") };
+    let cx = CallContext::new(Caller::agent("backend_developer"));
+    let cx = cx.with_approval(Approval::new(refused.clone(), "question-8"));
+    Desk::denied(desk.tools.call(&refused, &cx).await);
 }
 
 #[tokio::test]
@@ -241,7 +246,7 @@ async fn a_policy_of_the_embedder_narrows_and_never_widens() {
         fn may_reach(&self, _: &Caller, _: &str, _: u64) -> bool {
             true
         }
-        fn may_see(&self, _: &Caller, _: &str, _: &str, _: Operation, _: u64) -> bool {
+        fn may_see(&self, _: &Access<'_>) -> bool {
             true
         }
     }

@@ -40,7 +40,7 @@ servers:
   memory: {{ write: ["/project/db"], {read} }}
   git: {{ write: ["/project/src"], {read} }}
   sqlite: {{ write: ["/project/db"], {read} }}
-  fetch: {{ network: true, {read} }}
+  fetch: {{ network: true, private_hosts: true, {read} }}
   time: {{ {read} }}
 "#
     )

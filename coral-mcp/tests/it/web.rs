@@ -10,7 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coral_core::{CallContext, Caller, Error, ToolCall, ToolFault, Toolbox};
 use coral_mcp::{
-    Consent, ConsentRequest, LoopbackConsent, MemoryTokens, SandboxBuilder, Servers, TokenStore, Variables,
+    Consent, ConsentRequest, LoopbackConsent, MemoryTokenStore, SandboxBuilder, Servers, TokenStore,
+    Variables,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -239,12 +240,12 @@ impl Consent for Refuses {
 #[tokio::test]
 async fn tokens_are_had_by_consent_kept_refreshed_and_hidden() {
     let web = Web::start();
-    let kept = Arc::new(MemoryTokens::default());
+    let kept = Arc::new(MemoryTokenStore::default());
     let desk = web.desk("oauth", json!({}), |b| b).await;
     assert!(desk.call("dev", "web__echo", json!({})).await.is_err(), "nobody can be asked");
 
     let consent = browser().await;
-    let desk = web.desk("oauth", json!({}), |b| b.consent(consent).tokens(Kept(kept.clone()))).await;
+    let desk = web.desk("oauth", json!({}), |b| b.consent(consent).token_store(Kept(kept.clone()))).await;
     assert!(said(&desk).await.contains("with [secret] and"), "the token is not shown");
     assert_eq!(web.log().matches("GET /authorize").count(), 1);
     // The server forgets its tokens: the next call has another, without a word to anybody.
@@ -254,13 +255,13 @@ async fn tokens_are_had_by_consent_kept_refreshed_and_hidden() {
     assert_eq!(web.log().matches("POST /token").count(), 2);
 
     // Another process finds what was kept, and asks nobody.
-    let desk = web.desk("oauth", json!({}), |b| b.consent(Refuses).tokens(Kept(kept.clone()))).await;
+    let desk = web.desk("oauth", json!({}), |b| b.consent(Refuses).token_store(Kept(kept.clone()))).await;
     assert!(said(&desk).await.contains("with [secret] and"));
     // Under another address the same name has no token.
     let servers =
         Servers::default().http("web", format!("http://localhost:{}/oauth", web.port), None).unwrap();
     let store = Kept(kept.clone());
-    let there = Desk::with(PERMISSIONS, |b| b.servers(servers).consent(Refuses).tokens(store)).await;
+    let there = Desk::with(PERMISSIONS, |b| b.servers(servers).consent(Refuses).token_store(store)).await;
     let sent = web.log().matches("token-number").count();
     assert!(there.call("dev", "web__echo", json!({})).await.is_err());
     assert_eq!(web.log().matches("token-number").count(), sent);
@@ -278,7 +279,7 @@ async fn a_server_lures_nobody_to_the_services_of_a_machine() {
 }
 
 /// A store that two sandboxes share.
-struct Kept(Arc<MemoryTokens>);
+struct Kept(Arc<MemoryTokenStore>);
 
 #[async_trait]
 impl TokenStore for Kept {

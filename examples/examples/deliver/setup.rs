@@ -9,7 +9,7 @@ use coral_core::{
     Brief, Caller, ChatModel, Error, Event, GraphData, Journal, Program, RunFilter, Runner, StartOptions,
 };
 use coral_llm::from_vars;
-use coral_mcp::{Access, Decision, FileAudit, Operation, Permissions, Policy, Sandbox};
+use coral_mcp::{Access, Decision, FileAudit, Permissions, Policy, Sandbox};
 use coral_state::SqliteJournal;
 use serde_json::Value;
 
@@ -182,14 +182,7 @@ impl Policy for KeepOut {
         true
     }
 
-    fn may_see(
-        &self,
-        _caller: &Caller,
-        _server: &str,
-        _tool: &str,
-        _operation: Operation,
-        _now_ms: u64,
-    ) -> bool {
+    fn may_see(&self, _access: &Access<'_>) -> bool {
         true
     }
 }

@@ -1,0 +1,67 @@
+//! What a call may still use, where one call of a layer is several of a model.
+
+use coral_core::{CallContext, ChatRequest, ChatResponse, ModelInfo, Usage, Usd};
+
+/// What is left of the budget of a call.
+///
+/// The engine reserves the worst case of one call, in the terms in which it is reckoned here too: the bytes of the
+/// request as its tokens, and the limit of output. What the first try did not use of it is there for the next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Purse {
+    usd: Option<Usd>,
+    tokens: Option<u64>,
+}
+
+/// Output tokens that suffice where neither the request sets a limit nor the budget allows the model's own.
+pub(crate) const ROOM: u64 = 8_000;
+
+impl Purse {
+    pub(crate) fn of(cx: &CallContext) -> Self {
+        let budget = cx.budget();
+        Purse { usd: budget.usd, tokens: budget.tokens }
+    }
+
+    /// What is left, where money is limited.
+    pub(crate) fn usd(&self) -> Option<Usd> {
+        self.usd
+    }
+
+    /// What is left, where tokens are limited.
+    pub(crate) fn tokens(&self) -> Option<u64> {
+        self.tokens
+    }
+
+    /// Takes out what a call used.
+    pub(crate) fn spend(&mut self, response: &ChatResponse) {
+        self.usd = self.usd.map(|left| left.saturating_sub(response.cost.unwrap_or_default()));
+        self.tokens = self.tokens.map(|left| left.saturating_sub(response.usage.total_tokens()));
+    }
+
+    /// The limit of output with which a call of `request` stays within the budget: `Some(None)` if it needs none of
+    /// its own, `None` if it does not fit. A smaller limit than the model's is set only where the request has none.
+    #[expect(clippy::option_option, reason = "three answers: as it is, with a limit, not at all")]
+    pub(crate) fn output_limit(&self, info: &ModelInfo, request: &ChatRequest) -> Option<Option<u32>> {
+        // What answers offline is reserved nothing, and uses nothing.
+        if info.offline || (self.usd.is_none() && self.tokens.is_none()) {
+            return Some(None);
+        }
+        let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
+        let own = request.max_output_tokens.map(u64::from).into_iter().chain(info.max_output_tokens).min();
+        if own.is_some_and(|output| self.holds(info, input_tokens, output)) {
+            return Some(None);
+        }
+        let smaller = ROOM.min(own.unwrap_or(ROOM));
+        let may_be_less = request.max_output_tokens.is_none() && self.holds(info, input_tokens, smaller);
+        may_be_less.then(|| u32::try_from(smaller).ok())
+    }
+
+    fn holds(&self, info: &ModelInfo, input_tokens: u64, output_tokens: u64) -> bool {
+        let tokens = input_tokens.saturating_add(output_tokens);
+        let usd = info.price_at(input_tokens).map(|mut price| {
+            price.input = price.input.max(price.cache_write);
+            price.cost(&Usage { input_tokens, output_tokens, ..Usage::default() })
+        });
+        self.tokens.is_none_or(|left| tokens <= left)
+            && self.usd.is_none_or(|left| usd.is_some_and(|usd| usd <= left))
+    }
+}

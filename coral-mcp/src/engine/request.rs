@@ -1,0 +1,166 @@
+//! A call as a Cedar request.
+
+use std::collections::HashSet;
+
+use cedar_policy::{
+    Context, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy as CedarRule, PolicyId, Request,
+    RestrictedExpression,
+};
+use coral_core::Error;
+use serde_json::{Map, Value};
+
+use super::{Found, PolicyEngine, compile};
+use crate::access::Access;
+use crate::path::ProjectPath;
+
+/// Deeper values than this are not shown to policies.
+const MAX_DEPTH: usize = 8;
+
+/// The types of entities, read once.
+pub(super) struct Names {
+    agent: EntityTypeName,
+    category: EntityTypeName,
+    action: EntityTypeName,
+    path: EntityTypeName,
+    dir: EntityTypeName,
+    reach: EntityTypeName,
+    tool: EntityTypeName,
+    server: EntityTypeName,
+    pub(super) baseline: CedarRule,
+}
+
+impl Names {
+    pub(super) fn new() -> Result<Self, Error> {
+        let name = |text: &str| {
+            text.parse::<EntityTypeName>().map_err(|error| Error::invalid("entity type", error.to_string()))
+        };
+        let baseline = CedarRule::from_json(Some(PolicyId::new("baseline")), compile::baseline())
+            .map_err(|error| Error::invalid("permissions", error.to_string()))?;
+        Ok(Names {
+            agent: name("Agent")?,
+            category: name("Category")?,
+            action: name("Action")?,
+            path: name("Path")?,
+            dir: name("Dir")?,
+            reach: name("Reach")?,
+            tool: name("Tool")?,
+            server: name("Server")?,
+            baseline,
+        })
+    }
+}
+
+fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+}
+
+/// What the requests of one call share.
+pub(super) struct Requests<'a> {
+    engine: &'a PolicyEngine,
+    access: &'a Access<'a>,
+    tool: String,
+}
+
+impl<'a> Requests<'a> {
+    pub(super) fn new(engine: &'a PolicyEngine, access: &'a Access<'a>) -> Self {
+        Requests { engine, access, tool: format!("{}__{}", access.server, access.tool) }
+    }
+
+    /// The request for one path of the call, or for its tool if it has none.
+    pub(super) fn at(
+        &self,
+        path: Option<&ProjectPath>,
+        found: &Found,
+    ) -> Result<(Request, Entities), String> {
+        let (names, access) = (&self.engine.names, self.access);
+        let class = uid(&names.action, access.operation.as_str());
+        let action = access.named.map_or_else(|| class.clone(), |name| uid(&names.action, name));
+        let principal = uid(&names.agent, &access.caller.agent);
+        let category = uid(&names.category, access.caller.category.as_str());
+        let server = uid(&names.server, access.server);
+        let tool = uid(&names.tool, &self.tool);
+        let mut above = HashSet::from([server]);
+        let resource = match path {
+            None => tool,
+            Some(path) => {
+                above.insert(tool);
+                above.extend(found.dirs.iter().map(|dir| uid(&names.dir, &shown(dir))));
+                above.extend(found.reached.iter().map(|place| uid(&names.reach, place)));
+                uid(&names.path, &path.to_string())
+            }
+        };
+        let mut entities = vec![
+            Entity::new_no_attrs(principal.clone(), HashSet::from([category])),
+            Entity::new_no_attrs(resource.clone(), above),
+        ];
+        if access.named.is_some() {
+            entities.push(Entity::new_no_attrs(action.clone(), HashSet::from([class])));
+        }
+        let entities = Entities::from_entities(entities, None).map_err(|error| error.to_string())?;
+        let context = Context::from_pairs(self.context(found)).map_err(|error| error.to_string())?;
+        let request = Request::new(principal, action, resource, context, None).map_err(|e| e.to_string())?;
+        Ok((request, entities))
+    }
+
+    fn context(&self, found: &Found) -> Vec<(String, RestrictedExpression)> {
+        let access = self.access;
+        let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
+        let number = |n: u64| RestrictedExpression::new_long(i64::try_from(n).unwrap_or(i64::MAX));
+        let truth = RestrictedExpression::new_bool;
+        let mut pairs = vec![
+            ("server".to_owned(), text(access.server)),
+            ("tool".to_owned(), text(access.tool)),
+            ("project".to_owned(), text(&access.caller.project)),
+            ("phase".to_owned(), text(&access.caller.phase)),
+            ("now".to_owned(), number(access.now_ms)),
+            ("minute".to_owned(), number(access.now_ms / 60_000 % 1_440)),
+            ("recursive".to_owned(), truth(access.recursive)),
+            ("raised".to_owned(), truth(access.raised)),
+            ("untrusted".to_owned(), truth(access.untrusted.is_some())),
+            ("programs".to_owned(), texts(access.programs)),
+            ("hosts".to_owned(), texts(access.hosts)),
+            ("facts".to_owned(), RestrictedExpression::new_set(found.facts.iter().map(|fact| text(fact)))),
+        ];
+        if self.engine.custom.iter().any(|c| c.uses.arguments && c.concerns(access.caller)) {
+            let none = Map::new();
+            let arguments = record(access.arguments.unwrap_or(&none), MAX_DEPTH);
+            pairs.extend(arguments.map(|arguments| ("arguments".to_owned(), arguments)));
+        }
+        pairs
+    }
+}
+
+fn texts(texts: &[String]) -> RestrictedExpression {
+    RestrictedExpression::new_set(texts.iter().map(|text| RestrictedExpression::new_string(text.clone())))
+}
+
+fn shown(relative: &str) -> String {
+    if relative.is_empty() {
+        crate::path::VIRTUAL_ROOT.to_owned()
+    } else {
+        format!("{}/{relative}", crate::path::VIRTUAL_ROOT)
+    }
+}
+
+fn record(map: &Map<String, Value>, depth: usize) -> Option<RestrictedExpression> {
+    let pairs = map.iter().filter_map(|(key, value)| Some((key.clone(), expression(value, depth)?)));
+    RestrictedExpression::new_record(pairs).ok()
+}
+
+/// A value as policies see it; what Cedar has no type for is text, and what is null is not there.
+fn expression(value: &Value, depth: usize) -> Option<RestrictedExpression> {
+    let depth = depth.checked_sub(1)?;
+    match value {
+        Value::Null => None,
+        Value::Bool(truth) => Some(RestrictedExpression::new_bool(*truth)),
+        Value::Number(number) => Some(match number.as_i64() {
+            Some(whole) => RestrictedExpression::new_long(whole),
+            None => RestrictedExpression::new_string(number.to_string()),
+        }),
+        Value::String(text) => Some(RestrictedExpression::new_string(text.clone())),
+        Value::Array(items) => {
+            Some(RestrictedExpression::new_set(items.iter().filter_map(|item| expression(item, depth))))
+        }
+        Value::Object(map) => record(map, depth),
+    }
+}

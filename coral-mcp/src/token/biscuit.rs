@@ -1,0 +1,304 @@
+//! Tokens as Biscuits: signed blocks of Datalog, each of which can only add conditions.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use biscuit_auth::builder::{AuthorizerBuilder, BiscuitBuilder, BlockBuilder, Term};
+use biscuit_auth::{AuthorizerLimits, Biscuit, KeyPair, PublicKey};
+use coral_core::{Caller, Error};
+use serde::{Deserialize, Serialize};
+
+use super::{Token, TokenRight, TokenTerms, Tokens};
+use crate::access::Access;
+
+/// A longer token is not read.
+const MAX: usize = 256 * 1_024;
+/// Tokens and answers that are kept; when there are more, all are forgotten.
+const MAX_TOKENS: usize = 1_024;
+const MAX_ANSWERS: usize = 8_192;
+/// How long the conditions of one token may be looked at: a holder can add any.
+const MAX_TIME: Duration = Duration::from_millis(500);
+/// Stands for no path in the place of directories.
+const NOWHERE: &str = "-";
+
+/// What each block says of itself, signed with it.
+#[derive(Serialize, Deserialize)]
+struct Label {
+    holder: String,
+    of: String,
+    run: String,
+    until_ms: u64,
+}
+
+/// A token that was read: its signatures are good.
+struct Read {
+    biscuit: Biscuit,
+    labels: Vec<Label>,
+}
+
+/// [`Tokens`] as [Biscuits](https://www.biscuitsec.org): a chain of blocks, each signed with a key
+/// that the block before made for it. Whoever holds a token can add a block, nobody can take one
+/// away.
+///
+/// ```
+/// use coral_core::Caller;
+/// use coral_mcp::{Access, BiscuitTokens, Operation, TokenRight, TokenTerms, Tokens};
+///
+/// let tokens = BiscuitTokens::generate();
+/// let (parent, child) = (Caller::agent("backend_developer"), Caller::agent("qa_testing"));
+/// let terms = |of: &str, path: &str| TokenTerms {
+///     of: of.to_owned(),
+///     rights: vec![TokenRight { paths: vec![path.parse().unwrap()], ..TokenRight::everything() }],
+///     until_ms: 60_000,
+/// };
+/// let token = tokens.issue(&parent, &terms("backend_developer", "src"))?;
+/// // The child's own rights are wider, and gain it nothing.
+/// let token = tokens.narrow(&token, &child, &terms("qa_testing", "/project"))?;
+///
+/// // Checked elsewhere, with the public key alone.
+/// let elsewhere = BiscuitTokens::verifier(&tokens.public_key())?;
+/// let check = |path: &str, now_ms| {
+///     let paths = [path.parse().unwrap()];
+///     let access = Access::new(&child, "filesystem", "read_file", Operation::Read);
+///     elsewhere.check(&token, &access.on(&paths).at_ms(now_ms))
+/// };
+/// assert!(check("src/main.rs", 0).is_ok());
+/// assert!(check("docs/plan.md", 0).is_err());
+/// assert!(check("src/main.rs", 60_000).is_err());
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+pub struct BiscuitTokens {
+    /// The key that signs first blocks; none where tokens are only checked and narrowed.
+    root: Option<KeyPair>,
+    public: PublicKey,
+    known: Mutex<HashMap<Token, Arc<Read>>>,
+    /// Calls that a token allowed, and from when to when.
+    allowed: Mutex<HashMap<String, (u64, u64)>>,
+}
+
+impl fmt::Debug for BiscuitTokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BiscuitTokens({})", self.public_key())
+    }
+}
+
+fn failed(error: impl fmt::Display) -> Error {
+    Error::invalid("capability token", error.to_string())
+}
+
+impl BiscuitTokens {
+    /// A new key from the system's randomness: its tokens end with this process.
+    pub fn generate() -> Self {
+        let root = KeyPair::new();
+        BiscuitTokens::with(root.public(), Some(root))
+    }
+
+    /// The key of another process, to check and narrow its tokens.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for what is not a key.
+    pub fn verifier(public_key: &str) -> Result<Self, Error> {
+        Ok(BiscuitTokens::with(public_key.parse().map_err(failed)?, None))
+    }
+
+    fn with(public: PublicKey, root: Option<KeyPair>) -> Self {
+        BiscuitTokens { root, public, known: Mutex::default(), allowed: Mutex::default() }
+    }
+
+    /// The key that checks the tokens, such as `ed25519/…`. It is no secret.
+    pub fn public_key(&self) -> String {
+        self.public.to_string()
+    }
+
+    fn read(&self, token: &Token) -> Result<Arc<Read>, String> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(read) = known.get(token) {
+            return Ok(Arc::clone(read));
+        }
+        if token.0.len() > MAX {
+            return Err(format!("the token is longer than {MAX} bytes"));
+        }
+        let biscuit = Biscuit::from_base64(token.0.as_ref(), self.public)
+            .map_err(|error| format!("the token is not one of this key: {error}"))?;
+        let label = |context: Option<String>| serde_json::from_str(context.as_deref()?).ok();
+        let labels = biscuit.context().into_iter().map(label).collect::<Option<Vec<Label>>>();
+        let labels = labels.ok_or("a block of the token does not say whose it is")?;
+        let read = Arc::new(Read { biscuit, labels });
+        if known.len() >= MAX_TOKENS {
+            known.clear();
+        }
+        known.insert(token.clone(), Arc::clone(&read));
+        Ok(read)
+    }
+}
+
+fn text(text: &str) -> Term {
+    Term::Str(text.to_owned())
+}
+
+fn set<'a>(texts: impl Iterator<Item = &'a str>) -> Term {
+    Term::Set(texts.map(text).collect::<BTreeSet<Term>>())
+}
+
+fn number(ms: u64) -> Term {
+    Term::Integer(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// The conditions of one block: code with holes, and what stands in them, so that no name can be
+/// taken for code.
+fn conditions(holder: &Caller, terms: &TokenTerms) -> (String, HashMap<String, Term>) {
+    let mut holes =
+        HashMap::from([("run".to_owned(), text(&holder.run)), ("until".to_owned(), number(terms.until_ms))]);
+    let mut alternatives = Vec::new();
+    for (i, TokenRight { servers, operations, named, paths }) in terms.rights.iter().enumerate() {
+        let mut alternative = format!("operation($o), {{o{i}}}.contains($o), dir($d), {{d{i}}}.contains($d)");
+        if !servers.iter().any(|server| server == "*") {
+            alternative.push_str(&format!(", server($s), {{s{i}}}.contains($s)"));
+            holes.insert(format!("s{i}"), set(servers.iter().map(String::as_str)));
+        }
+        // A class can't be taken for a name: they are spelled apart.
+        let names: Vec<String> = named.iter().map(|name| format!("named {name}")).collect();
+        let classes = operations.iter().map(|operation| operation.as_str());
+        holes.insert(format!("o{i}"), set(classes.chain(names.iter().map(String::as_str))));
+        let dirs: Vec<String> = paths.iter().map(ToString::to_string).collect();
+        holes.insert(format!("d{i}"), set(dirs.iter().map(String::as_str).chain([NOWHERE])));
+        alternatives.push(alternative);
+    }
+    let rights = if alternatives.is_empty() { "false".to_owned() } else { alternatives.join(" or ") };
+    let code = format!("check if run({{run}}); check if now($n), $n < {{until}}; check if {rights};");
+    (code, holes)
+}
+
+fn label(holder: &Caller, terms: &TokenTerms) -> Result<String, Error> {
+    let label = Label {
+        holder: holder.agent.to_string(),
+        of: terms.of.clone(),
+        run: holder.run.to_string(),
+        until_ms: terms.until_ms,
+    };
+    serde_json::to_string(&label).map_err(failed)
+}
+
+impl Tokens for BiscuitTokens {
+    fn issue(&self, holder: &Caller, terms: &TokenTerms) -> Result<Token, Error> {
+        let root = self.root.as_ref().ok_or_else(|| {
+            failed("there is no key to sign with").with_help("issue tokens where the key was made")
+        })?;
+        let (code, holes) = conditions(holder, terms);
+        let biscuit = BiscuitBuilder::new()
+            .code_with_params(code, holes, HashMap::new())
+            .map_err(failed)?
+            .context(label(holder, terms)?)
+            .build(root)
+            .map_err(failed)?;
+        Ok(Token::new(biscuit.to_base64().map_err(failed)?))
+    }
+
+    fn narrow(&self, token: &Token, holder: &Caller, terms: &TokenTerms) -> Result<Token, Error> {
+        let read = self.read(token).map_err(failed)?;
+        let (code, holes) = conditions(holder, terms);
+        let block = BlockBuilder::new()
+            .code_with_params(code, holes, HashMap::new())
+            .map_err(failed)?
+            .context(label(holder, terms)?);
+        let biscuit = read.biscuit.append(block).map_err(failed)?;
+        Ok(Token::new(biscuit.to_base64().map_err(failed)?))
+    }
+
+    fn holds_rights_of(&self, token: &Token) -> Result<Vec<String>, Error> {
+        let read = self.read(token).map_err(failed)?;
+        Ok(read.labels.iter().map(|label| label.of.clone()).collect())
+    }
+
+    fn check(&self, token: &Token, access: &Access<'_>) -> Result<(), String> {
+        let read = self.read(token)?;
+        let holder = read.labels.last().map(|label| label.holder.as_str()).unwrap_or_default();
+        if holder != access.caller.agent.as_ref() {
+            return Err(format!("the token is in the hand of `{holder}`"));
+        }
+        let until_ms = read.labels.iter().map(|label| label.until_ms).min().unwrap_or(0);
+        if access.now_ms >= until_ms {
+            return Err(format!("the token ended at {}", coral_core::rfc3339(until_ms)));
+        }
+        let key = key(token, access);
+        let kept = self.allowed.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
+        if kept.is_some_and(|(from, until)| (from..until).contains(&access.now_ms)) {
+            return Ok(());
+        }
+        for path in crate::permissions::places(access) {
+            let mut builder = AuthorizerBuilder::new()
+                .set_limits(AuthorizerLimits { max_time: MAX_TIME, ..AuthorizerLimits::default() });
+            let mut code = "run({run}); now({now}); server({server}); operation({class}); ".to_owned();
+            let mut holes = HashMap::from([
+                ("run".to_owned(), text(&access.caller.run)),
+                ("now".to_owned(), number(access.now_ms)),
+                ("server".to_owned(), text(access.server)),
+                ("class".to_owned(), text(access.operation.as_str())),
+            ]);
+            if let Some(name) = access.named.filter(|_| !access.raised) {
+                code.push_str("operation({named}); ");
+                holes.insert("named".to_owned(), text(&format!("named {name}")));
+            }
+            let whole = path.map_or_else(|| NOWHERE.to_owned(), ToString::to_string);
+            let mut dir = Some(whole.as_str());
+            let mut i = 0;
+            while let Some(now) = dir.filter(|dir| !dir.is_empty()) {
+                code.push_str(&format!("dir({{d{i}}}); "));
+                holes.insert(format!("d{i}"), text(now));
+                dir = now.rsplit_once('/').map(|(above, _)| above);
+                i += 1;
+            }
+            code.push_str("allow if true;");
+            builder = builder.code_with_params(code, holes, HashMap::new()).map_err(|e| e.to_string())?;
+            let mut authorizer = builder.build(&read.biscuit).map_err(|error| error.to_string())?;
+            authorizer.authorize().map_err(|_| match path {
+                Some(path) => format!("the token does not allow `{}` on `{path}`", access.operation),
+                None => format!("the token does not allow `{}` at `{}`", access.operation, access.server),
+            })?;
+        }
+        // A holder's own blocks may look at the clock too, so what they allow is not kept: only
+        // blocks made here are known to depend on the time by their end alone.
+        if self.root.is_some() && self.is_ours(&read) {
+            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+            if allowed.len() >= MAX_ANSWERS {
+                allowed.clear();
+            }
+            allowed.insert(key, (access.now_ms, until_ms));
+        }
+        Ok(())
+    }
+}
+
+impl BiscuitTokens {
+    /// Whether every block has the shape of those made here: three conditions and no more.
+    fn is_ours(&self, read: &Read) -> bool {
+        (0..read.biscuit.block_count()).all(|i| {
+            read.biscuit.print_block_source(i).is_ok_and(|code| {
+                code.lines().filter(|line| !line.trim().is_empty()).count() == 3
+                    && code.lines().all(|line| line.trim().is_empty() || line.starts_with("check if "))
+                    && code.matches("now(").count() == 1
+            })
+        })
+    }
+}
+
+fn key(token: &Token, access: &Access<'_>) -> String {
+    let mut key = String::with_capacity(token.0.len() + 128);
+    for part in [
+        token.expose(),
+        &access.caller.run,
+        access.server,
+        access.operation.as_str(),
+        access.named.filter(|_| !access.raised).unwrap_or_default(),
+    ] {
+        key.push_str(part);
+        key.push('\n');
+    }
+    for path in access.paths {
+        key.push_str(path.relative());
+        key.push('\n');
+    }
+    key
+}
