@@ -12,10 +12,10 @@ use self::answer::{Answer, normal, refuse};
 use crate::agent::{Agent, HandoffDraft};
 use crate::context::AgentContext;
 use crate::error::{AgentError, Error, ErrorKind};
-use crate::model::{ChatRequest, Message, Part, StopReason, ToolChoice};
+use crate::model::{ChatRequest, Message, OutputFormat, Part, StopReason, ToolChoice};
 use crate::prompt::{
     ASK_FOR_SUMMARY, Compacted, Compiled, ContextQuery, Conversation, Fitted, Partials, PromptInput,
-    PromptService, PromptUse, RenderedPrompt,
+    PromptService, PromptUse, RenderedPrompt, Section, SectionPart,
 };
 use crate::spec::AgentSpec;
 use crate::task::{MessageType, Report, Task};
@@ -94,7 +94,8 @@ impl PromptAgent {
             input.context.entry(source.name().to_owned()).or_insert(Value::Null);
         }
         let used = self.choose(&input.step, self.context_tokens(input.context_tokens));
-        self.make(used, input)
+        let format = self.answer.format(&self.spec.in_phase(&input.task.phase), false);
+        self.make(used, input, &format)
     }
 
     fn choose(&self, step: &str, context_tokens: Option<u64>) -> PromptUse {
@@ -108,20 +109,27 @@ impl PromptAgent {
         known.into_iter().chain(self.prompts.fit_policy().context_tokens).min()
     }
 
-    fn make(&self, used: PromptUse, input: PromptInput) -> Result<RenderedPrompt, Error> {
+    /// `format` is that of the answers, which takes room too.
+    fn make(
+        &self,
+        used: PromptUse,
+        input: PromptInput,
+        format: &OutputFormat,
+    ) -> Result<RenderedPrompt, Error> {
         let compiled = self.prompts.version(&self.spec, &used.version, &self.own)?;
-        let besides = if used.context_tokens.is_some() {
-            let counter = self.prompts.counter();
-            let spec = self.spec.in_phase(&input.task.phase);
-            counter.tools(&input.tools) + counter.output(&self.answer.format(&spec, input.routes))
-        } else {
-            0
-        };
+        let counter = self.prompts.counter();
+        // Where there is no limit, nothing need be counted.
+        let besides = used.context_tokens.map_or(0, |_| counter.tools(&input.tools) + counter.output(format));
         self.prompts.make(&compiled, used, input, besides)
     }
 
     /// The first prompt of an attempt. What it depends on besides the definition is recorded before it is used.
-    async fn begin(&self, task: Task, cx: &mut AgentContext) -> Result<RenderedPrompt, AgentError> {
+    async fn begin(
+        &self,
+        task: Task,
+        format: &OutputFormat,
+        cx: &mut AgentContext,
+    ) -> Result<RenderedPrompt, AgentError> {
         let tools = cx.tools().await?;
         let mut context = BTreeMap::new();
         for source in self.prompts.sources() {
@@ -133,10 +141,21 @@ impl PromptAgent {
             context.insert(source.name().to_owned(), value);
         }
         let step = format!("{}/{}", cx.run_id(), cx.path());
-        let used = self.choose(&step, self.context_tokens(cx.model_info().context_tokens));
+        let context_tokens = cx.model_info(cx.spec().model.name.as_deref()).context_tokens;
+        let used = self.choose(&step, self.context_tokens(context_tokens));
         let used = noted(cx, PromptUse::TOPIC, used).await;
-        let input = PromptInput { task, tools, context, context_tokens: None, routes: cx.routes(), step };
-        let prompt = self.make(used, input)?;
+        let mut sections = Vec::new();
+        if cx.routes() {
+            let text = format!(
+                "## Handing on
+
+If another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
+                cx.spec().handoff.next_agents.join(", ")
+            );
+            sections.push(Section::new("handing_on", SectionPart::Task, text));
+        }
+        let input = PromptInput { task, tools, context, context_tokens, sections, step };
+        let prompt = self.make(used, input, format)?;
         if let Some(fitted) = &prompt.fitted {
             noted(cx, Fitted::TOPIC, fitted.clone()).await;
         }
@@ -225,7 +244,8 @@ impl Agent for PromptAgent {
 
     async fn run(&self, task: Task, cx: &mut AgentContext) -> Result<Report, AgentError> {
         let spec = cx.spec().clone();
-        let prompt = self.begin(task, cx).await?;
+        let format = self.answer.format(&spec, cx.routes());
+        let prompt = self.begin(task, &format, cx).await?;
         let tools = cx.tools().await?;
         let writes = tools.iter().any(|tool| {
             tool.effect != EffectClass::Pure && tool.input_schema.pointer("/properties/path").is_some()
@@ -235,7 +255,7 @@ impl Agent for PromptAgent {
         let mut request = ChatRequest {
             model: spec.model.name.clone(),
             tools,
-            output: Some(self.answer.format(&spec, cx.routes())),
+            output: Some(format),
             max_output_tokens: spec.model.max_output_tokens,
             temperature: spec.model.temperature,
             effort: spec.model.effort,

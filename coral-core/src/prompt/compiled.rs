@@ -15,7 +15,7 @@ use crate::error::{Error, nearest};
 use crate::spec::AgentSpec;
 
 /// The sections that every prompt may have.
-pub(super) const OWN_SECTIONS: [&str; 11] = [
+pub(super) const OWN_SECTIONS: [&str; 10] = [
     "role",
     "system",
     "expertise",
@@ -25,7 +25,6 @@ pub(super) const OWN_SECTIONS: [&str; 11] = [
     "output",
     "phase_instructions",
     "step_instructions",
-    "handing_on",
     "left_out",
 ];
 
@@ -115,7 +114,7 @@ impl Compiled {
         }
         let spec = self.spec.in_phase(phase);
         let agent = jinja(&spec);
-        let scope = Jinja::from_iter([("agent", agent.clone()), ("config", jinja(&parts.config))]);
+        let scope = Jinja::from(BTreeMap::from([("agent", agent.clone()), ("config", jinja(&parts.config))]));
         let system =
             self.templates.render_value("@system", &scope).map_err(|error| error.at(self.place()))?;
         let fixed = Arc::new(OfPhase {
@@ -137,9 +136,9 @@ impl Compiled {
         draft: &mut PromptDraft,
         fixed: &OfPhase,
         parts: &Parts,
-        routes: bool,
+        more: Vec<Section>,
     ) -> Result<(), Error> {
-        let scope = Scope::new(draft, fixed.agent.clone(), fixed.deliverables.clone());
+        let scope = Scope::of(draft, fixed.agent.clone(), fixed.deliverables.clone());
         let (system, task): (Vec<_>, Vec<_>) =
             parts.sections.iter().partition(|section| section.part == SectionPart::System);
         let mut sections = fixed.system.clone();
@@ -168,13 +167,7 @@ impl Compiled {
             let text = format!("## Instructions for this step\n\n- {}", task.instructions.join("\n- "));
             sections.push(Section::new("step_instructions", SectionPart::Task, text));
         }
-        if routes {
-            let text = format!(
-                "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
-                spec.handoff.next_agents.join(", ")
-            );
-            sections.push(Section::new("handing_on", SectionPart::Task, text));
-        }
+        sections.extend(more);
         draft.sections = sections;
         Ok(())
     }
@@ -186,7 +179,7 @@ impl Compiled {
         fixed: &OfPhase,
         parts: &Parts,
     ) -> Result<(), Error> {
-        let scope = Scope::new(draft, fixed.agent.clone(), fixed.deliverables.clone());
+        let scope = Scope::of(draft, fixed.agent.clone(), fixed.deliverables.clone());
         for section in &mut draft.sections {
             if let Some(template) = &section.template {
                 let rendered = self.templates.render_value(template, &scope);

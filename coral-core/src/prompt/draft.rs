@@ -190,7 +190,7 @@ pub(super) struct Scope {
 
 impl Scope {
     /// `agent` and `deliverables` are those of the draft's spec, which are the same for many drafts.
-    pub(super) fn new(draft: &PromptDraft, agent: Jinja, deliverables: Jinja) -> Jinja {
+    pub(super) fn of(draft: &PromptDraft, agent: Jinja, deliverables: Jinja) -> Jinja {
         Jinja::from_object(Scope {
             agent,
             deliverables,

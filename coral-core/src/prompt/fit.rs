@@ -184,7 +184,10 @@ pub(super) fn fit(
         // A template may say a value more than once, or a part of it; so what it takes is seen only in the result.
         while tokens > limit && target > least {
             let over = tokens - limit;
-            target = target.saturating_sub(over + over / 16 + 32).max(least);
+            target = match fit {
+                Fit::Drop { .. } => 0,
+                _ => target.saturating_sub(over + over / 16 + 32).max(least),
+            };
             match &part {
                 Part::Value(name) => {
                     draft.task.clone_from(&task);

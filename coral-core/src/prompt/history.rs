@@ -17,6 +17,9 @@ const FIXED: usize = 2;
 /// and the one before, where the last turn left it. Providers take four marks in all.
 const MARKED: usize = 2;
 
+/// Tokens of the note that stands in the place of turns, at the most.
+const NOTE: u64 = 40;
+
 /// How a conversation was compacted: the note of topic `context_compacted`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
@@ -171,7 +174,8 @@ impl Conversation {
     /// Leaves out whole turns, oldest first, and gives a transcript of them.
     fn leave_out_turns(&mut self, low: u64) -> (usize, Option<String>) {
         let latest = self.latest();
-        let mut left = self.tokens();
+        // The note that will stand in their place takes room too.
+        let mut left = self.tokens() + NOTE;
         let mut end = FIXED;
         let mut turns = 0;
         for (at, (message, size)) in
@@ -298,7 +302,7 @@ mod tests {
     /// Every answer has its call, as providers demand.
     fn assert_whole(conversation: &Conversation) {
         let mut open: Vec<&str> = Vec::new();
-        for message in conversation.messages {
+        for message in &conversation.messages {
             for part in &message.parts {
                 match part {
                     Part::ToolCall(call) => open.push(&call.id),

@@ -572,7 +572,7 @@ mod tests {
     fn variables_are_known_and_used() {
         check(
             |spec| {
-                spec.prompt.task_template = "\n{{ brief.txt }} {{ agent.modle.tier }}{% set x = 1 %}".into()
+                spec.prompt.task_template = "\n{{ brief.txt }} {{ agent.modle.tier }}{% set x = 1 %}".into();
             },
             &[
                 "error: template `task`, line 2: variable `agent.modle` is not known; did you mean `agent.model`?",
@@ -583,7 +583,7 @@ mod tests {
         check(
             |spec| {
                 spec.prompt.system_instructions =
-                    "{{ brief.text }}{% include 'bad' %}{% include 'fomr' %}".into()
+                    "{{ brief.text }}{% include 'bad' %}{% include 'fomr' %}".into();
             },
             &[
                 "error: partial `bad`, line 2: variable `agnt` is not known; did you mean `agent`?",
@@ -651,7 +651,7 @@ mod tests {
         check(
             |spec| spec.prompt.system_instructions = "Many different words here. ".repeat(4_000),
             &[
-                "warning: prompt: its texts have about 20014 tokens, and 12000 are allowed; say less, or move reference material into files that the agent reads",
+                "warning: prompt: its texts have about 27540 tokens, and 12000 are allowed; say less, or move reference material into files that the agent reads",
             ],
         );
     }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use serde_json::Value;
 
 use super::compiled::{Compiled, OWN_SECTIONS, check_names, names_for};
-use super::draft::{PromptDraft, TASK_NAMES};
+use super::draft::{PromptDraft, Section, TASK_NAMES};
 use super::fit::{FitPolicy, Fitted, fit};
 use super::pipeline::{ContextSource, DynamicSection, PromptPhase, PromptStage};
 use super::template::{Partials, Templates};
@@ -46,9 +46,11 @@ use crate::tool::ToolDef;
 pub struct PromptService {
     parts: Arc<Parts>,
     store: Arc<RwLock<Arc<PromptStore>>>,
-    /// By agent and version.
-    compiled: Arc<Mutex<HashMap<(String, String), Arc<Compiled>>>>,
+    compiled: Arc<Mutex<CompiledVersions>>,
 }
+
+/// By agent and version.
+type CompiledVersions = HashMap<(String, String), Arc<Compiled>>;
 
 pub(super) struct Parts {
     partials: Partials,
@@ -239,8 +241,8 @@ pub struct PromptInput {
     pub context: BTreeMap<String, Value>,
     /// Tokens of the model's context, where known.
     pub context_tokens: Option<u64>,
-    /// Whether the agent may name the one that goes on with the work.
-    pub routes: bool,
+    /// Further sections of the task, behind all others.
+    pub sections: Vec<Section>,
     /// The names of run and step, `RUN/PATH`: what a trial of versions goes by.
     pub step: String,
 }
@@ -409,7 +411,7 @@ impl PromptService {
         };
         check_task(&draft)?;
         self.run_added(PromptPhase::Validation, &mut draft)?;
-        compiled.add_sections(&mut draft, &fixed, parts, what.routes)?;
+        compiled.add_sections(&mut draft, &fixed, parts, what.sections)?;
         self.run_added(PromptPhase::Enrichment, &mut draft)?;
         let fitted = fit(&mut draft, &parts.fit, |draft| {
             compiled.render(draft, &fixed, parts)?;
