@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use coral_core::{AgentSpec, ErrorKind, Graph, GraphData, Partials, PromptAgent, nearest};
+use coral_core::{AgentSpec, ErrorKind, Graph, GraphData, OnGap, Partials, PromptAgent, nearest};
 use minijinja::Environment;
 
 use crate::problem::hint;
@@ -153,6 +153,10 @@ impl<'a> Check<'a> {
                 Some(other) if other.id == spec.id => self.add(Warning, &subject, "hands off to itself"),
                 Some(_) => {}
             }
+        }
+        for name in spec.handoff.reviews.iter().filter(|name| self.registry.find(name).is_none()) {
+            let near = hint(name, self.registry.names());
+            self.add(Error, &subject, format!("reviews `{name}`, and no agent is called that{near}"));
         }
         let required = spec.dependencies.iter();
         let required =
@@ -330,7 +334,8 @@ impl<'a> Check<'a> {
                     Some(spec) => {
                         let spec = spec.in_phase(&step.phase);
                         for kind in &spec.dependencies {
-                            self.dependency(&subject, kind, step.when.as_deref(), &known);
+                            let from_brief = step.on_gap.or(spec.handoff.on_gap) == Some(OnGap::FromBrief);
+                            self.dependency(&subject, kind, step.when.as_deref(), &known, from_brief);
                         }
                         let when = step.when.as_deref();
                         known.extend(spec.outputs.into_iter().map(|output| (output.kind, when)));
@@ -349,10 +354,14 @@ impl<'a> Check<'a> {
         kind: &str,
         when: Option<&str>,
         known: &BTreeSet<(String, Option<&str>)>,
+        from_brief: bool,
     ) {
         let givers: Vec<Option<&str>> =
             known.iter().filter(|(given, _)| given == kind).map(|(_, condition)| *condition).collect();
-        if givers.is_empty() {
+        if givers.is_empty() && from_brief {
+            let message = format!("takes `{kind}` from the brief, since no step before it delivers that");
+            self.add(Severity::Warning, subject, message);
+        } else if givers.is_empty() {
             let who = match self.givers.get(kind) {
                 Some(ids) => format!("; {} would", Names(ids)),
                 None => String::new(),

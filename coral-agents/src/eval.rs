@@ -6,9 +6,14 @@
 //! scripted or the offline model.
 
 mod cases;
+mod compare;
+mod html;
 mod report;
+mod workspace;
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use coral_core::{
@@ -22,7 +27,9 @@ use minijinja::{Environment, UndefinedBehavior};
 use serde_json::{Value, json};
 
 pub use self::cases::{Case, Check, CheckKind, Evaluation, parse_cases};
+pub use self::compare::Comparison;
 pub use self::report::{CandidateReport, CaseResult, CheckResult, EvaluationReport};
+use self::workspace::Workspaces;
 use crate::registry::Registry;
 
 /// Records that are read from a journal at once.
@@ -40,6 +47,7 @@ pub struct Candidate {
     name: String,
     runner: Runner,
     program: Program<Brief, Value>,
+    workspaces: Option<Workspaces>,
 }
 
 impl Candidate {
@@ -54,7 +62,7 @@ impl Candidate {
         workflow: &GraphData,
     ) -> Result<Self, Error> {
         let program = Program::from_graph(workflow.clone(), &registry.team()?)?;
-        Ok(Candidate { name: name.into(), runner: runner.clone(), program })
+        Ok(Candidate { name: name.into(), runner: runner.clone(), program, workspaces: None })
     }
 
     /// One agent of `registry` by itself, in a phase, or in none if `phase` is empty.
@@ -89,7 +97,21 @@ impl Candidate {
             name: name.into(),
             runner: runner.clone(),
             program: Program::from_graph(graph, &team)?,
+            workspaces: None,
         })
+    }
+
+    /// Gives each run of a case a directory of its own below `root`, emptied before, and runs it with
+    /// the runner that `runner_for` makes for that directory, whose tools work there. Only then can
+    /// checks look into files, and cases bring files along.
+    #[must_use]
+    pub fn with_workspaces<F, Fut>(mut self, root: impl Into<PathBuf>, runner_for: F) -> Self
+    where
+        F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Runner, Error>> + Send + 'static,
+    {
+        self.workspaces = Some(Workspaces::new(root.into(), runner_for));
+        self
     }
 }
 
@@ -149,10 +171,10 @@ impl Evaluation {
     pub async fn run(&self, candidates: &[Candidate], options: &EvaluationOptions) -> EvaluationReport {
         let mut reports = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            let rounds = 0..options.repeats.max(1);
-            let work = self.cases.iter().flat_map(|case| rounds.clone().map(move |_| case));
+            let rounds = 1..=options.repeats.max(1);
+            let work = self.cases.iter().flat_map(|case| rounds.clone().map(move |round| (case, round)));
             let results: Vec<CaseResult> = futures_util::stream::iter(work)
-                .map(|case| one(candidate, case, options.judge.as_deref()))
+                .map(|(case, round)| one(candidate, case, round, options.judge.as_deref()))
                 .buffered(options.parallel.max(1))
                 .collect()
                 .await;
@@ -163,23 +185,34 @@ impl Evaluation {
 }
 
 /// Runs one case and scores it.
-async fn one(candidate: &Candidate, case: &Case, judge: Option<&dyn ChatModel>) -> CaseResult {
+async fn one(candidate: &Candidate, case: &Case, round: u32, judge: Option<&dyn ChatModel>) -> CaseResult {
     let mut result = CaseResult { case: case.name.clone(), ..CaseResult::default() };
-    let run = candidate.runner.start_with(&candidate.program, case.brief.clone(), StartOptions::new()).await;
-    let output = match run {
-        Ok(run) => {
-            let output = run.output().await;
-            if let Err(error) = spent(&candidate.runner, run.id(), &mut result).await {
-                result.error = Some(error.to_string());
+    let mut dir = None;
+    let output = async {
+        let mut runner = candidate.runner.clone();
+        match &candidate.workspaces {
+            Some(workspaces) => {
+                let (path, its_runner) = workspaces.open(&candidate.name, case, round).await?;
+                (dir, runner) = (Some(path), its_runner);
             }
-            output
+            None if !case.files.is_empty() => {
+                return Err(Error::invalid(
+                    format!("case `{}`", case.name),
+                    "it brings files along, and there is no workspace to put them into",
+                ));
+            }
+            None => {}
         }
-        Err(error) => Err(error),
-    };
+        let run = runner.start_with(&candidate.program, case.brief.clone(), StartOptions::new()).await?;
+        let output = run.output().await;
+        spent(&runner, run.id(), &mut result).await?;
+        output
+    }
+    .await;
     match output {
         Ok(output) => {
             for check in &case.checks {
-                result.checks.push(score(check, &output, &case.brief, judge).await);
+                result.checks.push(score(check, &output, dir.as_deref(), &case.brief, judge).await);
             }
         }
         Err(error) => {
@@ -213,7 +246,33 @@ async fn spent(runner: &Runner, run: &str, result: &mut CaseResult) -> Result<()
     }
 }
 
-async fn score(check: &Check, output: &Value, brief: &Brief, judge: Option<&dyn ChatModel>) -> CheckResult {
+async fn score(
+    check: &Check,
+    output: &Value,
+    dir: Option<&Path>,
+    brief: &Brief,
+    judge: Option<&dyn ChatModel>,
+) -> CheckResult {
+    let text;
+    let output = match (&check.file, dir) {
+        (None, _) => output,
+        (Some(_), None) => {
+            return CheckResult {
+                graded: false,
+                ..check.result(0.0, "there is no workspace to read it from")
+            };
+        }
+        (Some(file), Some(dir)) => {
+            let path = path_of(output, file).unwrap_or(file);
+            match workspace::read(dir, path) {
+                Ok(read) => {
+                    text = Value::String(read);
+                    &text
+                }
+                Err(error) => return check.result(0.0, &error.to_string()),
+            }
+        }
+    };
     let verdict =
         |good: bool, why: &str| check.result(f64::from(u8::from(good)), if good { "" } else { why });
     match &check.kind {
@@ -246,6 +305,19 @@ fn has_text(value: &Value, needle: &str) -> bool {
         Value::Array(items) => items.iter().any(|item| has_text(item, needle)),
         Value::Object(map) => map.values().any(|value| has_text(value, needle)),
         _ => false,
+    }
+}
+
+/// The path of the deliverable of this type that some report in `value` lists.
+fn path_of<'a>(value: &'a Value, kind: &str) -> Option<&'a str> {
+    let of = |item: &'a Value| {
+        let is_it = item.get("type").and_then(Value::as_str) == Some(kind);
+        item.get("path").and_then(Value::as_str).filter(|_| is_it)
+    };
+    match value {
+        Value::Array(items) => items.iter().find_map(|item| of(item).or_else(|| path_of(item, kind))),
+        Value::Object(map) => map.values().find_map(|value| path_of(value, kind)),
+        _ => None,
     }
 }
 

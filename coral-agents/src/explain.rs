@@ -172,6 +172,9 @@ impl fmt::Display for Explanation {
                     Some(when) if *verdict == Verdict::Runs => write!(f, ", as `{when}` holds")?,
                     _ => {}
                 }
+                if !step.reviews.is_empty() {
+                    write!(f, ", may send back {}", step.reviews.join(", "))?;
+                }
                 writeln!(f)?;
             }
         }

@@ -57,7 +57,7 @@ pub use crate::brief::parse_brief;
 pub use crate::check::{Finding, OPERATIONS, Severity};
 pub use crate::definition::parse_agent;
 pub use crate::eval::{
-    Candidate, CandidateReport, Case, CaseResult, Check, CheckKind, CheckResult, Evaluation,
+    Candidate, CandidateReport, Case, CaseResult, Check, CheckKind, CheckResult, Comparison, Evaluation,
     EvaluationOptions, EvaluationReport, parse_cases,
 };
 pub use crate::explain::{Explanation, Verdict};
@@ -65,6 +65,6 @@ pub use crate::foreign::{
     Exported, Fate, Format, Import, Imported, Note, export_agent, export_team, import_instructions,
     import_skill, import_subagent,
 };
-pub use crate::live::{Changes, LiveRegistry};
+pub use crate::live::{Changes, Following, LiveRegistry};
 pub use crate::registry::{Loaded, Registry, Skipped, Source};
 pub use crate::workflow::parse_workflow;

@@ -431,10 +431,19 @@ pub(crate) type Files = Vec<(Kind, String, String)>;
 pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
     let mut files = Files::new();
     let mut skipped = Vec::new();
+    for (kind, path) in paths_in(dir)? {
+        read_file(kind, &path, &mut files, &mut skipped);
+    }
+    Ok((files, skipped))
+}
+
+/// Where the files of a registry directory are, in the order of their names.
+pub(crate) fn paths_in(dir: &Path) -> Result<Vec<(Kind, PathBuf)>, Error> {
+    let mut paths = Vec::new();
     for path in list(dir)? {
         // By the name first: that asks the file system nothing.
         if let Some(kind) = kind_of(&path) {
-            read_file(kind, &path, &mut files, &mut skipped);
+            paths.push((kind, path));
             continue;
         }
         let kind = match path.file_name().and_then(|name| name.to_str()) {
@@ -450,13 +459,9 @@ pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
             (Some(Kind::Agent), Kind::Partial) => Some(Kind::Partial),
             (found, _) => found.filter(|found| *found == kind),
         };
-        for path in list(&path)? {
-            if let Some(kind) = of_kind(&path) {
-                read_file(kind, &path, &mut files, &mut skipped);
-            }
-        }
+        paths.extend(list(&path)?.into_iter().filter_map(|path| Some((of_kind(&path)?, path))));
     }
-    Ok((files, skipped))
+    Ok(paths)
 }
 
 fn kind_of(path: &Path) -> Option<Kind> {

@@ -48,7 +48,11 @@ const WHAT: &str = "workflow";
 /// `phase`; `inputs`, the steps whose outputs it takes (the workflow's own input if left out),
 /// where a `?` behind a name marks one that may be skipped; `after`, steps to wait for without
 /// taking their outputs; `when`, a condition over facts, the input and earlier outputs; `join`
-/// (`all`, `settle`, `first_ok` or `{quorum: 2}`); `instructions`; `retry`; `timeout_ms`.
+/// (`all`, `settle`, `first_ok` or `{quorum: 2}`); `instructions`; `retry`; `timeout_ms`; `reviews`, the
+/// steps and groups before it whose work it may send back with findings; `on_gap`, what happens where
+/// something that its agent depends on was not delivered (`fail`, `send_back` or `from_brief`);
+/// `max_rounds`, how often it may send work back. `on_gap` and `max_rounds` may also stand at the top,
+/// for all steps that do not say otherwise.
 ///
 /// A group has the same, and `group`, `agents` (names, or whole steps), `shared_context` (steps,
 /// groups, or the type of a deliverable that earlier steps give) and `dependencies` (groups,
@@ -64,6 +68,8 @@ const WHAT: &str = "workflow";
 /// Python literals. A pair runs after the one before it; its `input` is resolved as a step, as
 /// a deliverable type (which settles the phase of the agent that gives it) or as `NAME_output`.
 /// What is none of these is told to the agent, and the step takes the output of the one before.
+/// Deliverables that an agent depends on, and no step of a plain shape gives, are taken from the brief
+/// (`on_gap: from_brief`); [`Registry::check`] warns of each.
 ///
 /// # Errors
 /// [`Problems`](coral_core::ErrorKind::Problems) with all that is wrong, each as `file:line: …`.

@@ -21,10 +21,10 @@ use crate::call::{CallContext, Caller};
 use crate::driver::{RecordedEffect, RunShared, StepLog, ToDriver};
 use crate::error::{AgentError, Error, ErrorKind};
 use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
-use crate::handoff::derived_uuid;
+use crate::handoff::{Finding, OnGap, ReviewPolicy, Rework, derived_uuid};
 use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse, ModelInfo};
-use crate::payload::Payload;
+use crate::payload::{Data, Payload};
 use crate::resources::Permit;
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
@@ -61,6 +61,9 @@ pub(crate) struct StepPlace {
     pub(crate) successors: Arc<[Successor]>,
     /// In a route, the path of the agent that works next, without its name.
     pub(crate) next_hop: Option<String>,
+    pub(crate) review: Arc<ReviewPolicy>,
+    /// What came before, where work was sent back.
+    pub(crate) rework: Option<Arc<Rework>>,
 }
 
 /// A step that takes the output of this one.
@@ -183,6 +186,39 @@ impl AgentContext {
     /// The spec of the agent, as it stands in this phase.
     pub fn spec(&self) -> &AgentSpec {
         &self.spec
+    }
+
+    /// What was sent back to this step, and by it, in the rounds before; empty in the first.
+    pub fn reviews(&self) -> &[Arc<HandoffMessage>] {
+        self.step.rework.as_ref().map(|rework| rework.messages.as_slice()).unwrap_or_default()
+    }
+
+    /// What this step gave before its work, or what that was built on, was sent back.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if it is not a `T`.
+    pub fn previous<T: Data>(&self) -> Result<Option<T>, Error> {
+        self.step.rework.as_ref().and_then(|rework| rework.previous.as_ref()).map(Payload::get).transpose()
+    }
+
+    /// The steps whose work this one may send back; empty for most.
+    pub fn reviewed_steps(&self) -> impl Iterator<Item = &str> {
+        self.step.review.reviews.iter().map(|(step, _)| &**step)
+    }
+
+    /// What happens where something that the agent depends on was not delivered.
+    pub fn on_gap(&self) -> OnGap {
+        self.step.review.on_gap
+    }
+
+    /// The error that sends work back: return it, and those who are to mend something work again,
+    /// with all steps behind them. Where the graph does not let this step send work back to them, or
+    /// its rounds are used up, the step fails with it.
+    pub fn send_back(&self, findings: impl IntoIterator<Item = Finding>) -> Error {
+        Error::new(ErrorKind::Rejected {
+            step: self.step.path.to_string(),
+            findings: findings.into_iter().collect(),
+        })
     }
 
     /// A fact of the run, as conditions see it.

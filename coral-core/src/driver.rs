@@ -2,6 +2,7 @@
 //! before it is applied.
 
 mod log;
+mod review;
 mod shared;
 mod step;
 
@@ -25,7 +26,7 @@ use crate::call::Caller;
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Record, RunStatus, Seq};
-use crate::handoff::{HandoffContext, HandoffSource};
+use crate::handoff::{HandoffContext, HandoffSource, Returned};
 use crate::machine::{Command, Machine, StepState};
 use crate::money::Usd;
 use crate::outside::{Outside, Told};
@@ -67,6 +68,8 @@ pub(crate) struct Driver {
     logs: StepLogs,
     /// The handoffs, by the paths of giver and taker.
     messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
+    /// What was sent back, by the paths of those who did and of those who are to mend it.
+    reviews: HashMap<Arc<str>, Vec<Arc<HandoffMessage>>>,
     /// What had been delivered when each step began.
     available: HashMap<usize, Arc<[Deliverable]>>,
     outside: Outside,
@@ -102,6 +105,7 @@ impl Driver {
             seq: 0,
             logs: StepLogs::default(),
             messages: HashMap::new(),
+            reviews: HashMap::new(),
             available: HashMap::new(),
             outside: Outside::default(),
             batch: Vec::new(),
@@ -291,10 +295,13 @@ impl Driver {
         let Some(path) = self.machine.path(step).cloned() else { return };
         let event = match result {
             Ok(output) => Event::StepSucceeded { path, attempt, output },
-            Err(error) => {
-                let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
-                Event::StepFailed { path, attempt, error, retry_in_ms }
-            }
+            Err(error) => match self.sent_back(step, attempt, error) {
+                Ok(event) => event,
+                Err(error) => {
+                    let retry_in_ms = self.machine.retry_delay_ms(step, attempt, &error);
+                    Event::StepFailed { path, attempt, error, retry_in_ms }
+                }
+            },
         };
         self.batch.push((event, Some(step)));
         self.urgent = true;
@@ -349,6 +356,13 @@ impl Driver {
         match event {
             Event::HandedOff { from, to, message } => {
                 self.messages.insert((from.clone(), to.clone()), message.clone());
+            }
+            Event::SentBack { path, returned, .. } => {
+                for Returned { to, message } in returned {
+                    for step in [path, to] {
+                        self.reviews.entry(step.clone()).or_default().push(message.clone());
+                    }
+                }
             }
             Event::BudgetToppedUp { more } => self.shared.ledger().top_up(more),
             _ => {}
@@ -433,9 +447,11 @@ impl Driver {
 
     /// Where a step stands: as its program has it, or, within another step, under that one's path.
     fn place(&self, at: usize, step: &program::Step) -> Arc<StepPlace> {
-        let Some(path) = self.machine.path(at).filter(|path| **path != step.place.path) else {
+        let Some(path) = self.machine.path(at) else { return step.place.clone() };
+        let rework = self.rework(at);
+        if *path == step.place.path && rework.is_none() {
             return step.place.clone();
-        };
+        }
         let prefix = path.strip_suffix(&*step.place.path).unwrap_or_default();
         let successors = step.place.successors.iter().map(|successor| Successor {
             path: format!("{prefix}{}", successor.path).into(),
@@ -447,6 +463,8 @@ impl Driver {
             timeout_ms: step.place.timeout_ms,
             successors: successors.collect(),
             next_hop: self.machine.hops(at).map(|(_, next)| next),
+            review: step.place.review.clone(),
+            rework,
         })
     }
 
@@ -592,9 +610,16 @@ impl Driver {
         let mut all: Vec<Deliverable> = Vec::new();
         let mut add = |from: Option<usize>| {
             let Some(from) = from else { return };
-            let theirs = self.available.get(&from).into_iter().flat_map(|known| known.iter());
+            // Of a round before, nothing counts: what a step delivered then is there when it has
+            // delivered it again.
+            let (begun, worked) = match self.machine.state(from) {
+                None | Some(StepState::Waiting | StepState::Skipped(_)) => (false, false),
+                Some(state) => (true, state.output().is_some()),
+            };
+            let theirs =
+                self.available.get(&from).filter(|_| begun).into_iter().flat_map(|known| known.iter());
             let paths = self.machine.path(from).cloned().zip(self.machine.path(at).cloned());
-            let message = paths.and_then(|paths| self.messages.get(&paths));
+            let message = paths.and_then(|paths| self.messages.get(&paths)).filter(|_| worked);
             let new = message.into_iter().flat_map(|message| &message.context.deliverables);
             for deliverable in theirs.chain(new) {
                 if !all.contains(deliverable) {
@@ -608,7 +633,9 @@ impl Driver {
             add(self.machine.sibling(at, &input.step));
         }
         let all: Arc<[Deliverable]> = all.into();
-        if !all.is_empty() {
+        if all.is_empty() {
+            self.available.remove(&at);
+        } else {
             self.available.insert(at, all.clone());
         }
         all
@@ -624,6 +651,7 @@ impl Driver {
         };
         HandoffContext {
             available,
+            rework: self.rework(at),
             input: self.machine.input().cloned(),
             phase: data.phase.clone(),
             instructions: data.instructions.clone(),

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::handoff::Finding;
+
 /// What a caller may do about an error.
 ///
 /// The class is decided where the error arises and never guessed from a message. A call is
@@ -131,6 +133,14 @@ pub enum ErrorKind {
         tool: String,
         /// Why somebody must look at it: what the person is told.
         reason: String,
+    },
+    /// A reviewer is not content with the work of steps before it.
+    #[error("`{step}` sends work back: {}", findings.iter().map(|f| format!("`{}`: {}", f.to, f.finding)).collect::<Vec<_>>().join("; "))]
+    Rejected {
+        /// The path of the reviewer's step.
+        step: String,
+        /// What is to be mended, and by whom.
+        findings: Vec<Finding>,
     },
     /// A replayed step asked for another effect than the one recorded.
     #[error(
@@ -309,6 +319,7 @@ impl ErrorKind {
             ErrorKind::Agent { .. } => "CORAL0020",
             ErrorKind::Suspended { .. } => "CORAL0021",
             ErrorKind::NeedsApproval { .. } => "CORAL0022",
+            ErrorKind::Rejected { .. } => "CORAL0023",
         }
     }
 

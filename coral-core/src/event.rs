@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::budget::Budget;
 use crate::error::Error;
 use crate::graph::GraphData;
+use crate::handoff::Returned;
 use crate::model::Usage;
 use crate::money::Usd;
 use crate::payload::Payload;
@@ -173,6 +174,18 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         retry_in_ms: Option<u64>,
     },
+    /// A step sent work back, and ended with that: once what runs of it is over, the steps that
+    /// the work goes to, and all behind them, begin anew.
+    SentBack {
+        /// The step.
+        path: Arc<str>,
+        /// Its attempt.
+        attempt: u32,
+        /// How often it has done so, from 1.
+        round: u32,
+        /// To whom, and why.
+        returned: Vec<Returned>,
+    },
     /// The wait before a step's next attempt is over.
     RetryDue {
         /// The step.
@@ -259,6 +272,7 @@ impl Event {
             | Event::CallNoted { path, .. }
             | Event::StepSucceeded { path, .. }
             | Event::StepFailed { path, .. }
+            | Event::SentBack { path, .. }
             | Event::RetryDue { path, .. }
             | Event::StepSkipped { path, .. }
             | Event::QuestionAsked { path, .. }

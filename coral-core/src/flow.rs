@@ -11,7 +11,7 @@ use crate::agent::{Agent, ErasedAgent};
 use crate::budget::Budget;
 use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
-use crate::handoff::{Handoff, HandoffContext};
+use crate::handoff::{Handoff, HandoffContext, OnGap};
 use crate::payload::{Data, Payload};
 use crate::program::{Body, Feed, Program};
 
@@ -275,6 +275,30 @@ impl<T> Handle<T> {
     #[must_use]
     pub fn budget(self, budget: Budget) -> Self {
         self.edit(|step| step.budget = budget);
+        self
+    }
+
+    /// Lets the step send the work of `other` back with findings, at most as often as
+    /// [`max_rounds`](Self::max_rounds) says. See [`AgentContext::send_back`](crate::AgentContext::send_back).
+    #[must_use]
+    pub fn reviews<U>(self, other: &Handle<U>) -> Self {
+        let reviewed =
+            other.step.and_then(|other| self.draft.borrow().steps.get(other).map(|step| step.name.clone()));
+        self.edit(|step| step.reviews.extend(reviewed));
+        self
+    }
+
+    /// Says what happens where something that the step's agent depends on was not delivered.
+    #[must_use]
+    pub fn on_gap(self, on_gap: OnGap) -> Self {
+        self.edit(|step| step.on_gap = Some(on_gap));
+        self
+    }
+
+    /// Says how often the step may send work back.
+    #[must_use]
+    pub fn max_rounds(self, max_rounds: u32) -> Self {
+        self.edit(|step| step.max_rounds = Some(max_rounds));
         self
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::budget::Budget;
 use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, nearest};
+use crate::handoff::OnGap;
 use crate::hash::digest;
 
 /// A graph as data: what a file describes and a journal keeps.
@@ -67,6 +68,17 @@ pub struct StepData {
     /// What the step, with all steps inside of it, may use; within what is left to those around it.
     #[serde(default, skip_serializing_if = "Budget::is_unlimited")]
     pub budget: Budget,
+    /// What happens where something that its agent depends on was not delivered; the agent's own
+    /// policy if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_gap: Option<OnGap>,
+    /// The steps before it whose work it may send back with findings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reviews: Vec<Arc<str>>,
+    /// How often it may send work back; the agent's own number if left out, else 2. Once more is an
+    /// error that says what is still lacking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rounds: Option<u32>,
 }
 
 impl StepData {
@@ -84,6 +96,9 @@ impl StepData {
             retry: RetryPolicy::default(),
             timeout_ms: None,
             budget: Budget::default(),
+            on_gap: None,
+            reviews: Vec::new(),
+            max_rounds: None,
         }
     }
 }
@@ -378,6 +393,9 @@ impl GraphData {
                     out.push_str(&format!("    s{from} -.- s{i}\n"));
                 }
             }
+            for reviewed in step.reviews.iter().filter_map(|step| index.get(&**step)) {
+                out.push_str(&format!("    s{i} -.->|sends back| s{reviewed}\n"));
+            }
         }
         out
     }
@@ -561,6 +579,28 @@ impl Checked {
                     members.first().and_then(|i| data.steps.get(*i)).map(|step| &step.name),
                     format!("steps wait for each other in a circle: {}", names.join(", ")),
                 );
+            }
+        }
+        for (i, step) in data.steps.iter().enumerate() {
+            if step.max_rounds == Some(0) {
+                problem(Some(&step.name), "`max_rounds` is 0, so it could never send work back".to_owned());
+            }
+            if !step.reviews.is_empty() && step.kind.agent().is_none() {
+                problem(Some(&step.name), "only an agent can review".to_owned());
+            }
+            for reviewed in &step.reviews {
+                let agent = |at: usize| data.steps.get(at).is_some_and(|step| step.kind.agent().is_some());
+                let is_before = |at: usize| {
+                    let (from, to) = (NodeIndex::new(at), NodeIndex::new(i));
+                    at != i && petgraph::algo::has_path_connecting(&nodes, from, to, None)
+                };
+                let message = match find(reviewed) {
+                    None => unknown(reviewed),
+                    Some(at) if !agent(at) => format!("`{reviewed}` runs no agent that could mend its work"),
+                    Some(at) if !is_before(at) => format!("`{reviewed}` does not come before it"),
+                    Some(_) => continue,
+                };
+                problem(Some(&step.name), format!("`reviews`: {message}"));
             }
         }
         let output = data.output.as_ref().and_then(|name| {

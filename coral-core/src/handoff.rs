@@ -1,10 +1,14 @@
 //! Handing the work of one agent to the next.
 
+mod review;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use self::review::{Finding, OnGap, Returned};
+pub(crate) use self::review::{ReviewPolicy, Rework};
 use crate::error::AgentError;
 use crate::hash::hex;
 use crate::payload::Payload;
@@ -59,6 +63,7 @@ pub struct HandoffContext {
     pub(crate) instructions: Vec<String>,
     pub(crate) sources: Vec<HandoffSource>,
     pub(crate) available: Arc<[Deliverable]>,
+    pub(crate) rework: Option<Arc<Rework>>,
 }
 
 /// One step whose output is handed over.
@@ -98,6 +103,11 @@ impl HandoffContext {
         &self.available
     }
 
+    /// What was sent back to this step, and by it, in the rounds before; empty in the first.
+    pub fn reviews(&self) -> &[Arc<HandoffMessage>] {
+        self.rework.as_ref().map(|rework| rework.messages.as_slice()).unwrap_or_default()
+    }
+
     /// The brief of the run: its input if that is one; else its input as text.
     pub fn brief(&self) -> Brief {
         let Some(input) = &self.input else { return Brief::default() };
@@ -120,6 +130,12 @@ impl HandoffContext {
             inputs: Vec::new(),
             available: self.available.to_vec(),
             instructions: self.instructions.clone(),
+            reviews: self.reviews().iter().map(|message| (**message).clone()).collect(),
+            previous: self
+                .rework
+                .as_ref()
+                .and_then(|rework| rework.previous.as_ref()?.get().ok())
+                .map(Box::new),
         }
     }
 }

@@ -101,7 +101,7 @@ pub use crate::event::{
 };
 pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};
-pub use crate::handoff::{Contribution, Handoff, HandoffContext, HandoffSource};
+pub use crate::handoff::{Contribution, Finding, Handoff, HandoffContext, HandoffSource, OnGap, Returned};
 pub use crate::hash::{digest, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append};
 pub use crate::machine::{Command, Machine, StepState};

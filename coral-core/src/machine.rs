@@ -1,5 +1,6 @@
 //! The engine's decisions, without I/O, clock, randomness or map-iteration order.
 
+mod review;
 mod scope;
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,6 +12,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::{Event, RunStatus, SkipReason};
 use crate::graph::{Graph, Join, StepData, StepKind};
 use crate::hash::jitter;
+use crate::machine::review::Reviewed;
 use crate::machine::scope::Scope;
 use crate::payload::Payload;
 
@@ -157,6 +159,8 @@ pub struct Machine {
     by_path: HashMap<Arc<str>, usize>,
     facts: Arc<BTreeMap<String, Value>>,
     cancel: Option<Arc<str>>,
+    /// The steps that were part of a review.
+    reviewed: BTreeMap<usize, Reviewed>,
     status: RunStatus,
     finishing: bool,
 }
@@ -171,6 +175,7 @@ impl Machine {
             by_path: HashMap::new(),
             facts: Arc::default(),
             cancel: None,
+            reviewed: BTreeMap::new(),
             status: RunStatus::Running,
             finishing: false,
         };
@@ -195,7 +200,7 @@ impl Machine {
 
     /// Every step so far, in the order of their numbers: its path and how it stands.
     pub fn steps(&self) -> impl Iterator<Item = (&Arc<str>, &StepState)> {
-        self.slots.iter().map(|slot| (&slot.path, &slot.state))
+        self.slots.iter().filter(|slot| self.is_current(slot.scope)).map(|slot| (&slot.path, &slot.state))
     }
 
     /// How a step stands.
@@ -297,6 +302,11 @@ impl Machine {
                 }
                 _ => self.settle(step, StepState::Failed(error.clone()), commands),
             },
+            Event::SentBack { round, returned, .. } => {
+                if let Some(step) = step {
+                    self.send_back(step, *round, returned, commands);
+                }
+            }
             Event::RetryDue { attempt, .. } => {
                 if let Some(step) = step {
                     self.ready(step, *attempt, commands);
@@ -381,6 +391,7 @@ impl Machine {
             }
             self.consider(first + next, Some(at), commands);
         }
+        self.begin_anew(scope_id, commands);
         self.close(scope_id, commands);
     }
 
@@ -388,7 +399,7 @@ impl Machine {
     /// given.
     fn consider(&mut self, step: usize, settled: Option<usize>, commands: &mut Vec<Command>) {
         let (Some(slot), Some(data)) = (self.slots.get(step), self.data(step)) else { return };
-        if slot.state != StepState::Waiting || self.cancel.is_some() {
+        if slot.state != StepState::Waiting || self.cancel.is_some() || self.is_held(step) {
             return;
         }
         let verdict = match data.join {
@@ -586,8 +597,7 @@ impl Machine {
 
     /// What has been done so far: the output of each step that succeeded, by its path.
     fn partial(&self) -> Payload {
-        let outputs =
-            self.slots.iter().filter_map(|slot| Some((slot.path.clone(), slot.state.output()?.clone())));
+        let outputs = self.steps().filter_map(|(path, state)| Some((path.clone(), state.output()?.clone())));
         Payload::new(outputs.collect::<BTreeMap<Arc<str>, Payload>>())
     }
 
@@ -598,7 +608,8 @@ impl Machine {
         if data.kind.is_composite() {
             return None;
         }
-        data.retry.delay_ms(attempt, error, jitter(&format!("{path}#{attempt}")))
+        let attempt_of_round = attempt - self.attempts_before(step).min(attempt);
+        data.retry.delay_ms(attempt_of_round, error, jitter(&format!("{path}#{attempt}")))
     }
 
     /// The agents of the steps that take the output of `step`, with the steps' names.

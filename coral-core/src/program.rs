@@ -16,7 +16,7 @@ use crate::error::{AgentError, Error, ErrorKind, nearest};
 use crate::event::Pins;
 use crate::flow::{self, Workflow};
 use crate::graph::{Graph, GraphData, StepData, StepKind};
-use crate::handoff::{HandoffContext, task_of};
+use crate::handoff::{HandoffContext, OnGap, ReviewPolicy, task_of};
 use crate::hash::digest;
 use crate::machine::Machine;
 use crate::payload::{Data, Payload};
@@ -232,6 +232,8 @@ fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Res
             timeout_ms: data.timeout_ms,
             successors,
             next_hop: None,
+            review: Arc::new(ReviewPolicy::of(graph, i, data, &spec)),
+            rework: None,
         });
         steps.push(Step { body, place, spec, inside });
     }
@@ -334,12 +336,12 @@ fn check_dependencies<'a>(
         known.extend(before.iter().filter_map(|(from, _)| delivered.get(*from)).flatten());
         let missing: Vec<String> =
             step.spec.dependencies.iter().filter(|kind| !known.contains(kind.as_str())).cloned().collect();
-        if !missing.is_empty() {
+        if !missing.is_empty() && step.place.review.on_gap != OnGap::FromBrief {
             return Err(Error::new(ErrorKind::MissingDependency {
                 step: step.place.path.to_string(),
                 missing,
             })
-            .with_help("add a step before it that delivers this, or make the dependency optional"));
+            .with_help("add a step before it that delivers this, make the dependency optional, or say `on_gap: from_brief`"));
         }
         known.extend(step.spec.outputs.iter().map(|output| output.kind.as_str()));
         for inside in &step.inside {

@@ -12,6 +12,7 @@ use self::answer::{Answer, normal, refuse};
 use crate::agent::{Agent, HandoffDraft};
 use crate::context::AgentContext;
 use crate::error::{AgentError, Error, ErrorKind};
+use crate::handoff::OnGap;
 use crate::model::{ChatRequest, Message, OutputFormat, Part, StopReason, ToolChoice};
 use crate::prompt::{
     ASK_FOR_SUMMARY, Compacted, Compiled, ContextQuery, Conversation, Fitted, Partials, PromptInput,
@@ -94,7 +95,7 @@ impl PromptAgent {
             input.context.entry(source.name().to_owned()).or_insert(Value::Null);
         }
         let used = self.choose(&input.step, self.context_tokens(input.context_tokens));
-        let format = self.answer.format(&self.spec.in_phase(&input.task.phase), false);
+        let format = self.answer.format(&self.spec.in_phase(&input.task.phase), false, &[]);
         self.make(used, input, &format)
     }
 
@@ -127,6 +128,7 @@ impl PromptAgent {
     async fn begin(
         &self,
         task: Task,
+        reviewed: &[&str],
         format: &OutputFormat,
         cx: &mut AgentContext,
     ) -> Result<RenderedPrompt, AgentError> {
@@ -144,16 +146,7 @@ impl PromptAgent {
         let context_tokens = cx.model_info(cx.spec().model.name.as_deref()).context_tokens;
         let used = self.choose(&step, self.context_tokens(context_tokens));
         let used = noted(cx, PromptUse::TOPIC, used).await;
-        let mut sections = Vec::new();
-        if cx.routes() {
-            let text = format!(
-                "## Handing on
-
-If another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
-                cx.spec().handoff.next_agents.join(", ")
-            );
-            sections.push(Section::new("handing_on", SectionPart::Task, text));
-        }
+        let sections = own_sections(cx.spec(), &task, cx.routes(), reviewed);
         let input = PromptInput { task, tools, context, context_tokens, sections, step };
         let prompt = self.make(used, input, format)?;
         if let Some(fitted) = &prompt.fitted {
@@ -231,10 +224,12 @@ impl Agent for PromptAgent {
     }
 
     async fn validate_dependencies(&self, task: &Task, cx: &mut AgentContext) -> Result<(), AgentError> {
-        let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
-        let missing: Vec<String> =
-            cx.spec().dependencies.iter().filter(|kind| !there(kind)).cloned().collect();
+        let missing = missing(cx.spec(), task);
         if missing.is_empty() {
+            return Ok(());
+        }
+        if cx.on_gap() == OnGap::FromBrief {
+            cx.note("taken_from_brief", json!({ "missing": missing })).await;
             return Ok(());
         }
         Err(Error::new(ErrorKind::MissingDependency { step: cx.path().to_string(), missing })
@@ -242,10 +237,23 @@ impl Agent for PromptAgent {
             .into())
     }
 
+    async fn prepare_context(&self, mut task: Task, cx: &mut AgentContext) -> Result<Task, AgentError> {
+        let missing = missing(cx.spec(), &task);
+        if !missing.is_empty() {
+            task.instructions.push(format!(
+                "Nobody before you delivered {}. Take what you need of it from the brief, and write down as a decision whatever you had to assume.",
+                missing.iter().map(|kind| format!("`{kind}`")).collect::<Vec<_>>().join(", ")
+            ));
+        }
+        Ok(task)
+    }
+
     async fn run(&self, task: Task, cx: &mut AgentContext) -> Result<Report, AgentError> {
         let spec = cx.spec().clone();
-        let format = self.answer.format(&spec, cx.routes());
-        let prompt = self.begin(task, &format, cx).await?;
+        let reviewed: Vec<String> = cx.reviewed_steps().map(str::to_owned).collect();
+        let reviewed: Vec<&str> = reviewed.iter().map(String::as_str).collect();
+        let format = self.answer.format(&spec, cx.routes(), &reviewed);
+        let prompt = self.begin(task, &reviewed, &format, cx).await?;
         let tools = cx.tools().await?;
         let writes = tools.iter().any(|tool| {
             tool.effect != EffectClass::Pure && tool.input_schema.pointer("/properties/path").is_some()
@@ -287,8 +295,9 @@ impl Agent for PromptAgent {
             if paused && !last {
                 continue;
             }
-            let problem = match self.answer.parse(&spec, &text, writes.then_some(&written)) {
-                Ok(report) => return Ok(report),
+            let problem = match self.answer.parse(&spec, &text, writes.then_some(&written), &reviewed) {
+                Ok(report) if report.send_back.is_empty() => return Ok(report),
+                Ok(report) => return Err(cx.send_back(report.send_back).into()),
                 Err(_) if cut => {
                     "the answer was cut off at the limit of output tokens; answer more briefly".to_owned()
                 }
@@ -327,6 +336,67 @@ impl Agent for PromptAgent {
             next_tasks,
         })
     }
+}
+
+/// What the agent depends on and nobody delivered.
+fn missing(spec: &AgentSpec, task: &Task) -> Vec<String> {
+    let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
+    spec.dependencies.iter().filter(|kind| !there(kind)).cloned().collect()
+}
+
+/// What the prompt says besides what the definition does: of the rounds before, and of whom the answer may name.
+fn own_sections(spec: &AgentSpec, task: &Task, routes: bool, reviewed: &[&str]) -> Vec<Section> {
+    let mut sections = Vec::new();
+    let mut add = |name: &str, text: String| sections.push(Section::new(name, SectionPart::Task, text));
+    if let Some(text) = came_back(spec, task) {
+        add("rounds_before", text);
+    }
+    if !reviewed.is_empty() {
+        add(
+            "sending_back",
+            format!(
+                "## Sending back\n\nYou review the work of: {}. If something of it must be mended before anyone may build on it, list each such finding in `send_back` with the one of these it goes `to`: what is wrong, where, and what would be right. What can be mended later belongs in `next_tasks`. If nothing must be mended, `send_back` is empty.",
+                reviewed.join(", ")
+            ),
+        );
+    }
+    if routes {
+        add(
+            "handing_on",
+            format!(
+                "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
+                spec.handoff.next_agents.join(", ")
+            ),
+        );
+    }
+    sections
+}
+
+/// What is said of the rounds before, if there were any.
+fn came_back(spec: &AgentSpec, task: &Task) -> Option<String> {
+    let mut text = String::new();
+    for message in &task.reviews {
+        let who = if message.from_agent == spec.id {
+            format!("You sent back to `{}`:", message.to_agent)
+        } else {
+            format!("`{}` sent back to you:", message.from_agent)
+        };
+        text.push_str(&format!("{who}\n\n- {}\n\n", message.next_tasks.join("\n- ")));
+    }
+    if let Some(previous) = &task.previous {
+        text.push_str(&format!("Your report of the round before: {}\n\n", previous.summary.trim()));
+        for deliverable in &previous.deliverables {
+            text.push_str(&format!("- `{}`: {}\n", deliverable.path, deliverable.kind));
+        }
+        text.push('\n');
+    }
+    if text.is_empty() {
+        return None;
+    }
+    Some(format!(
+        "## Rounds before\n\n{}\n\nWhat you wrote is still there: mend what is named, keep what is good, and check that each finding is dealt with. Report the whole of your work again.",
+        text.trim()
+    ))
 }
 
 /// Notes what was decided, and gives it as it is recorded: a resumed step decides as it did the first time.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
+use crate::handoff::OnGap;
 use crate::model::Effort;
 
 /// Whether an agent leads every project or is called for its field.
@@ -148,6 +149,16 @@ pub struct HandoffSpec {
     /// report fields such as `decisions`.
     #[serde(default)]
     pub preserve: Vec<String>,
+    /// What happens where something that the agent depends on was not delivered; a step may say
+    /// otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_gap: Option<OnGap>,
+    /// The agents before it whose work it may send back with findings, where its step names none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reviews: Vec<String>,
+    /// How often it may send work back; twice, if nobody says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_rounds: Option<u32>,
 }
 
 /// What an agent needs of a model.

@@ -7,6 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::handoff::Finding;
+
 /// What a run of a team begins with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Brief {
@@ -36,6 +38,12 @@ pub struct Task {
     /// What this agent is asked to do beyond its definition.
     #[serde(default)]
     pub instructions: Vec<String>,
+    /// What was sent back to this agent, and by it, in the rounds before; empty in the first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reviews: Vec<HandoffMessage>,
+    /// What this agent reported in the round before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Box<Report>>,
 }
 
 /// What one earlier agent handed over.
@@ -65,6 +73,10 @@ pub struct Report {
     /// The agent to hand off to, where the model routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_agent: Option<String>,
+    /// What the agents before are to mend first, where the graph lets this one send work back. With
+    /// any, the report is not passed on: the work goes back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub send_back: Vec<Finding>,
     /// What the agent's own output schema asks for.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub data: Value,

@@ -7,7 +7,7 @@
 //! cargo run --example agents -- handoffs
 //! cargo run --example agents -- workflows
 //! cargo run --example agents -- explain documentation_first needs_mobile=true
-//! cargo run --example agents -- check --dir my-agents
+//! cargo run --example agents -- check my-agents
 //! cargo run --example agents -- import path/to/project
 //! cargo run --example agents -- export path/to/project
 //! cargo run --example agents -- evaluate coral-agents/evaluations/project_architect.yaml project_architect
@@ -20,17 +20,18 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use coral_agents::{
     Candidate, EvaluationOptions, Explanation, Format, Registry, Severity, export_agent, export_team,
     parse_cases,
 };
-use coral_core::{AgentSpec, Error, Runner};
+use coral_core::{AgentSpec, ChatModel, Error, Runner};
 use coral_mcp::{Permissions, Sandbox};
 use serde_json::Value;
 
 const USAGE: &str = "usage: agents [--dir DIR] (list | search WORDS | show AGENT | handoffs | workflows | \
-                     explain WORKFLOW [FACT=VALUE]… | check | import DIR | export DIR | evaluate CASES AGENT)";
+                     explain WORKFLOW [FACT=VALUE]… | check [DIR] | import DIR | export DIR | evaluate CASES AGENT)";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -76,6 +77,11 @@ fn refuse(problem: &str) -> ExitCode {
 async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)>, Error> {
     let mut registry = Registry::builtin();
     let mut skipped = Vec::new();
+    // `check DIR` is `check --dir DIR`.
+    let (words, dir) = match words {
+        ["check", given] => (&["check"][..], Some(Path::new(*given))),
+        _ => (words, dir),
+    };
     if let Some(dir) = dir {
         skipped = registry.load_dir(dir)?.skipped;
         for file in &skipped {
@@ -188,6 +194,9 @@ fn handoffs(registry: &Registry) -> String {
         for next in &spec.handoff.next_agents {
             let _ = writeln!(out, "    {} --> {next}", spec.id);
         }
+        for reviewed in &spec.handoff.reviews {
+            let _ = writeln!(out, "    {} -.->|reviews| {reviewed}", spec.id);
+        }
     }
     out
 }
@@ -199,9 +208,9 @@ fn parse_fact(text: &str) -> Result<(String, Value), Error> {
     Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
 }
 
-/// Runs an agent on cases, and, where a directory was given, its built-in version too. The model
-/// that works also grades; give the judge a model of its own where that matters. Files are written
-/// below `target/evaluate`.
+/// Runs an agent on cases, and, where a directory was given, its built-in version too, and writes the
+/// report as a page and as JSON. The model that works also grades; give the judge a model of its own
+/// where that matters. Each run has a directory of its own below `target/evaluate`.
 async fn evaluate(
     registry: &Registry,
     dir: Option<&Path>,
@@ -212,24 +221,39 @@ async fn evaluate(
         .map_err(|problem| Error::storage(format!("reading `{}`", cases.display()), problem))?;
     let evaluation = parse_cases(&cases.to_string_lossy(), &text)?;
     let root = Path::new("target/evaluate").join(&evaluation.name);
-    std::fs::create_dir_all(&root)
-        .map_err(|problem| Error::storage(format!("making `{}`", root.display()), problem))?;
+    let model = coral_llm::from_env()?;
+    let candidate = |name: &str, registry: &Registry| {
+        let runner = Runner::builder().model(model.clone()).build();
+        let model = model.clone();
+        let candidate = Candidate::agent(name, &runner, registry, agent, "")?;
+        Ok::<_, Error>(candidate.with_workspaces(&root, move |dir| runner_in(dir, model.clone())))
+    };
+    let mut candidates = Vec::new();
+    let builtin = Registry::builtin();
+    if dir.is_none() || builtin.agent(agent).is_ok() {
+        candidates.push(candidate("built-in", &builtin)?);
+    }
+    if let Some(dir) = dir {
+        candidates.push(candidate(&dir.to_string_lossy(), registry)?);
+    }
+    let options = EvaluationOptions::new().judge(model.clone());
+    let report = evaluation.run(&candidates, &options).await;
+    let mut out = report.to_string();
+    for (ending, text) in [("html", report.html()), ("json", format!("{:#}\n", report.json()))] {
+        let path = root.join(format!("report.{ending}"));
+        std::fs::write(&path, text)
+            .map_err(|problem| Error::storage(format!("writing `{}`", path.display()), problem))?;
+        let _ = writeln!(out, "\n{}", path.display());
+    }
+    Ok(out)
+}
+
+/// A runner whose tools work in `dir`.
+async fn runner_in(dir: PathBuf, model: Arc<dyn ChatModel>) -> Result<Runner, Error> {
     let permissions =
         Permissions::from_yaml(include_str!("../permissions.yaml"), "examples/permissions.yaml")?;
-    let tools = Sandbox::builder().permissions(permissions).root(&root).filesystem().build().await?;
-    let runner = Runner::builder().model(coral_llm::from_env()?).tools(tools).build();
-    let mut candidates = Vec::new();
-    if let Some(dir) = dir {
-        let builtin = Registry::builtin();
-        if builtin.agent(agent).is_ok() {
-            candidates.push(Candidate::agent("built-in", &runner, &builtin, agent, "")?);
-        }
-        candidates.push(Candidate::agent(dir.to_string_lossy(), &runner, registry, agent, "")?);
-    } else {
-        candidates.push(Candidate::agent("built-in", &runner, registry, agent, "")?);
-    }
-    let options = EvaluationOptions::new().judge(coral_llm::from_env()?);
-    Ok(evaluation.run(&candidates, &options).await.to_string())
+    let tools = Sandbox::builder().permissions(permissions).root(&dir).filesystem().build().await?;
+    Ok(Runner::builder().model(model).tools(tools).build())
 }
 
 /// Writes the agents as sub-agent files and one `AGENTS.md` below `dir`; nothing is overwritten.

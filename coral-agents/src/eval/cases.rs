@@ -29,6 +29,8 @@ pub struct Case {
     pub name: String,
     /// What the candidate is given.
     pub brief: Brief,
+    /// Files that are there when it begins, by path: what is to be reviewed, changed or measured.
+    pub files: BTreeMap<String, String>,
     /// What its output is held against.
     pub checks: Vec<Check>,
 }
@@ -38,6 +40,8 @@ pub struct Case {
 pub struct Check {
     /// What is looked at.
     pub kind: CheckKind,
+    /// The file that is looked at instead of the output, by its path or the type of its deliverable.
+    pub file: Option<String>,
     /// How much it counts against the others.
     pub weight: f64,
 }
@@ -66,12 +70,16 @@ pub enum CheckKind {
 impl Check {
     /// What it is, in a few words.
     pub fn label(&self) -> String {
-        match &self.kind {
+        let label = match &self.kind {
             CheckKind::Contains(text) => format!("contains `{text}`"),
             CheckKind::Lacks(text) => format!("lacks `{text}`"),
             CheckKind::Delivers(kind) => format!("delivers `{kind}`"),
             CheckKind::Holds(expression) => format!("`{expression}`"),
             CheckKind::Rubric { text, .. } => text.clone(),
+        };
+        match &self.file {
+            Some(file) => format!("`{file}`: {label}"),
+            None => label,
         }
     }
 
@@ -102,7 +110,13 @@ impl Check {
 ///         weight: 2
 ///       - rubric: Every decision names what was chosen against it.
 ///         at_least: 0.6
+///       - file: technical_specification   # a deliverable's type, or a path
+///         contains: backup
 /// ```
+///
+/// A check with a `file` looks at its text instead of the output: `contains`, `lacks`, `rubric`, or
+/// `holds`, where `output` is then the text. A case may bring `files` along, a map of paths to texts.
+/// Both need [`Candidate::with_workspaces`](crate::Candidate::with_workspaces).
 ///
 /// # Errors
 /// [`Problems`](coral_core::ErrorKind::Problems) with all that is wrong, each as `file:line: …`.
@@ -157,14 +171,19 @@ fn keys<'a>(node: &'a Node, known: &[&str], problems: &mut Problems) -> Vec<&'a 
 
 fn case(node: &Node, problems: &mut Problems) -> Option<Case> {
     let (mut name, mut text, mut project, mut facts) = (None, None, None, BTreeMap::new());
+    let mut files = BTreeMap::new();
     let mut checks = Vec::new();
-    for entry in keys(node, &["name", "brief", "project", "facts", "expect"], problems) {
+    for entry in keys(node, &["name", "brief", "project", "facts", "files", "expect"], problems) {
         match (entry.key.as_str(), &entry.value.yaml) {
             ("name", Yaml::Text(value)) => name = Some(value.clone()),
             ("brief", Yaml::Text(value)) => text = Some(value.clone()),
             ("project", Yaml::Text(value)) => project = Some(value.clone()),
             ("facts", Yaml::Map(_)) => match entry.value.read::<BTreeMap<String, Value>>() {
                 Ok(value) => facts = value,
+                Err(problem) => problems.push(problem),
+            },
+            ("files", Yaml::Map(_)) => match entry.value.read::<BTreeMap<String, String>>() {
+                Ok(value) => files = value,
                 Err(problem) => problems.push(problem),
             },
             ("expect", Yaml::List(nodes)) => {
@@ -179,7 +198,7 @@ fn case(node: &Node, problems: &mut Problems) -> Option<Case> {
                 problems.add(node.line, format!("case `{name}` expects nothing: add `expect`"));
             }
             let brief = Brief { project: project.unwrap_or_else(|| name.clone()), text: text.into(), facts };
-            Some(Case { name, brief, checks })
+            Some(Case { name, brief, files, checks })
         }
         (name, text) => {
             for (key, missing) in [("name", name.is_none()), ("brief", text.is_none())] {
@@ -193,11 +212,15 @@ fn case(node: &Node, problems: &mut Problems) -> Option<Case> {
 }
 
 fn check(node: &Node, problems: &mut Problems) -> Option<Check> {
-    let (mut found, mut weight, mut at_least) = (None, 1.0, None);
-    let known: Vec<&str> = KINDS.into_iter().chain(["weight", "at_least"]).collect();
+    let (mut found, mut weight, mut at_least, mut file) = (None, 1.0, None, None);
+    let known: Vec<&str> = KINDS.into_iter().chain(["file", "weight", "at_least"]).collect();
     for entry in keys(node, &known, problems) {
         let value = &entry.value;
         match entry.key.as_str() {
+            "file" => match value.as_text() {
+                Some(text) if !text.trim().is_empty() => file = Some((value.line, text.trim().to_owned())),
+                _ => problems.add(value.line, "`file` must be a path or the type of a deliverable"),
+            },
             "weight" => match value.read::<f64>() {
                 Ok(number) if number > 0.0 => weight = number,
                 _ => problems.add(value.line, "`weight` must be a number above 0"),
@@ -229,6 +252,9 @@ fn check(node: &Node, problems: &mut Problems) -> Option<Check> {
     if let Some((line, _)) = at_least.filter(|_| kind != "rubric") {
         problems.add(line, "`at_least` belongs to a `rubric`");
     }
+    if let Some((line, _)) = file.as_ref().filter(|_| kind == "delivers") {
+        problems.add(*line, "`delivers` is about the report, not about a `file`");
+    }
     let kind = match kind.as_str() {
         "contains" => CheckKind::Contains(text),
         "lacks" => CheckKind::Lacks(text),
@@ -236,5 +262,5 @@ fn check(node: &Node, problems: &mut Problems) -> Option<Check> {
         "holds" => CheckKind::Holds(text),
         _ => CheckKind::Rubric { text, at_least: at_least.map_or(0.7, |(_, number)| number) },
     };
-    Some(Check { kind, weight })
+    Some(Check { kind, file: file.map(|(_, file)| file), weight })
 }

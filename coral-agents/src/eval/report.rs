@@ -4,7 +4,9 @@ use std::fmt::{self, Write as _};
 
 use coral_core::{Usage, Usd};
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use super::compare::Comparison;
 use super::{by_case, totals};
 
 /// What an evaluation found. As text, it is Markdown.
@@ -99,25 +101,43 @@ fn mean(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| sum / f64::from(count))
 }
 
-fn shown(score: Option<f64>) -> String {
+pub(super) fn shown(score: Option<f64>) -> String {
     score.map_or_else(|| "–".to_owned(), |score| format!("{score:.2}"))
 }
 
 impl EvaluationReport {
-    /// How the candidate of index `other` does against that of index `base`, case by case: better,
-    /// worse, the same. A difference of scores below a hundredth is none.
-    pub fn compare(&self, base: usize, other: usize) -> Option<(usize, usize, usize)> {
+    /// How the candidate of index `other` does against that of index `base`, over the cases that both
+    /// have a score for; nothing if there is no such candidate.
+    pub fn compare(&self, base: usize, other: usize) -> Option<Comparison> {
         let (base, other) = (self.candidates.get(base)?, self.candidates.get(other)?);
-        let mut counts = (0, 0, 0);
-        for (case, _) in by_case(&base.results) {
-            let (Some(was), Some(is)) = (base.case_score(case), other.case_score(case)) else { continue };
-            match is - was {
-                gain if gain >= 0.01 => counts.0 += 1,
-                loss if loss <= -0.01 => counts.1 += 1,
-                _ => counts.2 += 1,
-            }
-        }
-        Some(counts)
+        let gain = |case| Some(other.case_score(case)? - base.case_score(case)?);
+        let gains: Vec<f64> = by_case(&base.results).into_iter().filter_map(|(case, _)| gain(case)).collect();
+        Some(Comparison::of(&gains))
+    }
+
+    /// The report as JSON, with what the first candidate compares to.
+    pub fn json(&self) -> Value {
+        let candidates: Vec<Value> = self
+            .candidates
+            .iter()
+            .map(|candidate| {
+                let (passed, runs) = candidate.passed();
+                let CandidateReport { name, results } = candidate;
+                json!({"name": name, "score": candidate.score(), "passed": passed, "runs": runs, "results": results})
+            })
+            .collect();
+        let comparisons: Vec<Value> = self
+            .candidates
+            .iter()
+            .enumerate()
+            .skip(1)
+            .filter_map(|(i, other)| {
+                let (base, comparison) = (self.candidates.first()?, self.compare(0, i)?);
+                let verdict = comparison.verdict();
+                Some(json!({"base": base.name, "other": other.name, "comparison": comparison, "verdict": verdict}))
+            })
+            .collect();
+        json!({"name": self.name, "candidates": candidates, "comparisons": comparisons})
     }
 
     fn write(&self, out: &mut String) -> fmt::Result {
@@ -126,7 +146,7 @@ impl EvaluationReport {
         for candidate in &self.candidates {
             let (usage, cost, duration) = totals(&candidate.results);
             let (passed, all) = candidate.passed();
-            let cost = cost.map_or_else(|| "–".to_owned(), |cost| format!("{:.4}", cost.as_dollars()));
+            let cost = money(cost);
             let seconds = std::time::Duration::from_millis(duration).as_secs_f64();
             writeln!(
                 out,
@@ -138,12 +158,8 @@ impl EvaluationReport {
         }
         let Some(first) = self.candidates.first() else { return Ok(()) };
         for (i, other) in self.candidates.iter().enumerate().skip(1) {
-            if let Some((better, worse, same)) = self.compare(0, i) {
-                writeln!(
-                    out,
-                    "\n`{}` against `{}`: better in {better}, worse in {worse}, the same in {same}.",
-                    other.name, first.name
-                )?;
+            if let Some(comparison) = self.compare(0, i) {
+                writeln!(out, "\n`{}` against `{}`: {}", other.name, first.name, signed(&comparison))?;
             }
         }
         write!(out, "\n## By case\n\n| case |")?;
@@ -181,6 +197,22 @@ impl EvaluationReport {
         }
         Ok(())
     }
+}
+
+pub(super) fn money(cost: Option<Usd>) -> String {
+    cost.map_or_else(|| "–".to_owned(), |cost| format!("{:.4}", cost.as_dollars()))
+}
+
+/// A comparison in a sentence.
+pub(super) fn signed(comparison: &Comparison) -> String {
+    let Comparison { better, worse, same, mean, interval, p_value, .. } = comparison;
+    let mut out =
+        format!("better in {better}, worse in {worse}, the same in {same}; mean difference {mean:+.2}");
+    if let Some((low, high)) = interval {
+        let _ = write!(out, " (95 % between {low:+.2} and {high:+.2})");
+    }
+    let _ = write!(out, ", sign test p = {p_value:.3}: {}.", comparison.verdict());
+    out
 }
 
 /// A text that does not break a table.

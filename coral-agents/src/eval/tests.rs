@@ -92,15 +92,19 @@ async fn candidates_are_scored_and_compared() {
     let scores: Vec<Option<f64>> = report.candidates.iter().map(CandidateReport::score).collect();
     // v1, Ada: only `contains` of a weight of 5 (the judge failed, so the rubric counts for nothing).
     assert_eq!(scores, [Some((0.2 + 0.0) / 2.0), Some((5.8 / 6.0 + 1.0) / 2.0), Some(0.5)]);
-    assert_eq!(report.compare(0, 1), Some((2, 0, 0)));
-    assert_eq!(report.compare(1, 2), Some((0, 1, 1)));
+    let counts = |base, other| {
+        let comparison = report.compare(base, other).unwrap();
+        (comparison.better, comparison.worse, comparison.same)
+    };
+    assert_eq!((counts(0, 1), counts(1, 2)), ((2, 0, 0), (0, 1, 1)));
+    assert_eq!(report.compare(0, 3), None);
     assert_eq!(report.candidates[1].passed(), (2, 2));
     assert_eq!(report.candidates[1].results[0].usage.input_tokens, 10);
 
     let text = report.to_string();
     for line in [
         "| v1 | 0.10 | 0 of 2 | 20 | – | 0.0 |",
-        "`v2` against `v1`: better in 2, worse in 0, the same in 0.",
+        "`v2` against `v1`: better in 2, worse in 0, the same in 0; mean difference +0.88, sign test p = 0.500: too few cases to tell a difference from chance.",
         "| short | 0.20 | 0.97 | 0.00 |",
         "- short: delivers `card`: 0.00: it is not among the deliverables",
         "- short: lacks `bye`: 0.00: the text is there",
@@ -109,6 +113,18 @@ async fn candidates_are_scored_and_compared() {
         assert!(text.contains(line), "{line}\n{text}");
     }
     assert!(text.contains("- short: It is friendly.: not graded: the judge failed: "), "{text}");
+    let html = report.html();
+    for part in [
+        "<td class=\"n\">0.97</td>",
+        "0.80 It is friendly.: warm",
+        "not graded It is friendly.",
+        "the run failed: ",
+    ] {
+        assert!(html.contains(part), "{part}\n{html}");
+    }
+    let json = report.json();
+    assert_eq!(json["comparisons"][0]["comparison"]["better"], 2);
+    assert_eq!((&json["candidates"][1]["passed"], &json["candidates"][1]["runs"]), (&json!(2), &json!(2)));
     let asked = judge.asked.lock().unwrap();
     assert!(asked[0].messages[1].text().contains("# Criterion\n\nIt is friendly."));
     assert!(
@@ -178,4 +194,106 @@ cases:
     );
     assert!(parse_cases("e.yaml", "cases: []").is_err());
     assert!(parse_cases("e.yaml", "cases: [{").is_err());
+}
+
+/// Writes what the model says to, below one directory.
+struct Disk(PathBuf);
+
+#[async_trait]
+impl coral_core::Toolbox for Disk {
+    async fn list(&self, _caller: &Caller) -> Result<Vec<coral_core::ToolDef>, Error> {
+        Ok(vec![coral_core::ToolDef {
+            name: "write_file".into(),
+            description: "Writes.".into(),
+            input_schema: json!({"type": "object", "properties": {"path": {"type": "string"}}}),
+            effect: coral_core::EffectClass::Idempotent,
+        }])
+    }
+
+    async fn call(
+        &self,
+        call: &coral_core::ToolCall,
+        _cx: &CallContext,
+    ) -> Result<coral_core::ToolOutput, Error> {
+        let brought = std::fs::read_to_string(self.0.join("in/names.txt")).unwrap();
+        std::fs::write(self.0.join("card.txt"), format!("Dear {brought}")).unwrap();
+        Ok(coral_core::ToolOutput::text(format!("{} written", call.name)))
+    }
+}
+
+/// Writes a card, then says so.
+struct Writer;
+
+#[async_trait]
+impl ChatModel for Writer {
+    fn name(&self) -> &str {
+        "writer"
+    }
+
+    async fn chat(&self, request: &ChatRequest, _cx: &CallContext) -> Result<ChatResponse, Error> {
+        let mut response = ChatResponse::text(
+            "writer",
+            r#"{"summary": "s", "deliverables": [{"type": "card", "path": "card.txt", "description": "d"}]}"#,
+        );
+        if request.messages.len() == 2 {
+            response.message.parts = vec![coral_core::Part::ToolCall(coral_core::ToolCall {
+                id: "1".into(),
+                name: "write_file".into(),
+                arguments: json!({"path": "card.txt"}),
+            })];
+        }
+        Ok(response)
+    }
+}
+
+#[tokio::test]
+async fn checks_look_into_the_files_of_each_run() {
+    let text = "
+cases:
+  - name: ada
+    brief: Write a card.
+    files: {in/names.txt: Ada}
+    expect:
+      - {file: card, contains: dear ada}
+      - {file: card.txt, lacks: Bob}
+      - {file: card.txt, holds: output|length == 8}
+      - {file: card, rubric: It is kind.}
+      - {file: nothing.txt, contains: x}
+      - {file: ../ada-1/card.txt, contains: x}
+  - name: bob
+    brief: Write a card.
+    files: {in/names.txt: Bob}
+    expect:
+      - {file: card, contains: dear bob}
+";
+    let cases = parse_cases("files.yaml", text).unwrap();
+    let runner = Runner::builder().model(Writer).build();
+    let candidate = Candidate::agent("a b", &runner, &registry("x"), "greeter", "").unwrap();
+    let judge = Scripted::new(&[("# Work\n\n\"Dear Ada\"", "{\"score\": 1, \"reason\": \"r\"}")]);
+    let options = EvaluationOptions::new().judge(judge);
+
+    let without = cases.run(std::slice::from_ref(&candidate), &options).await;
+    let error = without.candidates[0].results[0].error.as_deref().unwrap();
+    assert!(error.contains("there is no workspace to put them into"), "{error}");
+
+    let root = std::env::temp_dir().join(format!("coral-eval-{}", std::process::id()));
+    let candidate = candidate.with_workspaces(&root, |dir| async move {
+        Ok(Runner::builder().model(Writer).tools(Disk(dir)).build())
+    });
+    for _ in 0..2 {
+        let report = cases.run(std::slice::from_ref(&candidate), &options).await;
+        let [ada, bob] = report.candidates[0].results.as_slice() else { panic!("{report}") };
+        let scores: Vec<f64> = ada.checks.iter().map(|check| check.score).collect();
+        assert_eq!(scores, [1.0, 1.0, 1.0, 1.0, 0.0, 0.0], "{report}");
+        assert!(ada.checks[4].why.contains("nothing.txt"), "{}", ada.checks[4].why);
+        assert!(ada.checks[5].why.contains("stay inside"), "{}", ada.checks[5].why);
+        assert_eq!(ada.checks[0].check, "`card`: contains `dear ada`");
+        assert_eq!(bob.score(), Some(1.0));
+    }
+    assert!(root.join("a_b/ada-1/card.txt").exists());
+    std::fs::remove_dir_all(&root).unwrap();
+    for bad in ["{file: x, delivers: y}", "{file: '', contains: y}"] {
+        let text = format!("cases: [{{name: a, brief: b, expect: [{bad}]}}]");
+        assert!(parse_cases("e.yaml", &text).is_err(), "{bad}");
+    }
 }

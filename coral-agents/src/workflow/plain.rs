@@ -74,6 +74,7 @@ fn push(agent: Word, loose: Vec<Word>, options: Options, draft: &mut Draft) {
 
 /// `{conditions: {…}}`, or the map itself.
 pub(super) fn conditional(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+    draft.plain_conditions = true;
     for entry in node.entries().iter().filter(|entry| entry.key != "conditions") {
         problems.add(entry.line, format!("unknown key `{}`{}", entry.key, hint(&entry.key, ["conditions"])));
     }

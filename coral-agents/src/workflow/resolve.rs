@@ -4,7 +4,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use coral_core::{AgentSpec, GraphData, Input, OutputSpec, StepData, StepKind};
+use coral_core::{AgentSpec, GraphData, Input, OnGap, OutputSpec, StepData, StepKind};
 
 use super::surface::{Draft, Group, Item, Options, Runs, Step, Word};
 use crate::problem::{Problems, hint};
@@ -17,6 +17,7 @@ struct Lines {
     when: Option<usize>,
     join: Option<usize>,
     retry: Option<usize>,
+    reviews: Option<usize>,
 }
 
 /// A step before its references are resolved.
@@ -27,6 +28,7 @@ struct Pending {
     inputs: Vec<Word>,
     loose: Vec<Word>,
     after: Vec<Word>,
+    reviews: Vec<Word>,
     linear: bool,
     plain: bool,
     shared: Vec<Word>,
@@ -38,6 +40,7 @@ struct Resolver<'a> {
     steps: Vec<Pending>,
     index: BTreeMap<Arc<str>, usize>,
     groups: BTreeMap<String, Vec<Arc<str>>>,
+    defaults: Options,
     unresolved: bool,
 }
 
@@ -48,6 +51,7 @@ pub(super) fn resolve(draft: Draft, registry: &Registry, problems: &mut Problems
         steps: Vec::new(),
         index: BTreeMap::new(),
         groups: BTreeMap::new(),
+        defaults: draft.defaults,
         unresolved: false,
     };
     for item in draft.items {
@@ -58,7 +62,7 @@ pub(super) fn resolve(draft: Draft, registry: &Registry, problems: &mut Problems
             Item::Group(group) => resolver.add_group(group),
         }
     }
-    resolver.add_conditions(draft.conditions);
+    resolver.add_conditions(draft.conditions, draft.plain_conditions);
     resolver.link();
     let output = draft.output.and_then(|word| resolver.output(&word));
     resolver.finish(draft.name, draft.description, output, draft.line)
@@ -87,12 +91,28 @@ impl Resolver<'_> {
             );
             return None;
         }
-        let Options { phase, after, when, join, instructions, retry, timeout_ms } = step.options;
+        // What a plain shape leaves out comes from the brief: it knows no other source.
+        let on_gap = step.linear.then_some(OnGap::FromBrief);
+        let plain = Options { on_gap, ..Options::default() };
+        let options = plain.under(self.defaults.under(step.options));
+        let Options {
+            phase,
+            after,
+            when,
+            join,
+            instructions,
+            retry,
+            timeout_ms,
+            on_gap,
+            max_rounds,
+            reviews,
+        } = options;
         let lines = Lines {
             step: step.line,
             when: when.as_ref().map(|word| word.line),
             join: join.map(|(line, _)| line),
             retry: retry.as_ref().map(|(line, _)| *line),
+            reviews: reviews.first().map(|word| word.line),
         };
         let mut data = StepData::new(name.clone(), kind);
         data.phase = phase.map(|word| word.text).unwrap_or_default().into();
@@ -101,6 +121,8 @@ impl Resolver<'_> {
         data.instructions = instructions;
         data.retry = retry.map(|(_, retry)| retry).unwrap_or_default();
         data.timeout_ms = timeout_ms;
+        data.on_gap = on_gap;
+        data.max_rounds = max_rounds;
         self.index.insert(name.clone(), self.steps.len());
         self.steps.push(Pending {
             data,
@@ -108,6 +130,7 @@ impl Resolver<'_> {
             inputs: step.inputs,
             loose: step.loose,
             after,
+            reviews,
             linear: step.linear,
             plain: step.linear,
             shared: shared.to_vec(),
@@ -125,7 +148,10 @@ impl Resolver<'_> {
         }
         if group.plain {
             let from = self.steps.len() - members.len();
-            self.steps.iter_mut().skip(from).for_each(|step| step.plain = true);
+            for step in self.steps.iter_mut().skip(from) {
+                step.plain = true;
+                step.data.on_gap.get_or_insert(OnGap::FromBrief);
+            }
         }
         let name = group.name;
         if self.index.contains_key(name.text.as_str()) {
@@ -151,7 +177,7 @@ impl Resolver<'_> {
         }
     }
 
-    fn add_conditions(&mut self, conditions: Vec<(Word, Word)>) {
+    fn add_conditions(&mut self, conditions: Vec<(Word, Word)>, plain: bool) {
         for (condition, agent) in conditions {
             let id = match self.registry.agent(&agent.text) {
                 Ok(spec) => spec.id.clone(),
@@ -173,7 +199,8 @@ impl Resolver<'_> {
                 }
             }
             if !runs {
-                let options = Options { when: Some(condition), ..Options::default() };
+                let on_gap = plain.then_some(OnGap::FromBrief);
+                let options = Options { when: Some(condition), on_gap, ..Options::default() };
                 let step = Step {
                     line: agent.line,
                     name: agent.clone(),
@@ -193,6 +220,7 @@ impl Resolver<'_> {
             let inputs = std::mem::take(&mut step.inputs);
             let loose = std::mem::take(&mut step.loose);
             let after = std::mem::take(&mut step.after);
+            let reviews = std::mem::take(&mut step.reviews);
             let shared = std::mem::take(&mut step.shared);
             let (linear, plain) = (step.linear, step.plain);
             let mut edges = Vec::new();
@@ -207,6 +235,10 @@ impl Resolver<'_> {
             for word in &after {
                 self.reference(word, &mut waits);
             }
+            let mut reviewed = Vec::new();
+            for word in &reviews {
+                self.reference(word, &mut reviewed);
+            }
             if let Some(before) = at.checked_sub(1).and_then(|at| self.steps.get(at)).filter(|_| linear) {
                 let name = before.data.name.clone();
                 if edges.is_empty() {
@@ -220,6 +252,7 @@ impl Resolver<'_> {
             step.data.inputs = edges;
             step.data.after =
                 waits.into_iter().map(|edge| edge.step).filter(|step| !taken.contains(step)).collect();
+            step.data.reviews = reviewed.into_iter().map(|edge| edge.step).collect();
             step.data.instructions.extend(notes);
         }
     }
@@ -335,6 +368,7 @@ impl Resolver<'_> {
             let part = lines.and_then(|lines| match problem.message.as_str() {
                 message if message.contains("condition") => lines.when,
                 message if message.contains("retry") => lines.retry,
+                message if message.contains("review") => lines.reviews,
                 message if message.contains("quorum") || message.contains("join") => lines.join,
                 _ => None,
             });

@@ -1,6 +1,6 @@
 //! The form that workflow files are written in, read without looking at names yet.
 
-use coral_core::{Join, RetryPolicy};
+use coral_core::{Join, OnGap, RetryPolicy};
 use serde::Deserialize;
 
 use super::plain;
@@ -23,6 +23,10 @@ pub(super) struct Draft {
     pub(super) items: Vec<Item>,
     /// A condition and an agent that takes part only if it holds.
     pub(super) conditions: Vec<(Word, Word)>,
+    /// What holds for every step that does not say otherwise.
+    pub(super) defaults: Options,
+    /// Whether the agents of `conditions` that no step runs work from the brief.
+    pub(super) plain_conditions: bool,
     /// The line that stands for the whole.
     pub(super) line: usize,
 }
@@ -74,6 +78,9 @@ pub(super) struct Options {
     pub(super) instructions: Vec<String>,
     pub(super) retry: Option<(usize, RetryPolicy)>,
     pub(super) timeout_ms: Option<u64>,
+    pub(super) on_gap: Option<OnGap>,
+    pub(super) max_rounds: Option<u32>,
+    pub(super) reviews: Vec<Word>,
 }
 
 impl Options {
@@ -93,12 +100,26 @@ impl Options {
             instructions: self.instructions.iter().cloned().chain(own.instructions).collect(),
             retry: own.retry.or_else(|| self.retry.clone()),
             timeout_ms: own.timeout_ms.or(self.timeout_ms),
+            on_gap: own.on_gap.or(self.on_gap),
+            max_rounds: own.max_rounds.or(self.max_rounds),
+            reviews: self.reviews.iter().cloned().chain(own.reviews).collect(),
         }
     }
 }
 
-const OPTIONS: [&str; 7] = ["phase", "after", "when", "join", "instructions", "retry", "timeout_ms"];
-const TOP: [&str; 9] = [
+const OPTIONS: [&str; 10] = [
+    "phase",
+    "after",
+    "when",
+    "join",
+    "instructions",
+    "retry",
+    "timeout_ms",
+    "on_gap",
+    "max_rounds",
+    "reviews",
+];
+const TOP: [&str; 11] = [
     "name",
     "description",
     "output",
@@ -108,6 +129,8 @@ const TOP: [&str; 9] = [
     "parallel_groups",
     "conditional_workflow",
     "groups",
+    "on_gap",
+    "max_rounds",
 ];
 
 pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
@@ -125,6 +148,9 @@ pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
                             word(&entry.value, "description", problems).unwrap_or_default().text;
                     }
                     "output" => draft.output = word(&entry.value, "output", problems),
+                    key @ ("on_gap" | "max_rounds") => {
+                        option(key, &entry.value, &mut draft.defaults, problems);
+                    }
                     "steps" => items(&entry.value, &mut draft, problems),
                     "workflow" | "parallel_groups" | "groups" => {
                         plain::items(&entry.value, &mut draft, problems);
@@ -266,6 +292,9 @@ pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &
         }
         "retry" => options.retry = typed(value, key, problems).map(|retry| (value.line, retry)),
         "timeout_ms" => options.timeout_ms = typed(value, key, problems),
+        "on_gap" => options.on_gap = typed(value, key, problems),
+        "max_rounds" => options.max_rounds = typed(value, key, problems),
+        "reviews" => options.reviews = words(value, key, problems),
         _ => return false,
     }
     true

@@ -99,6 +99,62 @@ fn a_live_registry_follows_its_directory() {
     assert_eq!(live.current().agent("a").unwrap().summary, "three");
 }
 
+/// A changed file is seen whenever it was written, also where its time and length stay the same.
+#[test]
+fn a_poll_reads_only_where_something_may_have_changed() {
+    let dir = fresh("poll");
+    let agent = |summary: &str| format!("---\nid: a\nname: N\nsummary: {summary}\n---\n## Task\nWork.\n");
+    let path = dir.join("a.md");
+    let write = |summary: &str, age_s: u64| {
+        fs::write(&path, agent(summary)).unwrap();
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age_s);
+        fs::File::options().write(true).open(&path).unwrap().set_modified(then).unwrap();
+        then
+    };
+    write("one", 0);
+    let (live, _) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+    // Just written: a second change in the same moment would not show, so it is read again.
+    let then = write("two", 0);
+    assert_eq!(live.poll().unwrap().unwrap().agents, ["a"]);
+    fs::write(&path, agent("new")).unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_modified(then).unwrap();
+    assert_eq!(live.poll().unwrap().unwrap().agents, ["a"]);
+    assert_eq!(live.current().agent("a").unwrap().summary, "new");
+    // Written long ago: nothing is read until its time or its length is another.
+    write("old", 100);
+    assert!(live.poll().unwrap().is_some());
+    assert_eq!(live.poll().unwrap(), None);
+    write("older", 100);
+    assert_eq!(live.poll().unwrap().unwrap().agents, ["a"]);
+    fs::remove_file(&path).unwrap();
+    assert_eq!(live.poll().unwrap().unwrap().removed_agents, ["a"]);
+}
+
+#[test]
+fn a_directory_is_followed_until_nobody_listens() {
+    let dir = fresh("follow");
+    let (live, _) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+    let live = std::sync::Arc::new(live);
+    let (tell, told) = std::sync::mpsc::channel();
+    let following =
+        live.follow(std::time::Duration::from_millis(1), move |changes| tell.send(changes).unwrap());
+    fs::write(dir.join("p.md"), "---\nid: a\nname: N\n---\n## Task\nWork.\n").unwrap();
+    let patience = std::time::Duration::from_secs(30);
+    // A file may be seen half written first.
+    while live.current().agent("a").is_err() {
+        told.recv_timeout(patience).unwrap().unwrap();
+    }
+    fs::remove_dir_all(&dir).unwrap();
+    let error = loop {
+        if let Err(error) = told.recv_timeout(patience).unwrap() {
+            break error;
+        }
+    };
+    assert!(matches!(error.kind(), ErrorKind::Storage { .. }), "{error}");
+    drop(following);
+    assert!(told.iter().count() < 10, "the listener is gone, so this ends");
+}
+
 /// More files than one thread parses: the order of the files decides, not that of the threads.
 #[test]
 fn a_large_directory_loads_in_the_order_of_its_files() {

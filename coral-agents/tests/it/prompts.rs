@@ -175,3 +175,92 @@ async fn two_turns_share_their_whole_prefix() {
         );
     }
 }
+
+/// What two definitions say alike belongs in a partial: no sentence of eight words or more stands in
+/// two of them.
+#[test]
+fn no_sentence_stands_in_two_definitions() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents");
+    let mut seen: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
+    let mut shared = Vec::new();
+    let mut sentences = 0;
+    for spec in Registry::builtin().agents() {
+        let text = fs::read_to_string(dir.join(format!("{}.md", spec.id))).unwrap();
+        // Tags of templates are no sentences.
+        let text: String =
+            text.lines().filter(|line| !line.starts_with("{%")).map(|line| format!("{line}\n")).collect();
+        let (_, body) = text.strip_prefix("---\n").and_then(|text| text.split_once("\n---\n")).unwrap();
+        for sentence in body.split(['\n', '.', ';', ':', '?', '!']) {
+            let words: Vec<String> = sentence
+                .split(|c: char| !c.is_alphanumeric())
+                .filter(|word| !word.is_empty())
+                .map(str::to_lowercase)
+                .collect();
+            if words.len() < 8 {
+                continue;
+            }
+            sentences += 1;
+            let words = words.join(" ");
+            match seen.get(&words) {
+                Some(other) if *other != spec.id => shared.push(format!("{other}, {}: {words}", spec.id)),
+                _ => drop(seen.insert(words, spec.id.clone())),
+            }
+        }
+    }
+    assert_eq!(shared, [""; 0]);
+    assert!(sentences > 1_500, "only {sentences} sentences were compared");
+}
+
+/// The sections that the next agent and a person rely on are in every definition, each with something
+/// in it.
+#[test]
+fn every_definition_has_the_sections_of_a_professional() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("agents");
+    let mut lacking = Vec::new();
+    for spec in Registry::builtin().agents() {
+        let text = fs::read_to_string(dir.join(format!("{}.md", spec.id))).unwrap();
+        let section = |title: &str| -> String {
+            let after = text.split_once(&format!("\n{title}")).map(|(_, after)| after).unwrap_or_default();
+            let level = title.split(' ').next().unwrap();
+            let ends = |line: &&str| {
+                let hashes = line.chars().take_while(|c| *c == '#').count();
+                hashes > 0 && hashes <= level.len()
+            };
+            after.lines().take_while(|line| !ends(line)).collect::<Vec<_>>().join("\n")
+        };
+        let mut need = |good: bool, what: &str| {
+            if !good {
+                lacking.push(format!("{}: {what}", spec.id));
+            }
+        };
+        let scope = section("### Scope");
+        need(scope.contains("Yours") && scope.contains("Not yours"), "scope, in and out");
+        need(section("### Inputs you need").len() > 80, "the inputs it needs");
+        let steps = section("### Method")
+            .lines()
+            .filter(|line| line.starts_with(|c: char| c.is_ascii_digit()))
+            .count();
+        need(steps >= 5, "a method of five steps at least");
+        let checklist = text.lines().filter(|line| line.starts_with("- ")).count();
+        need(checklist >= 12, "checklists");
+        need(text.contains("{% include \"decisions\" %}"), "decisions to write down");
+        let criteria =
+            section("### Acceptance criteria").lines().filter(|line| line.starts_with("- ")).count();
+        need(criteria >= 4, "four acceptance criteria at least");
+        need(section("### Limits").len() > 80, "limits");
+        need(spec.output_schema.is_some(), "a schema of its data");
+        need(
+            !spec.outputs.is_empty() && spec.outputs.iter().all(|output| output.description.len() > 40),
+            "outputs, described",
+        );
+        need(
+            !spec.handoff.next_agents.is_empty() && !spec.handoff.preserve.is_empty(),
+            "successors, and what goes along",
+        );
+        need(spec.handoff.template.lines().count() > 5, "a handoff template that tells its takers apart");
+        need(!spec.operations.is_empty() && !spec.model.capabilities.is_empty(), "needs of tools and model");
+        let standards = spec.methodologies.len() + spec.expertise_areas.len();
+        need(standards >= 8, "methods and fields");
+    }
+    assert_eq!(lacking, [""; 0]);
+}

@@ -105,6 +105,7 @@ impl StepLogs {
             }
             Event::StepSucceeded { path, .. }
             | Event::StepFailed { path, .. }
+            | Event::SentBack { path, .. }
             | Event::StepSkipped { path, .. } => {
                 self.0.remove(path);
             }

@@ -21,7 +21,7 @@ pub(super) struct Scope {
     /// Steps that are not over.
     pub(super) open: usize,
     /// The step that opened it; `None` for the run's own.
-    owner: Option<usize>,
+    pub(super) owner: Option<usize>,
     /// What came of it, once all its steps are over.
     result: Option<Result<Payload, Error>>,
 }
@@ -50,16 +50,20 @@ impl Machine {
         let (id, first) = (self.scopes.len(), self.slots.len());
         for (at, step) in graph.steps().iter().enumerate() {
             let mut path = step.name.clone();
+            let mut attempts = 0;
             if owner.is_some() {
                 path = format!("{prefix}/{}", step.name).into();
-                self.by_path.insert(path.clone(), first + at);
+                // Where the graph around it began anew, the attempts go on, so that none has the
+                // effects of another.
+                let before = self.by_path.insert(path.clone(), first + at);
+                attempts = before.and_then(|step| self.slots.get(step)).map_or(0, |slot| slot.attempts);
             }
             self.slots.push(Slot {
                 scope: id,
                 at,
                 path,
                 state: StepState::Waiting,
-                attempts: 0,
+                attempts,
                 unsettled: graph.wiring(at).map_or(0, |wires| wires.before.len()),
                 taken: None,
                 opened: None,
@@ -316,7 +320,7 @@ impl Machine {
         }
     }
 
-    fn cancelled(&self) -> Error {
+    pub(super) fn cancelled(&self) -> Error {
         Error::new(ErrorKind::Cancelled { reason: self.cancel.as_deref().unwrap_or_default().to_owned() })
     }
 
@@ -350,6 +354,21 @@ impl Machine {
         }
     }
 
+    /// Counts again which of the steps before are not over, for each step of a graph.
+    pub(super) fn recount(&mut self, id: usize) {
+        let Some(scope) = self.scopes.get(id) else { return };
+        let (graph, first) = (scope.graph.clone(), scope.first);
+        for step in first..first + graph.steps().len() {
+            let unsettled = graph.wiring(step - first).map_or(0, |wires| {
+                let open = |from: &usize| self.state(first + from).is_some_and(|state| !state.is_settled());
+                wires.before.iter().filter(|(from, _)| open(from)).count()
+            });
+            if let Some(slot) = self.slots.get_mut(step) {
+                slot.unsettled = unsettled;
+            }
+        }
+    }
+
     /// After a failed run is resumed: what failed in a graph, and what was skipped for it, is open
     /// again; so are the graphs inside of steps that failed. What succeeded stays.
     pub(super) fn reopen(&mut self, id: usize, commands: &mut Vec<Command>) {
@@ -367,6 +386,9 @@ impl Machine {
             reopened += 1;
             slot.verdict = None;
             slot.failed = false;
+            if let Some(reviewed) = self.reviewed.get_mut(&step) {
+                reviewed.rounds = 0;
+            }
             if slot.opened.is_some() {
                 slot.state = StepState::Running { attempt: slot.attempts };
                 opened.push(step);
@@ -378,15 +400,7 @@ impl Machine {
         if let Some(scope) = self.scopes.get_mut(id) {
             scope.open += reopened;
         }
-        for step in steps.clone() {
-            let unsettled = graph.wiring(step - first).map_or(0, |wires| {
-                let open = |from: &usize| self.state(first + from).is_some_and(|state| !state.is_settled());
-                wires.before.iter().filter(|(from, _)| open(from)).count()
-            });
-            if let Some(slot) = self.slots.get_mut(step) {
-                slot.unsettled = unsettled;
-            }
-        }
+        self.recount(id);
         for step in opened {
             let children = self.slots.get(step).map(|slot| slot.children.clone()).unwrap_or_default();
             for child in children {

@@ -28,21 +28,35 @@ impl Answer {
         Ok(Answer { schema, format })
     }
 
-    /// The output format; with room for the agent to hand on to, where it `routes`.
-    pub(super) fn format(&self, spec: &AgentSpec, routes: bool) -> OutputFormat {
-        if routes { self.routing_format(spec) } else { self.format.clone() }
-    }
-
-    /// The output format with room for the agent to hand on to.
-    fn routing_format(&self, spec: &AgentSpec) -> OutputFormat {
-        let mut schema = (*self.format.schema).clone();
-        let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
-        agents.push(Value::Null);
-        if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
-            properties.insert("next_agent".to_owned(), json!({"enum": agents}));
+    /// The output format, with room for the agent to hand on to where the model `routes`, and for what
+    /// goes back where it reviews.
+    pub(super) fn format(&self, spec: &AgentSpec, routes: bool, reviewed: &[&str]) -> OutputFormat {
+        let mut more = Vec::new();
+        if routes {
+            let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
+            agents.push(Value::Null);
+            more.push(("next_agent", json!({"enum": agents})));
         }
-        if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
-            required.push(json!("next_agent"));
+        if !reviewed.is_empty() {
+            let finding = json!({
+                "type": "object",
+                "properties": {"to": {"enum": reviewed}, "finding": {"type": "string"}},
+                "required": ["to", "finding"],
+                "additionalProperties": false,
+            });
+            more.push(("send_back", json!({"type": "array", "items": finding})));
+        }
+        if more.is_empty() {
+            return self.format.clone();
+        }
+        let mut schema = (*self.format.schema).clone();
+        for (name, property) in more {
+            if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
+                properties.insert(name.to_owned(), property);
+            }
+            if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
+                required.push(json!(name));
+            }
         }
         OutputFormat { name: self.format.name.clone(), schema: Arc::new(schema) }
     }
@@ -53,11 +67,19 @@ impl Answer {
         spec: &AgentSpec,
         text: &str,
         written: Option<&BTreeSet<String>>,
+        reviewed: &[&str],
     ) -> Result<Report, String> {
         let value = json_in(text).ok_or_else(|| "the answer is not one JSON object".to_owned())?;
         let report: Report =
             serde_json::from_value(value).map_err(|error| format!("the report's shape is wrong: {error}"))?;
         let mut problems = Vec::new();
+        for finding in report.send_back.iter().filter(|finding| !reviewed.contains(&finding.to.as_str())) {
+            problems.push(format!(
+                "`send_back` names `{}`, and you review only: {}",
+                finding.to,
+                reviewed.join(", ")
+            ));
+        }
         if let Some(schema) = &self.schema {
             problems
                 .extend(schema.problems(&report.data).into_iter().map(|problem| format!("data{problem}")));

@@ -13,5 +13,6 @@ mod prompts;
 mod properties;
 mod resilience;
 mod resources;
+mod review;
 mod support;
 mod waiting;

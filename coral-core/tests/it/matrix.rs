@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Brief, Clock, EffectClass, Error, Event, GraphData, Journal,
-    ManualClock, MemoryJournal, Outcome, Payload, Program, RetryPolicy, Run, Runner, StartOptions, StepData,
-    StepKind, Team, digest,
+    Agent, AgentContext, AgentError, AgentSpec, Brief, Clock, EffectClass, Error, Event, Finding, GraphData,
+    Journal, ManualClock, MemoryJournal, Outcome, Payload, Program, RetryPolicy, Run, Runner, StartOptions,
+    StepData, StepKind, Team, digest,
 };
 use serde_json::{Value, json};
 
@@ -49,8 +49,15 @@ impl Agent for Buyer {
                 .await?;
             bought.push(receipt);
         }
-        if self.spec.id == "flaky" && cx.attempt() < 3 {
+        if self.spec.id == "flaky" && !cx.attempt().is_multiple_of(3) {
             return Err(AgentError::transient("not today"));
+        }
+        if let Some(patience) = self.spec.id.strip_prefix("critic") {
+            let works = cx.reviewed_steps().map(str::to_owned).collect::<Vec<_>>();
+            if cx.attempt() < patience.parse()? {
+                let again = |to| Finding { to, finding: format!("attempt {} is not enough", cx.attempt()) };
+                return Err(cx.send_back(works.into_iter().map(again)).into());
+            }
         }
         let hops = input["hops"].as_u64().unwrap_or(0);
         let next = (hops > 0).then_some(if hops.is_multiple_of(2) { "buyer" } else { "other" });
@@ -79,6 +86,11 @@ fn ask(name: &str, inputs: &[&str]) -> StepData {
 
 fn flaky(name: &str, inputs: &[&str]) -> StepData {
     StepData { retry: RetryPolicy::attempts(3), ..agent(name, "flaky", inputs) }
+}
+
+/// Reviews the step `work`.
+fn reviewer(name: &str, id: &str, inputs: &[&str]) -> StepData {
+    StepData { reviews: vec!["work".into()], ..agent(name, id, inputs) }
 }
 
 fn each(name: &str, body: Vec<StepData>, inputs: &[&str]) -> StepData {
@@ -142,6 +154,24 @@ fn samples() -> Vec<Arc<GraphData>> {
             "five",
             vec![start(), route("r", &["start"]), flaky("f", &[]), agent("end", "buyer", &["r", "f"])],
         ),
+        // Reviewers side by side, with a map, a question and a retry between them and the work; in a sub-workflow.
+        graph(
+            "review",
+            vec![sub(
+                "m",
+                vec![
+                    agent("before", "buyer", &[]),
+                    agent("work", "buyer", &["before"]),
+                    sub("s", vec![list(), each("m", vec![agent("x", "buyer", &[])], &["list"])], &["work"]),
+                    flaky("f", &["work"]),
+                    ask("q", &["f"]),
+                    reviewer("fast", "critic2", &["work"]),
+                    reviewer("slow", "critic3", &["q", "s"]),
+                    agent("end", "buyer", &["fast", "slow"]),
+                ],
+                &[],
+            )],
+        ),
         // Everything in everything.
         graph(
             "six",
@@ -174,7 +204,7 @@ impl World {
         let mut team = Team::new()
             .with_function("list", |_: Value| async move { Ok(json!([{"n": 1}, {"n": 2}, {"n": 3}])) })
             .with_function("start", |_: Value| async move { Ok(json!({"hops": 3})) });
-        for id in ["buyer", "other", "flaky"] {
+        for id in ["buyer", "other", "flaky", "critic2", "critic3"] {
             team = team.with_agent(Buyer { spec: AgentSpec::new(id, id), ledger: ledger.clone() });
         }
         let program = Program::from_graph(graph.clone(), &team).unwrap();

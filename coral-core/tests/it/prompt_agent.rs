@@ -30,6 +30,7 @@ fn spec(id: &str, dependencies: &[&str], output: &str) -> AgentSpec {
             next_agents: vec!["writer".into()],
             template: "- Read {{ report.deliverables[0].path }}\n- Go on as {{ to }}\n".into(),
             preserve: vec!["decisions".into()],
+            ..Default::default()
         },
         ..AgentSpec::new(id, id.to_uppercase())
     }

@@ -84,6 +84,10 @@ pub(crate) fn line(event: &Event) -> String {
         Event::StageEntered { stage, .. } => format!(" {}", json!(stage).as_str().unwrap()),
         Event::RunFinished { status, .. } => format!(" {}", json!(status).as_str().unwrap()),
         Event::HandedOff { to, .. } => format!(" to {to}"),
+        Event::SentBack { round, returned, .. } => {
+            let to: Vec<&str> = returned.iter().map(|returned| &*returned.to).collect();
+            format!(" to {} ({round})", to.join(" and "))
+        }
         Event::StepSkipped { reason, .. } => format!(" because {reason}"),
         _ => String::new(),
     };

@@ -1,0 +1,96 @@
+//! A directory of its own for each run of a case.
+
+use std::fmt;
+use std::fs;
+use std::future::Future;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use coral_core::{Error, Runner};
+use futures_util::future::BoxFuture;
+
+use super::Case;
+use crate::registry::read_text;
+
+/// Gives each run a directory of its own, and a runner whose tools work in it.
+#[derive(Clone)]
+pub(super) struct Workspaces {
+    root: PathBuf,
+    make: Arc<dyn Fn(PathBuf) -> BoxFuture<'static, Result<Runner, Error>> + Send + Sync>,
+}
+
+impl Workspaces {
+    pub(super) fn new<F, Fut>(root: PathBuf, make: F) -> Self
+    where
+        F: Fn(PathBuf) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Runner, Error>> + Send + 'static,
+    {
+        Workspaces { root, make: Arc::new(move |dir| Box::pin(make(dir))) }
+    }
+
+    /// A new directory with the files of the case in it, and the runner for it.
+    pub(super) async fn open(
+        &self,
+        candidate: &str,
+        case: &Case,
+        round: u32,
+    ) -> Result<(PathBuf, Runner), Error> {
+        let dir = self.root.join(name(candidate)).join(format!("{}-{round}", name(&case.name)));
+        if dir.exists() {
+            fs::remove_dir_all(&dir).map_err(|problem| failed("clearing", &dir, &problem))?;
+        }
+        fs::create_dir_all(&dir).map_err(|problem| failed("making", &dir, &problem))?;
+        for (path, text) in &case.files {
+            let path = inside(&dir, path)?;
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).map_err(|problem| failed("making", parent, &problem))?;
+            }
+            fs::write(&path, text).map_err(|problem| failed("writing", &path, &problem))?;
+        }
+        let runner = (self.make)(dir.clone()).await?;
+        Ok((dir, runner))
+    }
+}
+
+impl fmt::Debug for Workspaces {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workspaces").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+fn failed(doing: &str, path: &Path, problem: &std::io::Error) -> Error {
+    Error::storage(format!("{doing} `{}`", path.display()), problem)
+}
+
+/// A name as a directory may have it.
+fn name(text: &str) -> String {
+    let name: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
+    if name.is_empty() { "_".to_owned() } else { name }
+}
+
+/// `path` below `dir`.
+fn inside(dir: &Path, path: &str) -> Result<PathBuf, Error> {
+    let relative = Path::new(path.strip_prefix("/project/").unwrap_or(path));
+    if path.is_empty()
+        || !relative.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+    {
+        return Err(Error::invalid(
+            format!("path `{path}`"),
+            "it must be relative and stay inside the workspace",
+        ));
+    }
+    Ok(dir.join(relative))
+}
+
+/// The text of a file that a run wrote.
+pub(super) fn read(dir: &Path, path: &str) -> Result<String, Error> {
+    let path = inside(dir, path)?;
+    // A link could lead to any file of this machine, and its text into a report.
+    let real = path.canonicalize().map_err(|problem| failed("reading", &path, &problem))?;
+    let dir = dir.canonicalize().map_err(|problem| failed("reading", dir, &problem))?;
+    if !real.starts_with(&dir) {
+        return Err(Error::invalid(format!("path `{}`", path.display()), "it leads out of the workspace"));
+    }
+    read_text(&real)
+}
