@@ -23,8 +23,23 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
 /// It sees the run's facts, each by its own name and under `facts`; the workflow's input as
 /// `input`; and the outputs of the steps before it as `steps`. What is not there is false. The
 /// language is that of minijinja's expressions: no I/O, no clock, no loops.
-pub(crate) struct Condition {
+///
+/// Workflows have conditions as texts, which are checked when a graph is. This type is for looking at one without a
+/// run.
+///
+/// ```
+/// use coral_core::Condition;
+///
+/// let condition = Condition::new("needs_mobile and facts.users > 100")?;
+/// assert_eq!(condition.reads().collect::<Vec<_>>(), ["facts.users", "needs_mobile"]);
+/// let facts = [("needs_mobile".to_owned(), true.into()), ("users".to_owned(), 500.into())].into();
+/// assert!(condition.holds_for(&facts)?);
+/// # Ok::<(), coral_core::Error>(())
+/// ```
+pub struct Condition {
+    source: String,
     expression: Expression<'static, 'static>,
+    reads: BTreeSet<String>,
     steps: BTreeSet<String>,
 }
 
@@ -33,19 +48,40 @@ pub(crate) struct Condition {
 const MAX_LENGTH: usize = 1_000;
 
 impl Condition {
+    /// Reads a condition.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) if it can't be read.
+    pub fn new(source: &str) -> Result<Self, Error> {
+        Self::parse(source).map_err(|problem| Error::invalid(format!("condition `{source}`"), problem))
+    }
+
+    /// What it reads: `needs_mobile`, `facts.users`, `steps.qa.passed`.
+    pub fn reads(&self) -> impl Iterator<Item = &str> {
+        self.reads.iter().map(String::as_str)
+    }
+
+    /// Whether it holds where nothing is known but facts: no input, and no outputs of steps.
+    ///
+    /// # Errors
+    /// [`Invalid`](crate::ErrorKind::Invalid) if it does with a fact what can't be done with it.
+    pub fn holds_for(&self, facts: &BTreeMap<String, Value>) -> Result<bool, Error> {
+        self.holds(&Arc::new(facts.clone()), &Payload::from_json(Value::Null), |_| None, None)
+    }
+
     pub(crate) fn parse(source: &str) -> Result<Self, String> {
         if source.len() > MAX_LENGTH {
             return Err(format!("it is {} bytes long, and may be at most {MAX_LENGTH}", source.len()));
         }
         let expression = ENVIRONMENT.compile_expression_owned(source.to_owned()).map_err(|e| explain(&e))?;
-        let steps = expression
-            .undeclared_variables(true)
+        let reads: BTreeSet<String> = expression.undeclared_variables(true).into_iter().collect();
+        let steps = reads
             .iter()
             .filter_map(|name| name.strip_prefix("steps."))
             .filter_map(|rest| rest.split('.').next())
             .map(str::to_owned)
             .collect();
-        Ok(Condition { expression, steps })
+        Ok(Condition { source: source.to_owned(), expression, reads, steps })
     }
 
     /// The steps whose outputs it reads.
@@ -64,16 +100,21 @@ impl Condition {
     ) -> Result<bool, Error> {
         let steps = self.steps().filter_map(|name| Some((name.to_owned(), output(name)?))).collect();
         let scope = Scope { facts: facts.clone(), input: input.clone(), steps, turn };
+        self.holds_in(Jinja::from_object(scope))
+    }
+
+    /// Whether it holds in a scope of templates.
+    pub(crate) fn holds_in(&self, scope: Jinja) -> Result<bool, Error> {
         self.expression
-            .eval(Jinja::from_object(scope))
+            .eval(scope)
             .map(|value| value.is_true())
-            .map_err(|e| Error::invalid("condition", explain(&e)))
+            .map_err(|e| Error::invalid(format!("condition `{}`", self.source), explain(&e)))
     }
 }
 
 impl fmt::Debug for Condition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Condition").field("steps", &self.steps).finish_non_exhaustive()
+        f.debug_tuple("Condition").field(&self.source).finish()
     }
 }
 

@@ -226,10 +226,17 @@ impl AgentContext {
         self.run.facts.get(name)
     }
 
-    /// What the runner's model can do and what it costs, as it stands now: not recorded, so what
-    /// depends on it must be [noted](Self::note) before it is acted upon.
-    pub fn model_info(&self) -> ModelInfo {
-        self.run.ports.model.info()
+    /// What the runner's model can do and what it costs, or the one of a name that it stands for. As it stands now:
+    /// it is not recorded, so what depends on it must be [noted](Self::note) before it is acted upon.
+    pub fn model_info(&self, name: Option<&str>) -> ModelInfo {
+        let model = &self.run.ports.model;
+        match name {
+            None => model.info(),
+            Some(name) => {
+                let request = ChatRequest { model: Some(name.to_owned()), ..ChatRequest::default() };
+                model.info_for(&request, &self.call_context(self.next).1)
+            }
+        }
     }
 
     /// Calls the model. A transient failure is tried again within the runner's policy; what comes

@@ -92,6 +92,7 @@ pub use crate::budget::{Budget, Used};
 pub use crate::cache::{BlobRef, Blobs, Cache, MemoryBlobs, MemoryCache};
 pub use crate::call::{CallContext, Caller};
 pub use crate::clock::{Clock, ManualClock, SystemClock, rfc3339};
+pub use crate::condition::Condition;
 pub use crate::context::AgentContext;
 pub use crate::error::{AgentError, Error, ErrorClass, ErrorKind, ModelFault, ToolFault, nearest};
 pub use crate::event::{
@@ -111,7 +112,12 @@ pub use crate::model::{
 pub use crate::money::Usd;
 pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
-pub use crate::prompt::Partials;
+pub use crate::prompt::{
+    ChosenBy, Compacted, Compaction, ContextQuery, ContextSource, DynamicSection, Fit, FitPolicy, Fitted,
+    LeftOut, LintRules, Partials, PromptChange, PromptDraft, PromptFinding, PromptInput, PromptPhase,
+    PromptService, PromptServiceBuilder, PromptSeverity, PromptStage, PromptStore, PromptText, PromptUse,
+    PromptVersion, RenderedPrompt, Section, SectionPart, Templates, TokenCounter, UpperEstimate, lint_prompt,
+};
 pub use crate::prompt_agent::PromptAgent;
 pub use crate::run::{EventStream, Run};
 pub use crate::runner::{ResumeOptions, Runner, RunnerBuilder, StartOptions};

@@ -1,22 +1,28 @@
 //! Running an agent that is data.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use self::answer::{Answer, normal, refuse};
 use crate::agent::{Agent, HandoffDraft};
 use crate::context::AgentContext;
-use crate::error::{AgentError, Error, ErrorKind, ModelFault};
+use crate::error::{AgentError, Error, ErrorKind};
 use crate::handoff::OnGap;
-use crate::model::{ChatRequest, ChatResponse, Message, OutputFormat, Part, StopReason, ToolChoice};
-use crate::prompt::{Partials, Prompt};
-use crate::schema::Schema;
-use crate::spec::{AgentSpec, OutputSpec};
-use crate::task::{Brief, Deliverable, MessageType, Report, Task, TaskInput};
-use crate::tool::{EffectClass, ToolCall, ToolDef};
+use crate::model::{ChatRequest, Message, OutputFormat, Part, StopReason, ToolChoice};
+use crate::prompt::{
+    ASK_FOR_SUMMARY, Compacted, Compiled, ContextQuery, Conversation, Fitted, Partials, PromptInput,
+    PromptService, PromptUse, RenderedPrompt, Section, SectionPart,
+};
+use crate::spec::AgentSpec;
+use crate::task::{MessageType, Report, Task};
+use crate::tool::{EffectClass, ToolCall};
+
+mod answer;
 
 /// Runs an [`AgentSpec`]: prompt from its templates, a tool loop with a turn limit, and an answer
 /// that is parsed against the output format, with a bounded number of repair turns.
@@ -26,12 +32,24 @@ use crate::tool::{EffectClass, ToolCall, ToolDef};
 /// where the agent had tools to write with, was written by one of them; and when `next_agent`, if there is one, is among the spec's
 /// suggested successors. What does not fit goes back to the model with the reason. On its last
 /// turn the model gets no tools, so that a turn limit ends in an answer.
+///
+/// # Prompt and conversation
+/// A [`PromptService`] makes the prompt, and fits it to the context of the runner's model by declared priorities. The
+/// system message is the same for all tasks of a phase, and the conversation only grows at its end, so that
+/// providers find it in their caches; it is marked for those that want marks. A conversation that outgrows the model is
+/// compacted, in large steps. Nothing is left out silently: the model is told, and the journal has it as notes:
+///
+/// | topic | when | what |
+/// |---|---|---|
+/// | `prompt` | each attempt | [`PromptUse`]: the version of the prompt, and what it is fitted to |
+/// | `context_fitted` | the prompt did not fit | [`Fitted`]: what was left out of it |
+/// | `context_compacted` | the conversation did not fit | [`Compacted`]: what was left out of it |
 #[derive(Clone, Debug)]
 pub struct PromptAgent {
     spec: AgentSpec,
-    prompt: Prompt,
-    schema: Option<Schema>,
-    format: OutputFormat,
+    prompts: PromptService,
+    own: Arc<Compiled>,
+    answer: Answer,
 }
 
 impl PromptAgent {
@@ -43,162 +61,119 @@ impl PromptAgent {
         Self::with_partials(spec, &Partials::default())
     }
 
-    /// An agent whose templates may include `partials`.
+    /// An agent whose templates may include `partials`. For many agents with the same partials, [`with_prompts`](Self::with_prompts)
+    /// compiles them once.
     ///
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_partials(spec: AgentSpec, partials: &Partials) -> Result<Self, Error> {
+        Self::with_prompts(spec, &PromptService::builder().partials(partials.clone()).build()?)
+    }
+
+    /// An agent whose prompts are made by `prompts`.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), also for the versions that the service has of this agent's prompt.
+    pub fn with_prompts(spec: AgentSpec, prompts: &PromptService) -> Result<Self, Error> {
         spec.validate()?;
-        let at = |error: Error| error.at(format!("agent `{}`", spec.id));
-        let prompt = Prompt::new(&spec, partials)?;
-        let schema = spec.output_schema.clone().map(Schema::new).transpose().map_err(at)?;
-        let format =
-            OutputFormat { name: "report".to_owned(), schema: Arc::new(report_schema(schema.as_ref())) };
-        Ok(PromptAgent { spec, prompt, schema, format })
+        let own = prompts.compile(&spec)?;
+        let answer = Answer::new(&spec)?;
+        for (version, _) in prompts.store().versions(&spec.id) {
+            prompts.version(&spec, version, &own)?;
+        }
+        Ok(PromptAgent { spec, prompts: prompts.clone(), own, answer })
     }
 
-    /// The messages that the model is first given for `task` with `tools`, as `spec` stands in its
-    /// phase. Where the model `routes`, it is told among whom; where it reviews, whose work.
-    fn messages(
+    /// The prompt that a model would be given first, outside of any run.
+    ///
+    /// # Errors
+    /// What the stages of the prompt service say; [`Model`](ErrorKind::Model) of fault
+    /// [`ContextTooLong`](crate::ModelFault::ContextTooLong) if what is pinned does not fit.
+    pub fn prompt(&self, input: &PromptInput) -> Result<RenderedPrompt, Error> {
+        let mut input = input.clone();
+        for source in self.prompts.sources() {
+            input.context.entry(source.name().to_owned()).or_insert(Value::Null);
+        }
+        let used = self.choose(&input.step, self.context_tokens(input.context_tokens));
+        let format = self.answer.format(&self.spec.in_phase(&input.task.phase), false, &[]);
+        self.make(used, input, &format)
+    }
+
+    fn choose(&self, step: &str, context_tokens: Option<u64>) -> PromptUse {
+        let (version, by) = self.prompts.choose(&self.spec.id, step, &self.own);
+        let (agent, counter) = (self.spec.id.clone(), self.prompts.counter().name().to_owned());
+        PromptUse { agent, version, by, context_tokens, counter }
+    }
+
+    /// What prompts are fitted to, where a model has `known`.
+    fn context_tokens(&self, known: Option<u64>) -> Option<u64> {
+        known.into_iter().chain(self.prompts.fit_policy().context_tokens).min()
+    }
+
+    /// `format` is that of the answers, which takes room too.
+    fn make(
         &self,
-        spec: &AgentSpec,
-        task: &Task,
-        tools: &[ToolDef],
-        routes: bool,
-        reviewed: &[&str],
-    ) -> Result<Vec<Message>, Error> {
-        #[derive(Serialize)]
-        struct Scope<'a> {
-            agent: &'a AgentSpec,
-            brief: &'a Brief,
-            phase: &'a str,
-            instructions: &'a [String],
-            inputs: &'a [TaskInput],
-            available: &'a [Deliverable],
-            deliverables: &'a [OutputSpec],
-            tools: &'a [ToolDef],
-        }
-        let mut system = vec![spec.role_description.trim().to_owned()];
-        system.push(self.prompt.render("@system", json!({ "agent": spec }))?.trim().to_owned());
-        for (title, list) in [("Expertise", &spec.expertise_areas), ("Methods", &spec.methodologies)] {
-            if !list.is_empty() {
-                system.push(format!("## {title}\n\n- {}", list.join("\n- ")));
-            }
-        }
-        let scope = Scope {
-            agent: spec,
-            brief: &task.brief,
-            phase: &task.phase,
-            instructions: &task.instructions,
-            inputs: &task.inputs,
-            available: &task.available,
-            deliverables: &spec.outputs,
-            tools,
-        };
-        let mut user = Vec::new();
-        for name in ["@task", "@context", "@output"] {
-            user.push(self.prompt.render(name, &scope)?.trim().to_owned());
-        }
-        if let Some(phase) = spec.phases.get(&task.phase).filter(|phase| !phase.instructions.is_empty()) {
-            user.push(format!("## This phase: {}\n\n{}", task.phase, phase.instructions.trim()));
-        }
-        if !task.instructions.is_empty() && !self.prompt.places_instructions {
-            user.push(format!("## Instructions for this step\n\n- {}", task.instructions.join("\n- ")));
-        }
-        user.extend(came_back(spec, task));
-        if !reviewed.is_empty() {
-            user.push(format!(
-                "## Sending back\n\nYou review the work of: {}. If something of it must be mended before anyone may build on it, list each such finding in `send_back` with the one of these it goes `to`: what is wrong, where, and what would be right. What can be mended later belongs in `next_tasks`. If nothing must be mended, `send_back` is empty.",
-                reviewed.join(", ")
-            ));
-        }
-        if routes {
-            user.push(format!(
-                "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
-                spec.handoff.next_agents.join(", ")
-            ));
-        }
-        let join = |mut parts: Vec<String>| {
-            parts.retain(|part| !part.is_empty());
-            parts.join("\n\n")
-        };
-        let mut system = Message::system(join(system));
-        system.cache = true;
-        Ok(vec![system, Message::user(join(user))])
+        used: PromptUse,
+        input: PromptInput,
+        format: &OutputFormat,
+    ) -> Result<RenderedPrompt, Error> {
+        let compiled = self.prompts.version(&self.spec, &used.version, &self.own)?;
+        let counter = self.prompts.counter();
+        // Where there is no limit, nothing need be counted.
+        let besides = used.context_tokens.map_or(0, |_| counter.tools(&input.tools) + counter.output(format));
+        self.prompts.make(&compiled, used, input, besides)
     }
 
-    /// The output format, with room for the agent to hand on to where the model `routes`, and for what
-    /// goes back where it reviews.
-    fn format(&self, spec: &AgentSpec, routes: bool, reviewed: &[&str]) -> OutputFormat {
-        let mut more = Vec::new();
-        if routes {
-            let mut agents: Vec<Value> = spec.handoff.next_agents.iter().map(|id| json!(id)).collect();
-            agents.push(Value::Null);
-            more.push(("next_agent", json!({"enum": agents})));
-        }
-        if !reviewed.is_empty() {
-            let finding = json!({
-                "type": "object",
-                "properties": {"to": {"enum": reviewed}, "finding": {"type": "string"}},
-                "required": ["to", "finding"],
-                "additionalProperties": false,
-            });
-            more.push(("send_back", json!({"type": "array", "items": finding})));
-        }
-        if more.is_empty() {
-            return self.format.clone();
-        }
-        let mut schema = (*self.format.schema).clone();
-        for (name, property) in more {
-            if let Some(properties) = schema.pointer_mut("/properties").and_then(Value::as_object_mut) {
-                properties.insert(name.to_owned(), property);
-            }
-            if let Some(required) = schema.pointer_mut("/required").and_then(Value::as_array_mut) {
-                required.push(json!(name));
-            }
-        }
-        OutputFormat { name: self.format.name.clone(), schema: Arc::new(schema) }
-    }
-
-    /// The report in `text`, or what is wrong with it.
-    fn parse(
+    /// The first prompt of an attempt. What it depends on besides the definition is recorded before it is used.
+    async fn begin(
         &self,
-        spec: &AgentSpec,
-        text: &str,
-        written: Option<&BTreeSet<String>>,
+        task: Task,
         reviewed: &[&str],
-    ) -> Result<Report, String> {
-        let value = json_in(text).ok_or_else(|| "the answer is not one JSON object".to_owned())?;
-        let report: Report =
-            serde_json::from_value(value).map_err(|error| format!("the report's shape is wrong: {error}"))?;
-        let mut problems = Vec::new();
-        for finding in report.send_back.iter().filter(|finding| !reviewed.contains(&finding.to.as_str())) {
-            problems.push(format!(
-                "`send_back` names `{}`, and you review only: {}",
-                finding.to,
-                reviewed.join(", ")
-            ));
+        format: &OutputFormat,
+        cx: &mut AgentContext,
+    ) -> Result<RenderedPrompt, AgentError> {
+        let tools = cx.tools().await?;
+        let mut context = BTreeMap::new();
+        for source in self.prompts.sources() {
+            let (run, project) = (cx.run_id().clone(), cx.project().to_owned());
+            let query = ContextQuery { agent: &self.spec.id, run: &run, project: &project, task: &task };
+            let load = |_| async move { source.load(&query).await.map_err(AgentError::from) };
+            let label = format!("context {}", source.name());
+            let value: Value = cx.effect(&label, EffectClass::Pure, &(), load).await?;
+            context.insert(source.name().to_owned(), value);
         }
-        if let Some(schema) = &self.schema {
-            problems
-                .extend(schema.problems(&report.data).into_iter().map(|problem| format!("data{problem}")));
+        let step = format!("{}/{}", cx.run_id(), cx.path());
+        let context_tokens = cx.model_info(cx.spec().model.name.as_deref()).context_tokens;
+        let used = self.choose(&step, self.context_tokens(context_tokens));
+        let used = noted(cx, PromptUse::TOPIC, used).await;
+        let sections = own_sections(cx.spec(), &task, cx.routes(), reviewed);
+        let input = PromptInput { task, tools, context, context_tokens, sections, step };
+        let prompt = self.make(used, input, format)?;
+        if let Some(fitted) = &prompt.fitted {
+            noted(cx, Fitted::TOPIC, fitted.clone()).await;
         }
-        for output in spec.outputs.iter().filter(|output| !output.optional) {
-            if !report.deliverables.iter().any(|deliverable| deliverable.kind == output.kind) {
-                problems.push(format!("deliverable `{}` at `{}` is not listed", output.kind, output.path));
-            }
+        Ok(prompt)
+    }
+
+    /// Makes the conversation shorter if it has outgrown its model.
+    async fn compact(
+        &self,
+        conversation: &mut Conversation,
+        cx: &mut AgentContext,
+    ) -> Result<(), AgentError> {
+        let Some((done, transcript)) = conversation.compact()? else { return Ok(()) };
+        if let Some(transcript) = transcript {
+            let request = ChatRequest {
+                model: cx.spec().model.name.clone(),
+                max_output_tokens: cx.spec().model.max_output_tokens,
+                ..ChatRequest::new(ASK_FOR_SUMMARY, transcript)
+            };
+            let response = cx.chat(&request).await?;
+            refuse(&response)?;
+            conversation.summary(&response.message.text());
         }
-        for deliverable in &report.deliverables {
-            if written.is_some_and(|written| !written.contains(normal(&deliverable.path))) {
-                problems.push(format!("`{}` is listed, but no tool call wrote it", deliverable.path));
-            }
-        }
-        if let Some(next) = report.next_agent.as_ref().filter(|next| !spec.handoff.next_agents.contains(next))
-        {
-            let allowed = spec.handoff.next_agents.join(", ");
-            problems.push(format!("`next_agent` is `{next}`, but it must be one of: {allowed}"));
-        }
-        if problems.is_empty() { Ok(report) } else { Err(problems.join("; ")) }
+        noted(cx, Compacted::TOPIC, done).await;
+        Ok(())
     }
 
     /// Calls the tools that the model asks for, and gives their answers back to it.
@@ -277,15 +252,18 @@ impl Agent for PromptAgent {
         let spec = cx.spec().clone();
         let reviewed: Vec<String> = cx.reviewed_steps().map(str::to_owned).collect();
         let reviewed: Vec<&str> = reviewed.iter().map(String::as_str).collect();
+        let format = self.answer.format(&spec, cx.routes(), &reviewed);
+        let prompt = self.begin(task, &reviewed, &format, cx).await?;
         let tools = cx.tools().await?;
         let writes = tools.iter().any(|tool| {
             tool.effect != EffectClass::Pure && tool.input_schema.pointer("/properties/path").is_some()
         });
+        let (policy, counter) = (self.prompts.fit_policy(), self.prompts.counter().clone());
+        let mut conversation = Conversation::new(prompt.messages, prompt.limit, policy, counter);
         let mut request = ChatRequest {
             model: spec.model.name.clone(),
-            messages: self.messages(&spec, &task, &tools, cx.routes(), &reviewed)?,
             tools,
-            output: Some(self.format(&spec, cx.routes(), &reviewed)),
+            output: Some(format),
             max_output_tokens: spec.model.max_output_tokens,
             temperature: spec.model.temperature,
             effort: spec.model.effort,
@@ -298,22 +276,26 @@ impl Agent for PromptAgent {
             if last && !request.tools.is_empty() {
                 request.tool_choice = ToolChoice::None;
             }
-            let response = cx.chat(&request).await?;
+            self.compact(&mut conversation, cx).await?;
+            conversation.lend_to(&mut request);
+            let response = cx.chat(&request).await;
+            conversation.take_back(&mut request);
+            let response = response?;
             refuse(&response)?;
             let calls: Vec<ToolCall> = response.message.tool_calls().cloned().collect();
             let paused = response.stop == StopReason::Pause;
             let cut = response.stop == StopReason::MaxTokens;
             let text = response.message.text();
-            request.messages.push(response.message);
+            conversation.push(response.message);
             if !calls.is_empty() && !last {
                 let answers = self.call_tools(calls, &mut written, cx).await?;
-                request.messages.push(answers);
+                conversation.push(answers);
                 continue;
             }
             if paused && !last {
                 continue;
             }
-            let problem = match self.parse(&spec, &text, writes.then_some(&written), &reviewed) {
+            let problem = match self.answer.parse(&spec, &text, writes.then_some(&written), &reviewed) {
                 Ok(report) if report.send_back.is_empty() => return Ok(report),
                 Ok(report) => return Err(cx.send_back(report.send_back).into()),
                 Err(_) if cut => {
@@ -330,7 +312,7 @@ impl Agent for PromptAgent {
                     .into());
             }
             repairs += 1;
-            request.messages.push(Message::user(format!(
+            conversation.push(Message::user(format!(
                 "That is not yet the report that is asked for: {problem}. Mend it, and answer with the whole report as one JSON object."
             )));
         }
@@ -344,7 +326,7 @@ impl Agent for PromptAgent {
             report.next_tasks.clone()
         } else {
             let scope = json!({ "agent": cx.spec(), "report": report, "to": to });
-            let lines = self.prompt.render("@handoff", scope)?;
+            let lines = self.own.handoff(&scope)?;
             let lines = lines.lines().map(|line| line.trim().trim_start_matches("- "));
             lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()
         };
@@ -360,6 +342,34 @@ impl Agent for PromptAgent {
 fn missing(spec: &AgentSpec, task: &Task) -> Vec<String> {
     let there = |kind: &String| task.available.iter().any(|deliverable| deliverable.kind == *kind);
     spec.dependencies.iter().filter(|kind| !there(kind)).cloned().collect()
+}
+
+/// What the prompt says besides what the definition does: of the rounds before, and of whom the answer may name.
+fn own_sections(spec: &AgentSpec, task: &Task, routes: bool, reviewed: &[&str]) -> Vec<Section> {
+    let mut sections = Vec::new();
+    let mut add = |name: &str, text: String| sections.push(Section::new(name, SectionPart::Task, text));
+    if let Some(text) = came_back(spec, task) {
+        add("rounds_before", text);
+    }
+    if !reviewed.is_empty() {
+        add(
+            "sending_back",
+            format!(
+                "## Sending back\n\nYou review the work of: {}. If something of it must be mended before anyone may build on it, list each such finding in `send_back` with the one of these it goes `to`: what is wrong, where, and what would be right. What can be mended later belongs in `next_tasks`. If nothing must be mended, `send_back` is empty.",
+                reviewed.join(", ")
+            ),
+        );
+    }
+    if routes {
+        add(
+            "handing_on",
+            format!(
+                "## Handing on\n\nIf another agent should go on with the work, name it in `next_agent`, one of: {}. If the work is done, `next_agent` is null.",
+                spec.handoff.next_agents.join(", ")
+            ),
+        );
+    }
+    sections
 }
 
 /// What is said of the rounds before, if there were any.
@@ -389,85 +399,9 @@ fn came_back(spec: &AgentSpec, task: &Task) -> Option<String> {
     ))
 }
 
-/// A refusal, or a filter's cut, is the end: another turn would only cost.
-fn refuse(response: &ChatResponse) -> Result<(), Error> {
-    let problem = match response.stop {
-        StopReason::Refusal => "the model refuses to answer",
-        StopReason::ContentFilter => "the provider's filter cut the answer",
-        _ => return Ok(()),
-    };
-    Err(Error::new(ErrorKind::Model {
-        fault: ModelFault::ContentFiltered,
-        model: response.model.clone(),
-        problem: problem.to_owned(),
-    }))
-}
-
-/// The one JSON object in `text`: all of it, the last fenced block, or from the first brace to the last.
-fn json_in(text: &str) -> Option<Value> {
-    let text = text.trim();
-    let fenced = || {
-        let (before, _) = text.rsplit_once("```")?;
-        let (_, block) = before.rsplit_once("```")?;
-        Some(block.strip_prefix("json").unwrap_or(block))
-    };
-    let braced = || text.get(text.find('{')?..=text.rfind('}')?);
-    let parse = |text: &str| serde_json::from_str(text.trim()).ok().filter(Value::is_object);
-    parse(text).or_else(|| parse(fenced()?)).or_else(|| parse(braced()?))
-}
-
-/// A path as deliverables name it: relative to the project's root.
-fn normal(path: &str) -> &str {
-    let path = path.strip_prefix("/project/").unwrap_or(path);
-    path.strip_prefix("./").unwrap_or(path).trim_start_matches('/')
-}
-
-/// JSON Schema of a report whose `data` is `data`, in the strict form that providers ask for: every
-/// property required, none beyond.
-fn report_schema(data: Option<&Schema>) -> Value {
-    let strings = json!({"type": "array", "items": {"type": "string"}});
-    let mut properties = json!({
-        "summary": {"type": "string", "description": "What was done, in a few sentences."},
-        "deliverables": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "type": {"type": "string"},
-                    "path": {"type": "string"},
-                    "description": {"type": "string"},
-                },
-                "required": ["type", "path", "description"],
-                "additionalProperties": false,
-            },
-        },
-        "decisions": strings,
-        "next_tasks": strings,
-    });
-    let mut required = vec!["summary", "deliverables", "decisions", "next_tasks"];
-    if let (Some(data), Some(properties)) = (data, properties.as_object_mut()) {
-        properties.insert("data".to_owned(), data.as_json().clone());
-        required.push("data");
-    }
-    json!({"type": "object", "properties": properties, "required": required, "additionalProperties": false})
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn json_is_found_where_models_put_it() {
-        for text in [
-            r#"{"summary":"x"}"#,
-            "Here it is:\n```json\n{\"summary\":\"x\"}\n```\nDone.",
-            "```\n{\"summary\":\"x\"}\n```",
-            "I am done. {\"summary\":\"x\"} Bye.",
-        ] {
-            assert_eq!(json_in(text), Some(json!({"summary": "x"})), "{text}");
-        }
-        for text in ["", "none", "[1]", "{broken", "``` ```"] {
-            assert_eq!(json_in(text), None, "{text}");
-        }
-    }
+/// Notes what was decided, and gives it as it is recorded: a resumed step decides as it did the first time.
+async fn noted<T: Serialize + DeserializeOwned>(cx: &mut AgentContext, topic: &str, note: T) -> T {
+    let json = json!(note);
+    let recorded = cx.note(topic, json).await;
+    T::deserialize(recorded).unwrap_or(note)
 }

@@ -86,7 +86,7 @@ fn variables_and_schemas_are_checked() {
             ("id: b\noutput_schema: {type: object, properties: {x: {type: strnig}}}", "x"),
         ]),
         &[
-            "error: agent `a`, template `task`: variable `breif` is not known; did you mean `brief`?",
+            "error: agent `a`, template `task`: variable `breif` of line 1 is not known; did you mean `brief`?",
             "error: agent `b`, output schema: /properties/x/type: \"strnig\" can't stand here",
         ],
     );

@@ -9,6 +9,7 @@ mod matrix;
 mod nesting;
 mod people;
 mod prompt_agent;
+mod prompts;
 mod properties;
 mod resilience;
 mod resources;

@@ -256,6 +256,6 @@ fn an_unknown_variable_is_named_with_the_nearest_known() {
     let error = PromptAgent::new(bad).unwrap_err().to_string();
     assert_eq!(
         error,
-        "agent `architect`, template `task` is not valid: variable `breif` is not known; did you mean `brief`?"
+        "agent `architect`, template `task` is not valid: variable `breif` of line 1 is not known; did you mean `brief`?"
     );
 }

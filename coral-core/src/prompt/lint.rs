@@ -1,0 +1,658 @@
+//! A look at a prompt before a model gets it: what is wrong, where, and what to do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::draft::{HANDOFF_NAMES, SYSTEM_NAMES, TASK_NAMES};
+use super::template::{Partials, Templates, declares, first_of, line_of};
+use super::tokens::{TokenCounter, UpperEstimate};
+use crate::error::{ErrorKind, nearest};
+use crate::spec::AgentSpec;
+use crate::task::{Brief, Report};
+
+/// How bad a [`PromptFinding`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PromptSeverity {
+    /// It fails when it is used.
+    Error,
+    /// It works, and is probably not what was meant.
+    Warning,
+}
+
+/// Something about a prompt that should be otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct PromptFinding {
+    /// How bad it is.
+    pub severity: PromptSeverity,
+    /// Where it stands, such as ``template `task`, line 3``.
+    pub place: String,
+    /// What is wrong.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl fmt::Display for PromptFinding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            PromptSeverity::Error => "error",
+            PromptSeverity::Warning => "warning",
+        };
+        write!(f, "{severity}: {}: {}; {}", self.place, self.message, self.fix)
+    }
+}
+
+/// By what a prompt is judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct LintRules {
+    /// Names that templates of the task may use beyond those of every prompt: those of context sources.
+    pub names: Vec<String>,
+    /// Tokens that the texts of a prompt may have, partials included; more is a warning.
+    pub max_tokens: u64,
+}
+
+impl Default for LintRules {
+    fn default() -> Self {
+        LintRules { names: Vec::new(), max_tokens: 12_000 }
+    }
+}
+
+/// Looks at the prompt of an agent. Errors come first; an empty list is a good prompt as far as a program can tell.
+///
+/// - **Variables**: one that a template does not get, also an attribute of `agent` and `brief` that is not there, each
+///   with the nearest name; one that is `set` and never used; a brief, an input or a deliverable that the prompt is
+///   about and never shows.
+/// - **Sections** that are missing for what the definition promises.
+/// - **Conflicts**, by a heuristic: two sentences without a condition (`if`, `when`, `unless`, …) that share most of
+///   their words, one of which says `never`, `do not`, `must not` or `avoid` and the other does not; and two sentences that
+///   demand answers in different formats only. It finds contradictions in much the same words, not in meaning.
+/// - **Size**: too long as a whole, by [`UpperEstimate`]; the same paragraph twice.
+///
+/// ```
+/// use coral_core::{AgentSpec, LintRules, Partials, lint_prompt};
+///
+/// let mut spec = AgentSpec::new("writer", "Writer");
+/// spec.role_description = "You write manuals. Always ask questions before writing.".into();
+/// spec.prompt.system_instructions = "Never ask questions before writing.".into();
+/// spec.prompt.task_template = "Write about {{ breif.text }}.".into();
+/// let found: Vec<String> =
+///     lint_prompt(&spec, &Partials::new(), &LintRules::default()).iter().map(ToString::to_string).collect();
+/// assert_eq!(
+///     found[0],
+///     "error: template `task`, line 1: variable `breif` is not known; did you mean `brief`?"
+/// );
+/// assert!(found.iter().any(|finding| finding.contains("contradicts")), "{found:?}");
+/// ```
+pub fn lint_prompt(spec: &AgentSpec, partials: &Partials, rules: &LintRules) -> Vec<PromptFinding> {
+    let mut lint = Lint { spec, findings: Vec::new(), texts: texts(spec, partials) };
+    lint.variables(partials, rules);
+    lint.sections();
+    lint.conflicts();
+    lint.size(rules);
+    lint.findings.sort();
+    lint.findings.dedup();
+    lint.findings
+}
+
+/// A text of a prompt and where it stands.
+struct Text {
+    place: String,
+    text: String,
+}
+
+struct Lint<'a> {
+    spec: &'a AgentSpec,
+    findings: Vec<PromptFinding>,
+    texts: Vec<Text>,
+}
+
+/// All texts that become part of the prompt.
+fn texts(spec: &AgentSpec, partials: &Partials) -> Vec<Text> {
+    let of = |place: String, text: &str| Text { place, text: text.to_owned() };
+    let templates = templates_of(spec);
+    let reached = partials
+        .reached_from(templates.iter().filter(|(name, ..)| *name != "handoff").map(|(_, text, _)| *text));
+    let mut texts = vec![of("role".to_owned(), &spec.role_description)];
+    texts.extend(
+        templates
+            .iter()
+            .filter(|(name, ..)| *name != "handoff")
+            .map(|(name, text, _)| of(format!("template `{name}`"), text)),
+    );
+    texts.extend(reached.iter().map(|(name, text)| of(format!("partial `{name}`"), text)));
+    texts.extend(
+        spec.phases
+            .iter()
+            .map(|(name, phase)| of(format!("instructions of phase `{name}`"), &phase.instructions)),
+    );
+    texts.retain(|text| !text.text.trim().is_empty());
+    texts
+}
+
+fn templates_of(spec: &AgentSpec) -> [(&'static str, &str, &'static [&'static str]); 5] {
+    [
+        ("system", &spec.prompt.system_instructions, &SYSTEM_NAMES),
+        ("task", &spec.prompt.task_template, &TASK_NAMES),
+        ("context", &spec.prompt.context_integration, &TASK_NAMES),
+        ("output", &spec.prompt.output_format, &TASK_NAMES),
+        ("handoff", &spec.handoff.template, &HANDOFF_NAMES),
+    ]
+}
+
+impl Lint<'_> {
+    fn add(
+        &mut self,
+        severity: PromptSeverity,
+        place: impl Into<String>,
+        message: String,
+        fix: impl Into<String>,
+    ) {
+        self.findings.push(PromptFinding { severity, place: place.into(), message, fix: fix.into() });
+    }
+
+    fn variables(&mut self, partials: &Partials, rules: &LintRules) {
+        use PromptSeverity::{Error, Warning};
+        let mut templates = Templates::new();
+        for (name, text) in partials.iter() {
+            // A partial that can't be read is reported where it is included.
+            let _ = templates.add(name, text);
+        }
+        let mut used = BTreeSet::new();
+        for (name, text, known) in templates_of(self.spec) {
+            let place = format!("template `{name}`");
+            let own = format!("@{name}");
+            if let Err(error) = templates.add(&own, text) {
+                let problem = match error.kind() {
+                    ErrorKind::Invalid { problem, .. } => problem.clone(),
+                    other => other.to_string(),
+                };
+                self.add(Error, place, problem, "mend the template");
+                continue;
+            }
+            for include in super::template::includes(text) {
+                if partials.get(include).is_none() {
+                    let fix = match nearest(include, partials.iter().map(|(name, _)| name)) {
+                        Some(near) => format!("did you mean `{near}`?"),
+                        None => "add the partial".to_owned(),
+                    };
+                    self.add(
+                        Error,
+                        &place,
+                        format!("it includes `{include}`, and no partial is called that"),
+                        fix,
+                    );
+                }
+            }
+            let known: Vec<&str> = known
+                .iter()
+                .copied()
+                .chain(rules.names.iter().filter(|_| known == TASK_NAMES).map(String::as_str))
+                .collect();
+            for path in templates.variables(&own).unwrap_or_default() {
+                used.insert(first_of(&path).to_owned());
+                let Some((wrong, near)) = unknown(&path, &known) else { continue };
+                let at = line_of(text, &wrong).map(|line| format!("{place}, line {line}"));
+                let at = at.or_else(|| {
+                    let in_partial =
+                        |(name, text)| Some(format!("partial `{name}`, line {}", line_of(text, &wrong)?));
+                    partials.iter().find_map(in_partial)
+                });
+                let fix = match near {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("it gets {}", known.join(", ")),
+                };
+                self.add(Error, at.unwrap_or(place.clone()), format!("variable `{wrong}` is not known"), fix);
+            }
+        }
+        let unused: Vec<(String, String)> = self
+            .texts
+            .iter()
+            .filter(|text| text.place.starts_with("template") || text.place.starts_with("partial"))
+            .flat_map(|text| unused_sets(&text.text).map(|name| (text.place.clone(), name)))
+            .collect();
+        for (place, name) in unused {
+            self.add(Warning, place, format!("`{name}` is set and never used"), "use it or take it out");
+        }
+        let spec = self.spec;
+        let depends = !spec.dependencies.is_empty() || !spec.optional_dependencies.is_empty();
+        let names_paths = spec.outputs.iter().all(|output| spec.prompt.output_format.contains(&output.path));
+        for (name, of_use, what) in [
+            ("brief", !spec.prompt.task_template.is_empty(), "the model never sees what is wanted"),
+            ("inputs", depends && !used.contains("available"), "the model never sees what it depends on"),
+            (
+                "deliverables",
+                !spec.outputs.is_empty() && !names_paths,
+                "the model never sees what it is to deliver",
+            ),
+        ] {
+            if of_use && !used.contains(name) {
+                let message = format!("no template uses `{name}`, so {what}");
+                self.add(
+                    Warning,
+                    "prompt",
+                    message,
+                    format!("show `{{{{ {name} }}}}` in a template of the task"),
+                );
+            }
+        }
+    }
+
+    fn sections(&mut self) {
+        let spec = self.spec;
+        let empty = |text: &str| text.trim().is_empty();
+        let depends = !spec.dependencies.is_empty();
+        for (place, missing, message, fix) in [
+            (
+                "template `system`",
+                empty(&spec.role_description) && empty(&spec.prompt.system_instructions),
+                "neither a role nor a system text says who the agent is",
+                "say what it is responsible for, and what is out of its scope",
+            ),
+            (
+                "template `task`",
+                empty(&spec.prompt.task_template),
+                "it is empty",
+                "say what is to be done with the brief",
+            ),
+            (
+                "template `context`",
+                depends && empty(&spec.prompt.context_integration),
+                "it is empty, and the agent depends on what others deliver",
+                "say how what was handed over is to be used",
+            ),
+            (
+                "template `output`",
+                !spec.outputs.is_empty() && empty(&spec.prompt.output_format),
+                "it is empty, and the agent promises deliverables",
+                "say what they must look like",
+            ),
+        ] {
+            if missing {
+                self.add(PromptSeverity::Warning, place, message.to_owned(), fix);
+            }
+        }
+    }
+
+    fn conflicts(&mut self) {
+        let statements: Vec<Statement> =
+            self.texts.iter().flat_map(|text| statements(&text.place, &text.text)).collect();
+        let mut found = Vec::new();
+        for (i, one) in statements.iter().enumerate() {
+            for other in statements.iter().skip(i + 1) {
+                if one.contradicts(other) {
+                    let message = format!("`{}` contradicts `{}` ({})", other.said, one.said, one.place);
+                    found.push((
+                        other.place.clone(),
+                        message,
+                        "keep the one that is meant, or say when each holds",
+                    ));
+                } else if let (Some(a), Some(b)) = (one.format, other.format)
+                    && a != b
+                {
+                    let message = format!(
+                        "`{}` demands {b} only, and `{}` ({}) demands {a} only",
+                        other.said, one.said, one.place
+                    );
+                    found.push((other.place.clone(), message, "demand one format"));
+                }
+            }
+        }
+        for (place, message, fix) in found {
+            self.add(PromptSeverity::Warning, place, message, fix);
+        }
+    }
+
+    fn size(&mut self, rules: &LintRules) {
+        let tokens: u64 = self.texts.iter().map(|text| UpperEstimate.text(&text.text)).sum();
+        if tokens > rules.max_tokens {
+            let message =
+                format!("its texts have about {tokens} tokens, and {} are allowed", rules.max_tokens);
+            self.add(
+                PromptSeverity::Warning,
+                "prompt",
+                message,
+                "say less, or move reference material into files that the agent reads",
+            );
+        }
+        let mut seen: BTreeMap<String, String> = BTreeMap::new();
+        let mut twice = Vec::new();
+        for text in &self.texts {
+            for (line, paragraph) in paragraphs(&text.text) {
+                // Short ones may well stand in two places.
+                if paragraph.len() < 120 {
+                    continue;
+                }
+                let place = format!("{}, line {line}", text.place);
+                if let Some(first) = seen.get(&paragraph) {
+                    twice.push((place, format!("the paragraph stands in {first} too")));
+                } else {
+                    seen.insert(paragraph, place);
+                }
+            }
+        }
+        for (place, message) in twice {
+            self.add(PromptSeverity::Warning, place, message, "say it once, in a partial if agents share it");
+        }
+    }
+}
+
+/// JSON Schemas of the values whose attributes are known.
+static SHAPES: LazyLock<BTreeMap<&str, Value>> = LazyLock::new(|| {
+    BTreeMap::from([
+        ("agent", schemars::schema_for!(AgentSpec).to_value()),
+        ("brief", schemars::schema_for!(Brief).to_value()),
+        ("report", schemars::schema_for!(Report).to_value()),
+    ])
+});
+
+/// The part of `path` that is not known, and the nearest name that is.
+fn unknown(path: &str, known: &[&str]) -> Option<(String, Option<String>)> {
+    let mut segments = path.split('.');
+    let first = segments.next()?;
+    if !known.contains(&first) {
+        return Some((first.to_owned(), nearest(first, known.iter().copied()).map(str::to_owned)));
+    }
+    let root = SHAPES.get(first)?;
+    let (mut shape, mut so_far) = (root, first.to_owned());
+    for segment in segments {
+        if let Some(reference) = shape.get("$ref").and_then(Value::as_str) {
+            shape = root.pointer(reference.strip_prefix('#')?)?;
+        }
+        let properties = shape.get("properties")?.as_object()?;
+        let Some(next) = properties.get(segment) else {
+            let near = nearest(segment, properties.keys().map(String::as_str));
+            return Some((format!("{so_far}.{segment}"), near.map(|near| format!("{so_far}.{near}"))));
+        };
+        so_far = format!("{so_far}.{segment}");
+        shape = next;
+    }
+    None
+}
+
+/// Names that a text sets and uses nowhere else.
+fn unused_sets(text: &str) -> impl Iterator<Item = String> {
+    let sets = declares(text).into_iter().filter(|name| text.contains(&format!("set {name} ")));
+    sets.filter(|name| {
+        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+        words.filter(|word| word == name).count() < 2
+    })
+}
+
+/// The paragraphs of a text that are no code and no tags, with their lines, blanks made even.
+fn paragraphs(text: &str) -> Vec<(usize, String)> {
+    let mut paragraphs = Vec::new();
+    let (mut line, mut fenced) = (1, false);
+    for block in text.split("\n\n") {
+        let fences = block.matches("```").count();
+        if !fenced && fences == 0 && !block.contains("{%") {
+            let even = block.split_whitespace().collect::<Vec<_>>().join(" ");
+            let before = block.len() - block.trim_start().len();
+            let skipped = block.get(..before).map_or(0, |blank| blank.matches('\n').count());
+            paragraphs.push((line + skipped, even));
+        }
+        fenced ^= fences % 2 == 1;
+        line += block.matches('\n').count() + 2;
+    }
+    paragraphs
+}
+
+/// A sentence that tells the model to do or not to do something, whatever happens.
+struct Statement {
+    place: String,
+    said: String,
+    forbids: bool,
+    words: BTreeSet<String>,
+    /// The format that it demands of answers, if it demands one only.
+    format: Option<&'static str>,
+}
+
+/// Words that make a sentence hold sometimes only.
+const CONDITIONS: [&str; 12] = [
+    "if",
+    "when",
+    "unless",
+    "where",
+    "except",
+    "until",
+    "once",
+    "otherwise",
+    "without",
+    "while",
+    "only",
+    "instead",
+];
+
+const FORBIDDING: [&str; 7] = ["never", "not", "don't", "avoid", "no", "cannot", "can't"];
+
+/// Words that say nothing of what a sentence is about.
+const EMPTY: [&str; 36] = [
+    "the", "a", "an", "and", "or", "of", "to", "in", "on", "at", "for", "with", "is", "are", "be", "it",
+    "its", "your", "you", "that", "this", "as", "by", "do", "does", "must", "should", "may", "always", "all",
+    "any", "every", "each", "will", "have", "has",
+];
+
+impl Statement {
+    fn contradicts(&self, other: &Statement) -> bool {
+        if self.forbids == other.forbids {
+            return false;
+        }
+        let common = self.words.intersection(&other.words).count();
+        let all = self.words.union(&other.words).count();
+        common >= 2 && common * 4 >= all * 3
+    }
+}
+
+fn statements(place: &str, text: &str) -> Vec<Statement> {
+    let mut statements = Vec::new();
+    for (line, paragraph) in lines_of_prose(text) {
+        for sentence in paragraph.split(['.', '!', ';', ':', '?']) {
+            let words: Vec<String> = sentence
+                .split(|c: char| !c.is_alphanumeric() && c != '\'')
+                .filter(|word| !word.is_empty())
+                .map(str::to_lowercase)
+                .collect();
+            let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
+            let format = format_only(&words);
+            if format.is_none() && has(&CONDITIONS) {
+                continue;
+            }
+            let forbids = has(&FORBIDDING);
+            let content: BTreeSet<String> = words
+                .iter()
+                .filter(|word| !EMPTY.contains(&word.as_str()) && !FORBIDDING.contains(&word.as_str()))
+                .map(|word| stem(word).to_owned())
+                .collect();
+            if format.is_none() && !(2..=12).contains(&content.len()) {
+                continue;
+            }
+            statements.push(Statement {
+                place: format!("{place}, line {line}"),
+                said: sentence.split_whitespace().collect::<Vec<_>>().join(" "),
+                forbids,
+                words: content,
+                format,
+            });
+        }
+    }
+    statements
+}
+
+/// `answer only in JSON`, `reply with nothing but Markdown`.
+fn format_only(words: &[String]) -> Option<&'static str> {
+    let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
+    if !has(&["answer", "respond", "reply", "return", "output"])
+        || !has(&["only", "nothing", "solely", "exclusively"])
+    {
+        return None;
+    }
+    let formats = [
+        ("json", "JSON"),
+        ("markdown", "Markdown"),
+        ("yaml", "YAML"),
+        ("xml", "XML"),
+        ("html", "HTML"),
+        ("csv", "CSV"),
+    ];
+    let mut named = formats.iter().filter(|(word, _)| words.iter().any(|found| found == word));
+    // Two in one sentence: who can say which one is meant.
+    named.next().filter(|_| named.next().is_none()).map(|(_, format)| *format)
+}
+
+/// A word without the commonest endings of English.
+fn stem(word: &str) -> &str {
+    ["ing", "ed", "es", "s"]
+        .iter()
+        .find_map(|ending| word.strip_suffix(ending).filter(|stem| stem.len() >= 3))
+        .unwrap_or(word)
+}
+
+/// The lines of a text that are prose, with their numbers: no code, headings, tables, tags.
+fn lines_of_prose(text: &str) -> Vec<(usize, &str)> {
+    let mut fenced = false;
+    let mut lines = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if !fenced && !line.starts_with(['#', '|']) && !line.contains("{%") && !line.contains("{{") {
+            lines.push((i + 1, line));
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::OutputSpec;
+
+    fn good() -> AgentSpec {
+        let mut spec = AgentSpec::new("writer", "Writer");
+        spec.role_description = "You write the manual of the product for those who use it.".into();
+        spec.dependencies = vec!["design".into()];
+        spec.outputs = vec![OutputSpec {
+            kind: "manual".into(),
+            path: "docs/manual.md".into(),
+            ..OutputSpec::default()
+        }];
+        spec.prompt.system_instructions = "Say who does what. Never use the passive voice.".into();
+        spec.prompt.task_template = "Write the manual.\n\n{{ brief.text }}".into();
+        spec.prompt.context_integration =
+            "{% for input in inputs %}{{ input.message.from_agent }}{% endfor %}".into();
+        spec.prompt.output_format = "{% include 'form' %}".into();
+        spec
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut AgentSpec), expected: &[&str]) {
+        let mut spec = good();
+        change(&mut spec);
+        let partials = Partials::new()
+            .with("form", "{% for item in deliverables %}{{ item.path }}{% endfor %}")
+            .with("bad", "\n{{ agnt.id }}");
+        let found: Vec<String> =
+            lint_prompt(&spec, &partials, &LintRules::default()).iter().map(ToString::to_string).collect();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_good_prompt_has_no_findings() {
+        check(|_| {}, &[]);
+    }
+
+    #[test]
+    fn variables_are_known_and_used() {
+        check(
+            |spec| {
+                spec.prompt.task_template = "\n{{ brief.txt }} {{ agent.modle.tier }}{% set x = 1 %}".into();
+            },
+            &[
+                "error: template `task`, line 2: variable `agent.modle` is not known; did you mean `agent.model`?",
+                "error: template `task`, line 2: variable `brief.txt` is not known; did you mean `brief.text`?",
+                "warning: template `task`: `x` is set and never used; use it or take it out",
+            ],
+        );
+        check(
+            |spec| {
+                spec.prompt.system_instructions =
+                    "{{ brief.text }}{% include 'bad' %}{% include 'fomr' %}".into();
+            },
+            &[
+                "error: partial `bad`, line 2: variable `agnt` is not known; did you mean `agent`?",
+                "error: template `system`: it includes `fomr`, and no partial is called that; did you mean `form`?",
+                "error: template `system`, line 1: variable `brief` is not known; it gets agent, config",
+            ],
+        );
+        check(
+            |spec| spec.prompt.task_template = "Write.".into(),
+            &[
+                "warning: prompt: no template uses `brief`, so the model never sees what is wanted; show `{{ brief }}` in a template of the task",
+            ],
+        );
+    }
+
+    #[test]
+    fn sections_that_are_promised_are_there() {
+        check(
+            |spec| {
+                spec.prompt.output_format.clear();
+                spec.role_description.clear();
+                spec.prompt.system_instructions.clear();
+            },
+            &[
+                "warning: prompt: no template uses `deliverables`, so the model never sees what it is to deliver; show `{{ deliverables }}` in a template of the task",
+                "warning: template `output`: it is empty, and the agent promises deliverables; say what they must look like",
+                "warning: template `system`: neither a role nor a system text says who the agent is; say what it is responsible for, and what is out of its scope",
+            ],
+        );
+    }
+
+    #[test]
+    fn contradictions_in_the_same_words_are_found() {
+        check(
+            |spec| spec.prompt.task_template.push_str("\n\nUse the passive voice."),
+            &[
+                "warning: template `task`, line 5: `Use the passive voice` contradicts `Never use the passive voice` (template `system`, line 1); keep the one that is meant, or say when each holds",
+            ],
+        );
+        check(|spec| spec.prompt.task_template.push_str("\n\nUse the passive voice when nobody acts."), &[]);
+        check(|spec| spec.prompt.task_template.push_str("\n\nNever use the future tense."), &[]);
+        check(
+            |spec| {
+                spec.prompt.system_instructions = "Answer in JSON only.".into();
+                spec.prompt.task_template.push_str("\nReply with nothing but Markdown.");
+            },
+            &[
+                "warning: template `task`, line 4: `Reply with nothing but Markdown` demands Markdown only, and `Answer in JSON only` (template `system`, line 1) demands JSON only; demand one format",
+            ],
+        );
+    }
+
+    #[test]
+    fn size_and_repetition_are_found() {
+        let paragraph = "Each section begins with what the reader wants to do, in the words that the reader would use for it, and ends with how to see that it worked.";
+        check(
+            |spec| {
+                spec.role_description = paragraph.into();
+                spec.prompt.system_instructions = format!("Be brief.\n\n{paragraph}");
+            },
+            &[
+                "warning: template `system`, line 3: the paragraph stands in role, line 1 too; say it once, in a partial if agents share it",
+            ],
+        );
+        check(
+            |spec| spec.prompt.system_instructions = "Many different words here. ".repeat(4_000),
+            &[
+                "warning: prompt: its texts have about 27540 tokens, and 12000 are allowed; say less, or move reference material into files that the agent reads",
+            ],
+        );
+    }
+}
