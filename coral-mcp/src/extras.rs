@@ -77,7 +77,9 @@ impl Extra {
 
     /// By the protocol they only read.
     pub(crate) fn profile() -> ToolProfile {
-        ToolProfile { operation: Operation::Read, effect: EffectClass::Pure, ..ToolProfile::strictest() }
+        let mut profile = ToolProfile::strictest();
+        (profile.operation, profile.effect) = (Operation::Read, EffectClass::Pure);
+        profile
     }
 
     pub(crate) async fn call(
