@@ -12,5 +12,6 @@ mod codecs;
 mod embeddings;
 mod more_protocols;
 mod openai_chat;
+mod report;
 mod server;
 mod wire_faults;
