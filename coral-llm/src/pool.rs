@@ -96,7 +96,13 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 impl Pool {
     /// A pool without members.
     pub fn new(name: impl Into<String>) -> Self {
-        Pool { name: name.into(), members: Vec::new(), sticky: false, check_every: CHECK_EVERY, checks: OnceLock::new() }
+        Pool {
+            name: name.into(),
+            members: Vec::new(),
+            sticky: false,
+            check_every: CHECK_EVERY,
+            checks: OnceLock::new(),
+        }
     }
 
     /// Adds a member.
@@ -283,11 +289,12 @@ impl Checks {
         let tasks = checked.map(|(member, probe)| {
             tokio::spawn(async move {
                 loop {
-                    let found = tokio::time::timeout(CHECK_TIMEOUT, probe.probe()).await.unwrap_or_else(|_| {
-                        let what = member.model.name().to_owned();
-                        let limit_ms = u64::try_from(CHECK_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
-                        Err(Error::new(ErrorKind::TimedOut { what, limit_ms }))
-                    });
+                    let found =
+                        tokio::time::timeout(CHECK_TIMEOUT, probe.probe()).await.unwrap_or_else(|_| {
+                            let what = member.model.name().to_owned();
+                            let limit_ms = u64::try_from(CHECK_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+                            Err(Error::new(ErrorKind::TimedOut { what, limit_ms }))
+                        });
                     member.checked(found);
                     tokio::time::sleep(period).await;
                 }
@@ -528,8 +535,9 @@ mod tests {
         for _ in 0..2 {
             ask(&pool).await.unwrap();
         }
+        pass(1).await;
         endpoint.set_down(true);
-        pass(11).await;
+        pass(10).await;
         assert!(!pool.health()[0].down, "one failed look is not enough");
         pass(10).await;
         assert!(pool.health()[0].down);
@@ -568,7 +576,10 @@ mod tests {
                     Ok(())
                 }
             }
-            let pool = Pool::new("p").checked_member(Failing(kind)).member(good()).check_every(Duration::from_secs(3));
+            let pool = Pool::new("p")
+                .checked_member(Failing(kind))
+                .member(good())
+                .check_every(Duration::from_secs(3));
             for _ in 0..8 {
                 ask(&pool).await.unwrap();
             }

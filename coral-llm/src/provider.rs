@@ -461,7 +461,7 @@ impl Probe for Provider {
         }
         let http =
             http.body(Bytes::new()).map_err(|error| Error::invalid("model probe", error.to_string()))?;
-        let fail = |failure: Failure| self.without_secrets(failure).into_error(&self.name);
+        let fail = |failure: Failure| self.without_key(failure).into_error(&self.name);
         let (head, mut body) = self.transport.send(http).await.map_err(fail)?.into_parts();
         // A server without such a list is up, and so is one that is asked too often.
         if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {

@@ -6,6 +6,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod answer_tool;
 mod anthropic;
 mod cassettes;
 mod codecs;
