@@ -97,7 +97,7 @@ async fn run(strategy: Strategy, budget: Option<f64>) -> (Arc<MemoryJournal>, St
         options = options.budget(Budget { usd: Some(Usd::from_dollars(dollars)), ..Budget::default() });
     }
     let run = runner.start_with(&Asking, "?".to_owned(), options).await.unwrap();
-    run.output().await.unwrap();
+    run.wait().await.unwrap();
     let records = journal.read(run.id(), 1, 10_000).await.unwrap();
     (journal, run.id().to_owned(), records)
 }
@@ -147,6 +147,7 @@ async fn a_run_says_what_it_cost_and_why() {
 
 #[tokio::test]
 async fn the_best_model_is_the_best_that_the_runs_budget_leaves() {
+    // With five cents the strong agents after it get no model, which ends the run.
     for (dollars, expected) in [(1.0, "large"), (0.05, "middle")] {
         let (journal, id, _) = run(Strategy::Best, Some(dollars)).await;
         let report = CostReport::of_run(&journal, &id).await.unwrap();
