@@ -261,7 +261,7 @@ fn agent_at(graph: &GraphData, path: &str) -> Option<Arc<str>> {
         match &step.kind {
             StepKind::Agent(agent) => return Some(agent.clone()),
             StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
-                graph = body
+                graph = body;
             }
             StepKind::Route { agents, .. } => {
                 let name = segments.next()?;
