@@ -6,7 +6,7 @@ use std::sync::Arc;
 use coral_core::{
     Deliverable, Error, Event, GraphData, HandoffMessage, Journal, Payload, Record, RunStatus, Seq,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Spending;
@@ -15,7 +15,7 @@ use super::Spending;
 const BATCH: usize = 1_024;
 
 /// How a step stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepStatus {
@@ -40,7 +40,7 @@ impl StepStatus {
 }
 
 /// One step of the graph, with all that runs within it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepView {
     /// Its name.
@@ -62,7 +62,6 @@ pub struct StepView {
     /// Why its last attempt failed, if it did.
     pub error: Option<Error>,
     /// The steps that it comes after.
-    #[serde(skip)]
     pub follows: Vec<Arc<str>>,
 }
 
@@ -112,7 +111,7 @@ pub struct Progress {
 /// assert_eq!(state.steps[0].status, StepStatus::Running);
 /// assert_eq!(state.progress().total, 1);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkflowState {
     /// The run's id.
@@ -272,7 +271,17 @@ impl WorkflowState {
                 ..Default::default()
             })
             .collect();
+        self.place();
+    }
+
+    fn place(&mut self) {
         self.places = self.steps.iter().zip(0..).map(|(step, place)| (step.name.clone(), place)).collect();
+    }
+
+    /// With what is not written out made again.
+    pub(crate) fn restored(mut self) -> Self {
+        self.place();
+        self
     }
 
     /// Changes the step that `path` lies in; the flag says whether the path is the step itself.

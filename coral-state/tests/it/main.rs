@@ -7,6 +7,8 @@ mod index;
 mod journals;
 #[cfg(all(feature = "layers", feature = "redis"))]
 mod layers;
+mod migration;
+mod parity;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "privacy")]
@@ -14,7 +16,9 @@ mod privacy;
 mod projects;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod servers;
+mod snapshots;
 mod sqlite;
 mod stores;
 mod support;
+mod third_party;
 mod upkeep;
