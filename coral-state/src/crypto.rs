@@ -288,6 +288,8 @@ pub(crate) struct DataKey {
 /// The first byte of what is sealed; see [`crate::codec`].
 pub(crate) const SEALED: u8 = 2;
 const HEADER: usize = 1 + 4 + 4 + NONCE;
+/// What sealing adds.
+pub(crate) const OVERHEAD: i64 = (HEADER + TAG) as i64;
 
 impl DataKey {
     /// `plain`, readable only with this key, and only as that which `about` names. `count` stays

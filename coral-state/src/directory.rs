@@ -140,7 +140,8 @@ fn older_than(root: &Path, cutoff: SystemTime) -> io::Result<Vec<BlobRef>> {
         }
         for file in fs::read_dir(&folder)? {
             let file = file?;
-            let name = [folder.file_name().unwrap_or_default(), &file.file_name()].map(|part| part.to_string_lossy().into_owned());
+            let name = [folder.file_name().unwrap_or_default(), &file.file_name()]
+                .map(|part| part.to_string_lossy().into_owned());
             let data = file.metadata()?;
             let blob = BlobRef { sha256: name.concat(), bytes: data.len() };
             if blob_name::key(&blob).is_ok() && data.modified()? < cutoff {
@@ -175,10 +176,8 @@ impl BlobSweep for DirectoryBlobs {
     async fn older_than(&self, cutoff_ms: u64) -> Result<Vec<BlobRef>, Error> {
         let root = Arc::clone(&self.root);
         let cutoff = UNIX_EPOCH + Duration::from_millis(cutoff_ms);
-        blocking("list blobs", move || {
-            older_than(&root, cutoff).map_err(|e| failed("list blobs", &root, &e))
-        })
-        .await
+        blocking("list blobs", move || older_than(&root, cutoff).map_err(|e| failed("list blobs", &root, &e)))
+            .await
     }
 
     async fn sweep(&self, blob: &BlobRef, cutoff_ms: u64) -> Result<bool, Error> {

@@ -52,10 +52,10 @@ mod postgres;
 #[cfg(feature = "privacy")]
 mod privacy;
 mod projects;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod retention;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod retention;
 mod sessions;
 mod snapshots;
 #[cfg(feature = "sqlite")]
@@ -77,12 +77,18 @@ pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
 #[cfg(feature = "postgres")]
 pub use crate::postgres::{PostgresBlobs, PostgresIndex, PostgresJournal, PostgresOptions, PostgresStore};
 #[cfg(feature = "privacy")]
-pub use crate::privacy::{Anonymizer, Detector, PiiFinding, PiiKind, PrivateModel};
+pub use crate::privacy::{
+    Anonymizer, Detector, PiiFinding, PiiKind, PrivacyPolicy, PrivateModel, PrivateWriter, Treatment,
+};
+#[cfg(all(feature = "privacy", any(feature = "sqlite", feature = "postgres")))]
+pub use crate::privacy::{Subject, SubjectErasure, SubjectExport, SubjectFinding};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 #[cfg(feature = "redis")]
 pub use crate::redis::RedisCache;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use crate::retention::{DataClass, RetentionAction, RetentionReport, RetentionRule};
+pub use crate::retention::{
+    DataClass, Holding, RetentionAction, RetentionOverview, RetentionReport, RetentionRule,
+};
 pub use crate::sessions::Sessions;
 pub use crate::snapshots::Snapshots;
 #[cfg(feature = "sqlite")]

@@ -24,10 +24,10 @@ use tokio::sync::oneshot;
 
 pub use self::blobs::SqliteBlobs;
 pub use self::cache::SqliteCache;
-pub use self::journal::SqliteJournal;
-pub use self::index::SqliteIndex;
 #[cfg(feature = "postgres")]
 pub(crate) use self::fault::storage;
+pub use self::index::SqliteIndex;
+pub use self::journal::SqliteJournal;
 #[cfg(feature = "postgres")]
 pub(crate) use self::schema::{blank, check};
 #[cfg(feature = "postgres")]
@@ -247,7 +247,12 @@ impl SqliteStore {
 
 /// What was made by [`SqliteStore::sealed`] as it was before. Without keys nothing is sealed,
 /// whatever its first byte.
-fn unsealed(vault: Option<&Vault>, conn: &Connection, bytes: &[u8], about: &[u8]) -> Result<Arc<[u8]>, Error> {
+fn unsealed(
+    vault: Option<&Vault>,
+    conn: &Connection,
+    bytes: &[u8],
+    about: &[u8],
+) -> Result<Arc<[u8]>, Error> {
     match vault.and_then(|vault| Some((vault, Sealed::parse(bytes)?))) {
         Some((vault, sealed)) => Ok(keys::open(vault, conn, &sealed, about)?.into()),
         None => Ok(bytes.into()),

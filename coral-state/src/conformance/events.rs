@@ -88,7 +88,9 @@ pub(super) fn every_kind() -> Vec<Record> {
             forked_from: Some(ForkPoint { run: "parent".into(), seq: Seq::MAX }),
         },
         Event::RunResumed { epoch: u64::MAX },
-        Event::BudgetToppedUp { more: Box::new(Budget { tokens: Some(u64::MAX), ..Budget::new().usd(12.5) }) },
+        Event::BudgetToppedUp {
+            more: Box::new(Budget { tokens: Some(u64::MAX), ..Budget::new().usd(12.5) }),
+        },
         Event::BudgetToppedUp { more: Box::default() },
         Event::ScopeOpened { path: path.clone(), input: Payload::from_json(json!([1, "two", null])) },
         Event::QuestionAsked { path: path.clone(), question: Arc::new(question.clone()) },

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use coral_core::Error;
-use rusqlite::types::Value;
 use rusqlite::params_from_iter;
+use rusqlite::types::Value;
 use tokio::sync::mpsc;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Transaction};
@@ -247,10 +247,7 @@ async fn send(
     }
 }
 
-fn read_file(
-    from: &Path,
-    rows: &mpsc::Sender<(&'static Table, Vec<Vec<Value>>)>,
-) -> Result<(), Error> {
+fn read_file(from: &Path, rows: &mpsc::Sender<(&'static Table, Vec<Vec<Value>>)>) -> Result<(), Error> {
     let failed = |e: rusqlite::Error| file_storage(RESTORE, &e);
     let conn = check(from)?;
     conn.execute_batch("BEGIN").map_err(failed)?;

@@ -7,6 +7,7 @@ use coral_core::{BlobRef, Blobs, Clock, Error, Journal, Seq, SystemClock};
 
 use super::{PostgresStore, get, signed};
 use crate::blob_name::{self, verified};
+use crate::crypto::OVERHEAD;
 use crate::garbage::BlobSweep;
 use crate::snapshots::Snapshots;
 use crate::vault::{about_blob, about_snapshot};
@@ -54,10 +55,16 @@ impl BlobSweep for PostgresBlobs {
     }
 
     async fn older_than(&self, cutoff_ms: u64) -> Result<Vec<BlobRef>, Error> {
-        let select = "SELECT encode(sha256, 'hex'), length(data)::bigint FROM blobs
-                      WHERE scope = $1 AND kept_at_ms < $2";
-        let rows =
-            self.store.0.pool.query("list blobs", select, &[&&*self.scope, &signed(cutoff_ms)]).await?;
+        let added = if self.store.0.vault.is_some() { OVERHEAD } else { 0 };
+        let select = "SELECT encode(sha256, 'hex'), length(data) - CASE WHEN $3::bigint > 0
+                      AND substr(data, 1, 1) = '\\x02' THEN $3::bigint ELSE 0 END
+                      FROM blobs WHERE scope = $1 AND kept_at_ms < $2";
+        let rows = self
+            .store
+            .0
+            .pool
+            .query("list blobs", select, &[&&*self.scope, &signed(cutoff_ms), &added])
+            .await?;
         rows.iter()
             .map(|row| Ok(BlobRef { sha256: get(row, 0)?, bytes: get::<i64>(row, 1)?.cast_unsigned() }))
             .collect()

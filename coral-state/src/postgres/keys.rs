@@ -43,7 +43,8 @@ impl PostgresStore {
             return Ok(key);
         }
         let pool = &self.0.pool;
-        let select = "SELECT id, scope, master, wrapped FROM data_keys WHERE scope = $1 ORDER BY id DESC LIMIT 1";
+        let select =
+            "SELECT id, scope, master, wrapped FROM data_keys WHERE scope = $1 ORDER BY id DESC LIMIT 1";
         let mut rows = pool.query(MAKE, select, &[&scope]).await?;
         if rows.is_empty() {
             let (fresh, master) = (vault.ring().draw(scope)?, vault.ring().current().id());

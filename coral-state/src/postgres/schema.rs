@@ -5,7 +5,8 @@ use coral_core::Error;
 use super::connection::{Pool, storage};
 
 /// What leads from each version to the next. Only ever appended to.
-const MIGRATIONS: &[&str] = &[r#"
+const MIGRATIONS: &[&str] = &[
+    r#"
     CREATE TABLE runs (
         id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         run TEXT COLLATE "C" NOT NULL UNIQUE,
@@ -26,7 +27,8 @@ const MIGRATIONS: &[&str] = &[r#"
         PRIMARY KEY (run_id, last_seq)
     );
     ALTER TABLE chunks ALTER COLUMN data SET STORAGE EXTERNAL;
-"#, r#"
+"#,
+    r#"
     CREATE TABLE blobs (
         scope TEXT COLLATE "C" NOT NULL,
         sha256 BYTEA NOT NULL,
@@ -78,7 +80,8 @@ const MIGRATIONS: &[&str] = &[r#"
     CREATE INDEX run_index_by_phase ON run_index (phase, started_at_ms, run);
     CREATE INDEX run_index_by_term ON run_index USING GIN (terms);
     CREATE INDEX run_index_by_word ON run_index USING GIN (words);
-"#];
+"#,
+];
 
 /// Makes the schema what this release needs. Any number of processes may do so at once.
 pub(super) async fn migrate(pool: &Pool, schema: &str) -> Result<(), Error> {

@@ -7,7 +7,9 @@ use super::connection::storage;
 use super::{PostgresBlobs, PostgresStore, get};
 use crate::codec;
 use crate::crypto::Sealed;
-use crate::retention::{RetentionReport, RetentionRule, Upkeep, repack, retain};
+#[cfg(feature = "privacy")]
+use crate::privacy::{Subject, SubjectErasure};
+use crate::retention::{Change, RetentionReport, RetentionRule, Upkeep, pack, retain};
 use crate::vault::{about_chunk, seal_chunk};
 
 impl PostgresStore {
@@ -17,6 +19,18 @@ impl PostgresStore {
     /// Those of the store; what was done before stays done, and doing it again goes on.
     pub async fn retain(&self, rules: &[RetentionRule], now_ms: u64) -> Result<RetentionReport, Error> {
         retain(self, rules, now_ms).await
+    }
+
+    /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
+    /// gone, and the store is written anew so that nothing lies on. Runs keep their records'
+    /// numbers, times and shape. Backups and logs of the server are the caller's to let expire.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if a word for the person is one of the format's;
+    /// those of the store. What was done before stays done, and doing it again goes on.
+    #[cfg(feature = "privacy")]
+    pub async fn erase_subject(&self, subject: &Subject) -> Result<SubjectErasure, Error> {
+        subject.erase(self).await
     }
 
     /// Removes a run that is over, with all its records; says whether there was one.
@@ -38,8 +52,13 @@ impl PostgresStore {
     /// # Errors
     /// Those of the store and of reading the run.
     pub async fn compact(&self, run: &str) -> Result<bool, Error> {
-        let failed = |e: tokio_postgres::Error| storage("compact a run", &e);
+        self.rewrite(run, Change::Pack).await
+    }
+
+    async fn rewritten(&self, run: &str, change: Change) -> Result<bool, Error> {
+        let failed = |e: tokio_postgres::Error| storage("rewrite a run", &e);
         let Some(head) = self.journal().head(run).await? else { return Ok(false) };
+        let edits = change.edits();
         let key = match &self.0.vault {
             Some(_) => Some(self.key_of_scope(&head.project).await?),
             None => None,
@@ -67,15 +86,20 @@ impl PostgresStore {
                 None => codec::decode(data, last, 1, usize::MAX, &mut records)?,
             }
         }
-        let packed = repack(&records, rows.len(), |last, count, chunk| match &key {
+        let Some(records) = change.apply(records, rows.len())? else { return Ok(false) };
+        let packed = pack(&records, |last, count, chunk| match &key {
             Some(key) => seal_chunk(key, run, last, count, &chunk),
             None => Ok(chunk),
         })?;
-        let Some(packed) = packed else { return Ok(false) };
         transaction.execute("DELETE FROM chunks WHERE run_id = $1", &[&id]).await.map_err(failed)?;
         for (last, chunk) in packed {
             let insert = "INSERT INTO chunks (run_id, last_seq, data) VALUES ($1, $2, $3)";
             transaction.execute(insert, &[&id, &last.cast_signed(), &chunk]).await.map_err(failed)?;
+        }
+        let folded: &[&str] = if edits { &["snapshots WHERE run_id", "run_index WHERE id"] } else { &[] };
+        for table in folded {
+            let delete = format!("DELETE FROM {table} = $1");
+            transaction.execute(&delete, &[&id]).await.map_err(failed)?;
         }
         transaction.commit().await.map_err(failed)?;
         Ok(true)
@@ -104,7 +128,17 @@ impl Upkeep for PostgresStore {
         self.remove_run(run).await
     }
 
-    async fn pack(&self, run: &str) -> Result<bool, Error> {
-        self.compact(run).await
+    async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error> {
+        self.rewritten(run, change).await
+    }
+
+    #[cfg(feature = "privacy")]
+    async fn scrubbed(&self) -> Result<(), Error> {
+        let client = self.0.pool.own().await?;
+        for table in ["chunks", "blobs", "snapshots", "run_index"] {
+            let vacuum = format!("VACUUM FULL {table}");
+            client.batch_execute(&vacuum).await.map_err(|e| storage("write the tables anew", &e))?;
+        }
+        Ok(())
     }
 }

@@ -8,6 +8,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{SqliteStore, unsealed};
 use crate::blob_name::{self, verified};
+use crate::crypto::OVERHEAD;
 use crate::garbage::BlobSweep;
 use crate::vault::about_blob;
 
@@ -69,12 +70,15 @@ impl BlobSweep for SqliteBlobs {
     async fn older_than(&self, cutoff_ms: u64) -> Result<Vec<BlobRef>, Error> {
         let scope = self.scope.clone();
         let cutoff = i64::try_from(cutoff_ms).unwrap_or(i64::MAX);
+        let added = if self.store.0.keys.is_some() { OVERHEAD } else { 0 };
         self.store
             .read("list blobs", move |conn| {
                 conn.prepare_cached(
-                    "SELECT lower(hex(sha256)), length(data) FROM blobs WHERE scope = ?1 AND kept_at_ms < ?2",
+                    "SELECT lower(hex(sha256)),
+                     length(data) - CASE WHEN ?3 > 0 AND substr(data, 1, 1) = x'02' THEN ?3 ELSE 0 END
+                     FROM blobs WHERE scope = ?1 AND kept_at_ms < ?2",
                 )?
-                .query_map(params![scope, cutoff], |row| {
+                .query_map(params![scope, cutoff, added], |row| {
                     Ok(BlobRef { sha256: row.get(0)?, bytes: row.get::<_, i64>(1)?.cast_unsigned() })
                 })?
                 .collect()

@@ -10,7 +10,9 @@ use super::fault::storage;
 use super::{SqliteBlobs, SqliteStore, keys};
 use crate::codec;
 use crate::crypto::Sealed;
-use crate::retention::{RetentionReport, RetentionRule, Upkeep, repack, retain};
+#[cfg(feature = "privacy")]
+use crate::privacy::{Subject, SubjectErasure};
+use crate::retention::{Change, RetentionReport, RetentionRule, Upkeep, pack, retain};
 use crate::vault::{about_chunk, seal_chunk};
 
 impl SqliteStore {
@@ -50,6 +52,18 @@ impl SqliteStore {
         retain(self, rules, now_ms).await
     }
 
+    /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
+    /// gone, and the store is written anew so that nothing lies on. Runs keep their records'
+    /// numbers, times and shape. Backups and logs of the server are the caller's to let expire.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if a word for the person is one of the format's;
+    /// those of the store. What was done before stays done, and doing it again goes on.
+    #[cfg(feature = "privacy")]
+    pub async fn erase_subject(&self, subject: &Subject) -> Result<SubjectErasure, Error> {
+        subject.erase(self).await
+    }
+
     /// Removes a run that is over, with all its records; says whether there was one.
     ///
     /// # Errors
@@ -80,13 +94,18 @@ impl SqliteStore {
     /// # Errors
     /// Those of the store and of reading the run.
     pub async fn compact(&self, run: &str) -> Result<bool, Error> {
+        self.rewrite(run, Change::Pack).await
+    }
+
+    async fn rewritten(&self, run: &str, change: Change) -> Result<bool, Error> {
         let Some(head) = self.journal().head(run).await? else { return Ok(false) };
+        let edits = change.edits();
         let key = match &self.0.keys {
             Some(vault) => Some((vault.clone(), keys::of_scope(self, vault, &head.project).await?)),
             None => None,
         };
         let run: Box<str> = run.into();
-        self.write_runs("compact a run", move |conn| {
+        self.write_runs("rewrite a run", move |conn| {
             let id: Option<i64> = conn
                 .prepare_cached("SELECT max(id) FROM runs WHERE run = ?1 AND status <> 'running'")?
                 .query_row([&run], |row| row.get(0))?;
@@ -112,9 +131,13 @@ impl SqliteStore {
                 chunks += 1;
             }
             // All that can fail for another reason than the disk comes before the first change.
-            let packed = repack(&records, chunks, |last, count, chunk| match &key {
-                Some((_, key)) => seal_chunk(key, &run, last, count, &chunk),
-                None => Ok(chunk),
+            let packed = change.apply(records, chunks).and_then(|changed| {
+                let Some(records) = changed else { return Ok(None) };
+                let packed = pack(&records, |last, count, chunk| match &key {
+                    Some((_, key)) => seal_chunk(key, &run, last, count, &chunk),
+                    None => Ok(chunk),
+                })?;
+                Ok(Some(packed))
             });
             let packed = match packed {
                 Ok(Some(packed)) => packed,
@@ -125,6 +148,10 @@ impl SqliteStore {
             for (last, chunk) in packed {
                 conn.prepare_cached("INSERT INTO chunks (run_id, last_seq, data) VALUES (?1, ?2, ?3)")?
                     .execute(params![id, last.cast_signed(), chunk])?;
+            }
+            if edits {
+                conn.execute("DELETE FROM snapshots WHERE run_id = ?1", [id])?;
+                super::index::forget_run(conn, &run)?;
             }
             Ok(Ok(true))
         })
@@ -167,7 +194,17 @@ impl Upkeep for SqliteStore {
         self.remove_run(run).await
     }
 
-    async fn pack(&self, run: &str) -> Result<bool, Error> {
-        self.compact(run).await
+    async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error> {
+        self.rewritten(run, change).await
+    }
+
+    #[cfg(feature = "privacy")]
+    async fn scrubbed(&self) -> Result<(), Error> {
+        self.aside("write the store anew", |conn| {
+            conn.execute("INSERT INTO run_text (run_text) VALUES ('optimize')", [])?;
+            conn.execute_batch("VACUUM")
+        })
+        .await?;
+        self.scrub().await
     }
 }

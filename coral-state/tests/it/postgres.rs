@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coral_core::{Journal, Record, Seq};
 use coral_core::{Blobs, Error};
-use coral_state::{Follower, KeyRing, MasterKey, PostgresJournal, PostgresOptions, PostgresStore, SqliteOptions, SqliteStore};
+use coral_core::{Journal, Record, Seq};
+use coral_state::{
+    Follower, KeyRing, MasterKey, PostgresJournal, PostgresOptions, PostgresStore, SqliteOptions, SqliteStore,
+};
 
 use crate::servers::{CERTIFICATE, postgres, postgres_config, shared_postgres};
 use crate::support::{keep, team_run};
@@ -145,7 +147,10 @@ async fn a_backup_is_one_moment_opens_as_a_file_and_is_restored() {
         options.keys = keys.clone();
         let file = SqliteStore::open_with(options).unwrap();
         assert_eq!(file.journal().read("before", 1, 99).await.unwrap(), records);
-        assert_eq!(file.blobs_of("reef").get(&blob).await.unwrap().as_deref(), Some(&b"a large deliverable"[..]));
+        assert_eq!(
+            file.blobs_of("reef").get(&blob).await.unwrap().as_deref(),
+            Some(&b"a large deliverable"[..])
+        );
         let heads = file.journal().runs(&Default::default()).await.unwrap();
         for head in &heads {
             assert_eq!(file.journal().verify(&head.run).await.unwrap(), head.last_seq);
@@ -169,7 +174,8 @@ async fn a_backup_is_one_moment_opens_as_a_file_and_is_restored() {
         }
         let error = restored.restore(&to).await.unwrap_err();
         assert!(error.to_string().contains("not empty"), "{error}");
-        let error = schema(&format!("none_{name}"), None).await.unwrap().restore(dir.path().join("none")).await;
+        let error =
+            schema(&format!("none_{name}"), None).await.unwrap().restore(dir.path().join("none")).await;
         assert!(error.is_err());
     }
 }

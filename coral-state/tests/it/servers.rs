@@ -127,10 +127,9 @@ impl Server {
 
     /// Waits until the server says that it is ready; `false` if it ended instead.
     fn wait(&self) -> bool {
-        match self.output.ready.lock().unwrap().recv_timeout(Duration::from_secs(60)) {
-            Ok(ready) => ready,
-            Err(_) => panic!("the server does not answer: {}", self.log()),
-        }
+        let ready = self.output.ready.lock().unwrap().recv_timeout(Duration::from_secs(60));
+        assert!(ready.is_ok(), "the server does not answer: {}", self.log());
+        ready.unwrap()
     }
 
     /// Kills the server as a crash would, and its keeper's interest in it.
