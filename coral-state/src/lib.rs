@@ -74,6 +74,7 @@ pub use crate::garbage::{BlobSweep, GarbageReport, collect_garbage};
 pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
 #[cfg(feature = "layers")]
 pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
+pub use crate::ledger::is_run;
 #[cfg(feature = "postgres")]
 pub use crate::postgres::{PostgresBlobs, PostgresIndex, PostgresJournal, PostgresOptions, PostgresStore};
 #[cfg(feature = "privacy")]

@@ -3,6 +3,8 @@
 
 mod encryption;
 mod export;
+#[cfg(target_os = "linux")]
+mod faults;
 mod index;
 mod journals;
 #[cfg(all(feature = "layers", feature = "redis"))]
