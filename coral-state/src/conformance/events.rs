@@ -76,6 +76,7 @@ pub(super) fn every_kind() -> Vec<Record> {
         answer_schema: json!({"type": "boolean"}),
         deadline_ms: Some(u64::MAX),
     };
+    let message = Arc::new(message);
     let events = vec![
         Event::RunStarted {
             format: EVENT_FORMAT,
@@ -148,7 +149,20 @@ pub(super) fn every_kind() -> Vec<Record> {
         },
         Event::StepSkipped { path: path.clone(), reason: SkipReason::NotNeeded { step: "b".into() } },
         Event::StepSkipped { path: path.clone(), reason: SkipReason::Cancelled },
-        Event::HandedOff { from: path.clone(), to: "b".into(), message: Arc::new(message) },
+        Event::HandedOff { from: path.clone(), to: "b".into(), message: message.clone() },
+        Event::SentBack {
+            path: path.clone(),
+            attempt: 1,
+            round: u32::MAX,
+            returned: vec![Returned { to: "build/api".into(), message }],
+        },
+        Event::CallNoted {
+            path: path.clone(),
+            attempt: 1,
+            index: 3,
+            topic: "model_chosen".into(),
+            note: json!({"model": "small", "score": 0.1}),
+        },
         Event::Noted { path, topic: "".into(), note: json!("x".repeat(3_000)) },
         Event::CancelRequested { reason: "".into() },
         Event::RunFinished {

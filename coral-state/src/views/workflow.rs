@@ -236,6 +236,9 @@ impl WorkflowState {
                     step.ended_at_ms = Some(record.at_ms);
                 }
             }),
+            Event::SentBack { returned, .. } => {
+                self.begin_anew(returned.iter().map(|returned| returned.to.clone()).collect());
+            }
             Event::HandedOff { message, .. } => {
                 for deliverable in &message.context.deliverables {
                     if !self.deliverables.contains(deliverable) {
@@ -272,6 +275,29 @@ impl WorkflowState {
             })
             .collect();
         self.place();
+    }
+
+    /// Takes back the ends of `steps` and of all that come after them.
+    fn begin_anew(&mut self, mut steps: BTreeSet<Arc<str>>) {
+        loop {
+            let behind: Vec<Arc<str>> = self
+                .steps
+                .iter()
+                .filter(|step| {
+                    !steps.contains(&step.name) && step.follows.iter().any(|name| steps.contains(name))
+                })
+                .map(|step| step.name.clone())
+                .collect();
+            if behind.is_empty() {
+                break;
+            }
+            steps.extend(behind);
+        }
+        for step in self.steps.iter_mut().filter(|step| steps.contains(&step.name)) {
+            step.status = StepStatus::Waiting;
+            step.ended_at_ms = None;
+            step.error = None;
+        }
     }
 
     fn place(&mut self) {

@@ -1,6 +1,6 @@
 //! A snapshot and what came after it are the whole.
 
-use coral_core::{Event, Journal, Outcome, Payload, Record, Spent, Usd};
+use coral_core::{Event, Journal, Outcome, Payload, Record, Returned, Spent, Usd};
 use coral_state::{Durability, Snapshots, SqliteOptions, SqliteStore, WorkflowState};
 use proptest::prelude::*;
 use serde_json::json;
@@ -16,7 +16,7 @@ fn store(dir: &std::path::Path) -> SqliteStore {
 /// Any event that changes how a run stands.
 fn event(kind: u8, step: u8) -> Event {
     let path: std::sync::Arc<str> = ["design", "api", "ui", "test", "api/item[2]"][step as usize % 5].into();
-    match kind % 6 {
+    match kind % 7 {
         0 => Event::StepStarted { path, attempt: 1 },
         1 => Event::StepSucceeded { path, attempt: 1, output: Payload::from_json(json!(step)) },
         2 => Event::EffectDone {
@@ -28,6 +28,13 @@ fn event(kind: u8, step: u8) -> Event {
         },
         3 => team_run("reef", "", json!({}))[4].event.clone(),
         4 => Event::RunResumed { epoch: 1 },
+        5 => {
+            let Event::HandedOff { message, .. } = team_run("reef", "", json!({}))[4].event.clone() else {
+                unreachable!("the fifth event is a handoff");
+            };
+            let returned = vec![Returned { to: path.clone(), message }];
+            Event::SentBack { path, attempt: 1, round: 1, returned }
+        }
         _ => team_run("reef", "", json!({}))[7].event.clone(),
     }
 }
