@@ -135,12 +135,6 @@ pub(super) fn every_kind() -> Vec<Record> {
             spent: Spent::default(),
         },
         Event::StepFailed { path: path.clone(), attempt: 1, error: error.clone(), retry_in_ms: Some(0) },
-        Event::SentBack {
-            path: path.clone(),
-            attempt: 1,
-            round: u32::MAX,
-            returned: vec![Returned { to: "b".into(), message: Arc::new(message.clone()) }],
-        },
         Event::RetryDue { path: path.clone(), attempt: 2 },
         Event::StepSucceeded { path: path.clone(), attempt: 2, output: Payload::null() },
         Event::StepSkipped {

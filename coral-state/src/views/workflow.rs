@@ -224,20 +224,15 @@ impl WorkflowState {
                     }
                 }
             }),
-            // It waits for what it sent back, and then begins anew.
-            Event::SentBack { path, .. } => self.step(path, |step, whole| {
-                if whole {
-                    step.status = StepStatus::Waiting;
-                }
-            }),
             Event::StepSkipped { path, .. } => self.step(path, |step, whole| {
                 if whole {
                     step.status = StepStatus::Skipped;
                     step.ended_at_ms = Some(record.at_ms);
                 }
             }),
-            Event::SentBack { returned, .. } => {
-                self.begin_anew(returned.iter().map(|returned| returned.to.clone()).collect());
+            // It waits for what it sent back, and then begins anew itself.
+            Event::SentBack { path, returned, .. } => {
+                self.begin_anew(returned.iter().map(|to| to.to.clone()).chain([path.clone()]).collect());
             }
             Event::HandedOff { message, .. } => {
                 for deliverable in &message.context.deliverables {
