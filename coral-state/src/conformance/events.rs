@@ -93,6 +93,13 @@ pub(super) fn every_kind() -> Vec<Record> {
             more: Box::new(Budget { tokens: Some(u64::MAX), ..Budget::new().usd(12.5) }),
         },
         Event::BudgetToppedUp { more: Box::default() },
+        Event::Migrated {
+            graph: Arc::new(GraphData { name: "delivery".to_owned(), ..Default::default() }),
+            pins: Arc::default(),
+            renamed: Arc::new([("api".into(), "service".into())].into()),
+            restarted: vec![path.clone()],
+            reason: "the design grew".into(),
+        },
         Event::ScopeOpened { path: path.clone(), input: Payload::from_json(json!([1, "two", null])) },
         Event::QuestionAsked { path: path.clone(), question: Arc::new(question.clone()) },
         Event::QuestionAsked {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use coral_core::{
-    Deliverable, Error, Event, GraphData, HandoffMessage, Journal, Payload, Record, RunStatus, Seq,
+    Deliverable, Error, Event, GraphData, HandoffMessage, Journal, Payload, Record, Renamed, RunStatus, Seq,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -192,6 +192,7 @@ impl WorkflowState {
                 self.input = Some(input.clone());
                 self.begin(graph);
             }
+            Event::Migrated { graph, renamed, restarted, .. } => self.migrate(graph, renamed, restarted),
             Event::RunResumed { .. } => {
                 self.status = RunStatus::Running;
                 self.error = None;
@@ -270,6 +271,30 @@ impl WorkflowState {
             })
             .collect();
         self.place();
+    }
+
+    /// Goes on under another graph, with what is known of the steps that are in both.
+    fn migrate(&mut self, graph: &GraphData, renamed: &Renamed, restarted: &[Arc<str>]) {
+        let before = std::mem::take(&mut self.steps);
+        self.begin(graph);
+        for old in before {
+            let name = renamed.get(&old.name).unwrap_or(&old.name);
+            let place = self.places.get(name).copied();
+            if let Some(step) = place.and_then(|place| self.steps.get_mut(place)) {
+                let now = std::mem::take(step);
+                *step = StepView {
+                    name: now.name,
+                    agent: now.agent,
+                    phase: now.phase,
+                    follows: now.follows,
+                    ..old
+                };
+                if restarted.contains(&step.name) {
+                    step.status = StepStatus::Waiting;
+                    step.ended_at_ms = None;
+                }
+            }
+        }
     }
 
     /// Takes back the ends of `steps` and of all that come after them.
