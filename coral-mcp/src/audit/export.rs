@@ -6,7 +6,6 @@ use coral_core::{Error, rfc3339};
 
 use super::{AuditEvent, AuditRecord};
 use crate::access::Verdict;
-use crate::access::Verdict;
 
 /// Reads an audit's text (JSON Lines), without checking it.
 ///
@@ -94,11 +93,11 @@ fn quoted(field: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditSummary {
-    /// Calls that were allowed.
+    /// Calls, and connections of its process, that were allowed.
     pub allowed: u64,
-    /// Calls that a person had to be asked about.
+    /// Those that a person had to be asked about.
     pub asked: u64,
-    /// Calls that were refused.
+    /// Those that were refused.
     pub denied: u64,
     /// How often calls ended how: `ok`, `tool_error`, or the code of an error.
     pub outcomes: BTreeMap<String, u64>,
@@ -131,9 +130,11 @@ pub fn summarize_audit_of(
         let of = summaries.entry((entry.agent.clone(), entry.server.clone())).or_insert(new);
         of.span_ms = (of.span_ms.0.min(entry.at_ms), of.span_ms.1.max(entry.at_ms));
         match &entry.event {
-            AuditEvent::Decided { verdict: Verdict::Allow, .. } => of.allowed += 1,
-            AuditEvent::Decided { verdict: Verdict::Ask, .. } => of.asked += 1,
-            AuditEvent::Decided { verdict: Verdict::Deny, .. } => of.denied += 1,
+            AuditEvent::Decided { verdict, .. } | AuditEvent::Connected { verdict, .. } => match verdict {
+                Verdict::Allow => of.allowed += 1,
+                Verdict::Ask => of.asked += 1,
+                Verdict::Deny => of.denied += 1,
+            },
             AuditEvent::Ended { outcome, .. } => {
                 of.failed += u64::from(outcome != "ok");
                 *of.outcomes.entry(outcome.clone()).or_default() += 1;

@@ -170,7 +170,10 @@ impl<'a> Gate<'a> {
 
     /// The tool's name, fit to be shown and stored.
     fn name(&self) -> String {
-        secret::redacted(&crate::text::clean(&self.call.name, 200))
+        let name = crate::text::clean(&self.call.name, 200);
+        // A model may put anything into a name, right behind the server's too.
+        let parts: Vec<String> = name.split("__").map(secret::redacted).collect();
+        secret::redacted(&parts.join("__"))
     }
 
     fn entry(&self) -> AuditEntry {
