@@ -17,11 +17,15 @@ mod evil;
 mod filesystem;
 #[cfg(target_os = "linux")]
 mod jail;
+mod limits;
 mod permissions;
 #[cfg(target_os = "linux")]
 mod postgres;
+mod profiles;
 mod programs;
 #[cfg(target_os = "linux")]
 mod public;
+#[cfg(feature = "tokens")]
+mod tokens;
 #[cfg(feature = "http")]
 mod web;
