@@ -35,6 +35,8 @@ const WHAT: &str = "workflow";
 ///   - name: qa
 ///     agent: qa_testing
 ///     inputs: [development]         # a group's name stands for its members
+///     reviews: [backend_developer]  # whose work it may send back
+///     max_rounds: 2
 ///     retry: {max_attempts: 3}
 ///   - name: docs
 ///     agent: technical_writer

@@ -214,6 +214,72 @@ impl AgentContext {
     /// The error that sends work back: return it, and those who are to mend something work again,
     /// with all steps behind them. Where the graph does not let this step send work back to them, or
     /// its rounds are used up, the step fails with it.
+    ///
+    /// ```
+    /// use async_trait::async_trait;
+    /// use coral_core::{Agent, AgentContext, AgentError, AgentSpec, Finding, Flow, Handle, Runner, Workflow};
+    ///
+    /// struct Author(AgentSpec);
+    ///
+    /// #[async_trait]
+    /// impl Agent for Author {
+    ///     type Input = String;
+    ///     type Output = String;
+    ///
+    ///     fn spec(&self) -> &AgentSpec {
+    ///         &self.0
+    ///     }
+    ///
+    ///     async fn run(&self, topic: String, cx: &mut AgentContext) -> Result<String, AgentError> {
+    ///         let findings: Vec<&str> =
+    ///             cx.reviews().iter().flat_map(|message| &message.next_tasks).map(String::as_str).collect();
+    ///         Ok(if findings.is_empty() { topic } else { format!("{topic}, with {}", findings.join(" and ")) })
+    ///     }
+    /// }
+    ///
+    /// struct Editor(AgentSpec);
+    ///
+    /// #[async_trait]
+    /// impl Agent for Editor {
+    ///     type Input = String;
+    ///     type Output = String;
+    ///
+    ///     fn spec(&self) -> &AgentSpec {
+    ///         &self.0
+    ///     }
+    ///
+    ///     async fn run(&self, text: String, cx: &mut AgentContext) -> Result<String, AgentError> {
+    ///         if !text.contains("sources") {
+    ///             let finding = Finding { to: "author".into(), finding: "sources".into() };
+    ///             return Err(cx.send_back([finding]).into());
+    ///         }
+    ///         Ok(text)
+    ///     }
+    /// }
+    ///
+    /// struct Article;
+    ///
+    /// impl Workflow for Article {
+    ///     type Input = String;
+    ///     type Output = String;
+    ///
+    ///     fn name(&self) -> &str {
+    ///         "article"
+    ///     }
+    ///
+    ///     fn build(&self, flow: &mut Flow<String>) -> Handle<String> {
+    ///         let text = flow.step(Author(AgentSpec::new("author", "Author")), flow.input());
+    ///         flow.step(Editor(AgentSpec::new("editor", "Editor")), &text).reviews(&text).max_rounds(1)
+    ///     }
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), coral_core::Error> {
+    /// let run = Runner::builder().build().start(&Article, "Corals".to_owned()).await?;
+    /// assert_eq!(run.output().await?, "Corals, with sources");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn send_back(&self, findings: impl IntoIterator<Item = Finding>) -> Error {
         Error::new(ErrorKind::Rejected {
             step: self.step.path.to_string(),

@@ -41,6 +41,9 @@
 //! let model = Cached::new(ledger.meter(Traced::new(OfflineModel::new()))).for_agents(["formatter"]);
 //! ```
 //!
+//! In a run the layers note what they did about a call, and the notes are events of its journal. [`CostReport`] reads
+//! from there what calls cost, why their models were chosen, and what was saved.
+//!
 //! # Tests
 //! [`ScriptedModel`] says what a test tells it to, fails as it is told, and remembers what it was asked. A [`Recorder`]
 //! keeps real exchanges on a [`Cassette`], without keys, to be played again without a network.
@@ -65,6 +68,7 @@ mod provider;
 mod purse;
 mod relay;
 mod repaired;
+mod report;
 mod retry_after;
 mod retrying;
 mod router;
@@ -84,9 +88,10 @@ pub use crate::failure::Failure;
 pub use crate::fitted::{Fitted, LeftOut, Overflow};
 pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
-pub use crate::pool::{MemberHealth, Pool};
+pub use crate::pool::{MemberHealth, Pool, Probe};
 pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
 pub use crate::repaired::Repaired;
+pub use crate::report::{CallCost, CostReport, CostTotal};
 pub use crate::retrying::{RetryPolicy, Retrying};
 pub use crate::router::{Choice, Router, Savings, Strategy};
 pub use crate::scripted::{Reply, ScriptedModel};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -25,6 +25,8 @@ use crate::relay::Relay;
 /// - A call that fails at one member goes to the next, unless something of its answer was heard, or the fault lies in
 ///   the request, or it is unknown whether the call was done and paid.
 /// - If no member is healthy, the one that is to come back first is asked.
+/// - Beside what calls show, members may be looked at [regularly](Pool::checked_member), so that one that is down is ejected
+///   before a call meets it, and comes back as soon as it is up.
 ///
 /// ```
 /// use coral_core::{CallContext, ChatModel, ChatRequest};
@@ -42,12 +44,15 @@ use crate::relay::Relay;
 /// ```
 pub struct Pool {
     name: String,
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
     sticky: bool,
+    check_every: Duration,
+    checks: OnceLock<Checks>,
 }
 
 struct Member {
     model: Arc<dyn ChatModel>,
+    probe: Option<Arc<dyn Probe>>,
     under_way: AtomicUsize,
     served: AtomicU64,
     health: Mutex<Health>,
@@ -58,6 +63,10 @@ struct Health {
     failures: u32,
     ejections: u32,
     until: Option<Instant>,
+    /// Whether it rests for a reason that no look at it can tell to be over: its key, its credit, its rate.
+    rests: bool,
+    /// Checks that failed in a row.
+    failed_checks: u32,
 }
 
 /// How a member of a [`Pool`] is.
@@ -73,27 +82,58 @@ pub struct MemberHealth {
     pub failures: u32,
     /// Milliseconds for which it gets no calls.
     pub ejected_for_ms: Option<u64>,
+    /// Whether the last checks found it down: it gets no calls until one finds it up.
+    pub down: bool,
 }
 
 const FAILURES_TO_EJECT: u32 = 3;
 const FIRST_EJECTION: Duration = Duration::from_secs(10);
 const LONGEST_EJECTION: Duration = Duration::from_secs(300);
+const CHECKS_TO_EJECT: u32 = 2;
+const CHECK_EVERY: Duration = Duration::from_secs(10);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Pool {
     /// A pool without members.
     pub fn new(name: impl Into<String>) -> Self {
-        Pool { name: name.into(), members: Vec::new(), sticky: false }
+        Pool {
+            name: name.into(),
+            members: Vec::new(),
+            sticky: false,
+            check_every: CHECK_EVERY,
+            checks: OnceLock::new(),
+        }
     }
 
     /// Adds a member.
     #[must_use]
-    pub fn member(mut self, model: impl ChatModel + 'static) -> Self {
-        self.members.push(Member {
-            model: Arc::new(model),
+    pub fn member(self, model: impl ChatModel + 'static) -> Self {
+        self.with(Arc::new(model), None)
+    }
+
+    /// Adds a member that is looked at every ten seconds, from the first call of the pool on. One that is found down
+    /// twice in a row gets no calls until it is found up.
+    #[must_use]
+    pub fn checked_member(self, model: impl ChatModel + Probe + 'static) -> Self {
+        let model = Arc::new(model);
+        self.with(model.clone(), Some(model))
+    }
+
+    /// Sets how often members are looked at.
+    #[must_use]
+    pub fn check_every(mut self, period: Duration) -> Self {
+        self.check_every = period;
+        self
+    }
+
+    fn with(mut self, model: Arc<dyn ChatModel>, probe: Option<Arc<dyn Probe>>) -> Self {
+        self.members.push(Arc::new(Member {
+            model,
+            probe,
             under_way: AtomicUsize::new(0),
             served: AtomicU64::new(0),
             health: Mutex::default(),
-        });
+        }));
         self
     }
 
@@ -121,13 +161,14 @@ impl Pool {
                         .and_then(|until| until.checked_duration_since(now))
                         .filter(|left| !left.is_zero())
                         .map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+                    down: health.is_down(),
                 }
             })
             .collect()
     }
 
     /// The member for the next try, none of `tried`.
-    fn pick(&self, cx: &CallContext, tried: &[usize]) -> Option<(usize, &Member)> {
+    fn pick(&self, cx: &CallContext, tried: &[usize]) -> Option<(usize, &Arc<Member>)> {
         let now = Instant::now();
         let untried = || self.members.iter().enumerate().filter(|(index, _)| !tried.contains(index));
         let healthy = || untried().filter(|(_, member)| member.is_healthy(now));
@@ -144,7 +185,10 @@ impl Pool {
         match least {
             Some(found) => Some(found),
             // Only the first try goes to a member that is ejected.
-            None if tried.is_empty() => untried().min_by_key(|(_, member)| member.health().until),
+            None if tried.is_empty() => untried().min_by_key(|(_, member)| {
+                let health = member.health();
+                (health.is_down(), health.until)
+            }),
             None => None,
         }
     }
@@ -163,7 +207,8 @@ impl Member {
     }
 
     fn is_healthy(&self, now: Instant) -> bool {
-        self.health().until.is_none_or(|until| until <= now)
+        let health = self.health();
+        !health.is_down() && health.until.is_none_or(|until| until <= now)
     }
 
     /// Notes how a call ended.
@@ -193,6 +238,77 @@ impl Member {
         let asked = error.retry_after_ms().map(Duration::from_millis);
         health.ejections += 1;
         health.until = Some(Instant::now() + asked.unwrap_or(own));
+        health.rests = at_once;
+    }
+
+    /// Notes what a look at the member showed.
+    fn checked(&self, found: Result<(), Error>) {
+        let mut health = self.health();
+        match found {
+            Ok(()) if health.rests => health.failed_checks = 0,
+            Ok(()) => *health = Health::default(),
+            Err(error) => {
+                health.failed_checks = health.failed_checks.saturating_add(1);
+                if health.failed_checks == CHECKS_TO_EJECT {
+                    tracing::warn!(member = self.model.name(), %error, "the member is down");
+                }
+            }
+        }
+    }
+}
+
+impl Health {
+    fn is_down(&self) -> bool {
+        self.failed_checks >= CHECKS_TO_EJECT
+    }
+}
+
+/// Says whether an endpoint is up, at no cost.
+#[async_trait]
+pub trait Probe: Send + Sync {
+    /// Looks at the endpoint. It has five seconds.
+    ///
+    /// # Errors
+    /// Why calls would fail.
+    async fn probe(&self) -> Result<(), Error>;
+}
+
+#[async_trait]
+impl<P: Probe + ?Sized> Probe for Arc<P> {
+    async fn probe(&self) -> Result<(), Error> {
+        (**self).probe().await
+    }
+}
+
+/// The tasks that look at members. They end with the pool.
+struct Checks(Vec<tokio::task::JoinHandle<()>>);
+
+impl Checks {
+    fn begin(members: &[Arc<Member>], period: Duration) -> Self {
+        let checked = members.iter().filter_map(|member| Some((member.clone(), member.probe.clone()?)));
+        let tasks = checked.map(|(member, probe)| {
+            tokio::spawn(async move {
+                loop {
+                    let found =
+                        tokio::time::timeout(CHECK_TIMEOUT, probe.probe()).await.unwrap_or_else(|_| {
+                            let what = member.model.name().to_owned();
+                            let limit_ms = u64::try_from(CHECK_TIMEOUT.as_millis()).unwrap_or(u64::MAX);
+                            Err(Error::new(ErrorKind::TimedOut { what, limit_ms }))
+                        });
+                    member.checked(found);
+                    tokio::time::sleep(period).await;
+                }
+            })
+        });
+        Checks(tasks.collect())
+    }
+}
+
+impl Drop for Checks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
     }
 }
 
@@ -233,6 +349,7 @@ impl ChatModel for Pool {
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        self.checks.get_or_init(|| Checks::begin(&self.members, self.check_every));
         let relay = Relay::new(cx);
         let mut tried = Vec::new();
         let mut last = None;
@@ -372,5 +489,103 @@ mod tests {
             assert_eq!(pool.health()[0].under_way, 1);
         }
         assert_eq!(pool.health()[0].under_way, 0);
+    }
+
+    /// An endpoint that is up or down, as a test says.
+    #[derive(Default)]
+    struct Endpoint {
+        down: std::sync::atomic::AtomicBool,
+        looks: AtomicU64,
+        calls: AtomicU64,
+    }
+
+    impl Endpoint {
+        fn set_down(&self, down: bool) {
+            self.down.store(down, Ordering::Relaxed);
+        }
+    }
+
+    #[async_trait]
+    impl ChatModel for Endpoint {
+        fn name(&self) -> &str {
+            "endpoint"
+        }
+        async fn chat(&self, _: &ChatRequest, _: &CallContext) -> Result<ChatResponse, Error> {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            Ok(ChatResponse::text("endpoint", "ok"))
+        }
+    }
+
+    #[async_trait]
+    impl Probe for Endpoint {
+        async fn probe(&self) -> Result<(), Error> {
+            self.looks.fetch_add(1, Ordering::Relaxed);
+            if self.down.load(Ordering::Relaxed) { Err(fault(ModelFault::Connect)) } else { Ok(()) }
+        }
+    }
+
+    async fn pass(seconds: u64) {
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_is_down_is_found_before_a_call_meets_it() {
+        let endpoint = Arc::new(Endpoint::default());
+        let pool = Pool::new("p").checked_member(endpoint.clone()).member(good());
+        for _ in 0..2 {
+            ask(&pool).await.unwrap();
+        }
+        pass(1).await;
+        endpoint.set_down(true);
+        pass(10).await;
+        assert!(!pool.health()[0].down, "one failed look is not enough");
+        pass(10).await;
+        assert!(pool.health()[0].down);
+        for _ in 0..4 {
+            ask(&pool).await.unwrap();
+        }
+        assert_eq!(endpoint.calls.load(Ordering::Relaxed), 1, "no call has met it");
+        endpoint.set_down(false);
+        pass(10).await;
+        assert!(!pool.health()[0].down);
+        ask(&pool).await.unwrap();
+        assert_eq!(endpoint.calls.load(Ordering::Relaxed), 2);
+        drop(pool);
+        tokio::task::yield_now().await;
+        let looks = endpoint.looks.load(Ordering::Relaxed);
+        pass(60).await;
+        assert_eq!(endpoint.looks.load(Ordering::Relaxed), looks, "the looking ends with the pool");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_is_back_as_soon_as_it_is_found_up_unless_its_key_rests() {
+        for (kind, back) in [(ModelFault::Overloaded, true), (ModelFault::RateLimited, false)] {
+            struct Failing(ModelFault);
+            #[async_trait]
+            impl ChatModel for Failing {
+                fn name(&self) -> &str {
+                    "failing"
+                }
+                async fn chat(&self, _: &ChatRequest, _: &CallContext) -> Result<ChatResponse, Error> {
+                    Err(fault(self.0))
+                }
+            }
+            #[async_trait]
+            impl Probe for Failing {
+                async fn probe(&self) -> Result<(), Error> {
+                    Ok(())
+                }
+            }
+            let pool = Pool::new("p")
+                .checked_member(Failing(kind))
+                .member(good())
+                .check_every(Duration::from_secs(3));
+            for _ in 0..8 {
+                ask(&pool).await.unwrap();
+            }
+            assert!(pool.health()[0].ejected_for_ms.is_some());
+            pass(4).await;
+            assert_eq!(pool.health()[0].ejected_for_ms.is_none(), back, "{kind:?}");
+        }
     }
 }

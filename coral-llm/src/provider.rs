@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use crate::answer_tool::AnswerTool;
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
+use crate::pool::Probe;
 use crate::relay::tell_whole;
 use crate::transport::net::HttpTransport;
 use crate::transport::{Body, Transport};
@@ -439,6 +440,34 @@ impl ChatModel for Provider {
         }
         response.cost = self.info.cost(&response.usage);
         Ok(response)
+    }
+}
+
+/// Asks for the list of models, which costs nothing, with the same key and over the same transport as calls.
+#[async_trait]
+impl Probe for Provider {
+    async fn probe(&self) -> Result<(), Error> {
+        let path = match self.protocol {
+            Protocol::Anthropic => "/v1/models",
+            Protocol::Ollama => "/api/tags",
+            Protocol::OpenAiChat | Protocol::OpenAiResponses | Protocol::Gemini => "/models",
+        };
+        let mut http = http::Request::get(format!("{}{path}", self.base_url));
+        if self.protocol == Protocol::Anthropic {
+            http = http.header("anthropic-version", &self.dialect.anthropic_version);
+        }
+        for (name, value) in &self.headers {
+            http = http.header(name.clone(), value.clone());
+        }
+        let http =
+            http.body(Bytes::new()).map_err(|error| Error::invalid("model probe", error.to_string()))?;
+        let fail = |failure: Failure| self.without_key(failure).into_error(&self.name);
+        let (head, mut body) = self.transport.send(http).await.map_err(fail)?.into_parts();
+        // A server without such a list is up, and so is one that is asked too often.
+        if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {
+            return Ok(());
+        }
+        Err(fail(failure::of_http(head.status, &head.headers, &read_error(&mut body).await)))
     }
 }
 

@@ -97,3 +97,17 @@ fn every_workflow_reaches_its_output() {
         }
     }
 }
+
+/// Who may send whose work back is in the text and in the drawing.
+#[test]
+fn an_explanation_shows_the_reviews() {
+    let registry = Registry::builtin();
+    let graph = registry.workflow("documentation_first").unwrap();
+    let explanation = Explanation::new(graph, &facts(&[])).unwrap();
+    let text = explanation.to_string();
+    let qa = text.lines().find(|line| line.trim_start().starts_with("qa_testing")).unwrap();
+    assert!(qa.ends_with("runs, may send back backend_developer, frontend_developer, database_specialist, ai_ml_specialist, mobile_developer"), "{qa}");
+    let number = |name: &str| graph.steps.iter().position(|step| &*step.name == name).unwrap();
+    let edge = format!("s{} -.->|sends back| s{}", number("qa_testing"), number("backend_developer"));
+    assert!(explanation.mermaid().contains(&edge), "{}", explanation.mermaid());
+}

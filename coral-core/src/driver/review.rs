@@ -8,7 +8,7 @@ use crate::error::{Error, ErrorKind};
 use crate::event::Event;
 use crate::handoff::{OnGap, Returned, ReviewPolicy, Rework, derived_uuid};
 use crate::program::Body;
-use crate::task::{Deliverable, HandoffMessage, MessageContext, MessageType};
+use crate::task::{HandoffMessage, MessageContext, MessageType};
 
 impl Driver {
     /// What is recorded of an attempt that failed: where the step may send work back, and what it
@@ -95,12 +95,9 @@ impl Driver {
     ) -> Option<HandoffMessage> {
         let to_path = self.machine.path(to)?;
         let agent = |step: usize| self.machine.data(step)?.kind.agent().map(|id| id.to_string());
-        let deliverables: Vec<Deliverable> = self
-            .messages
-            .iter()
-            .filter(|((from, taker), _)| from == to_path && **taker == *path)
-            .flat_map(|(_, message)| message.context.deliverables.clone())
-            .collect();
+        let handed_over = self.messages.get(&(to_path.clone(), path.into()));
+        let deliverables =
+            handed_over.map(|message| message.context.deliverables.clone()).unwrap_or_default();
         let number = attempt.to_string();
         Some(HandoffMessage {
             message_id: derived_uuid(&[&self.shared.id, path, &number, to_path, "review"]),

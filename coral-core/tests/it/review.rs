@@ -1,13 +1,16 @@
 //! Work that goes back: by a reviewer, and for a gap.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, Brief, Budget, ChatRequest, ChatResponse, ErrorKind, Event,
-    Finding, Flow, GraphData, Handle, MemoryJournal, MessageType, OnGap, OutputSpec, Program, PromptAgent,
-    PromptTemplate, ResumeOptions, RunStatus, Runner, StartOptions, StepData, StepKind, Team, Workflow,
+    Finding, Flow, GraphData, Handle, Input, MemoryJournal, MessageType, OnGap, OutputSpec, Program,
+    PromptAgent, PromptTemplate, ResumeOptions, RunStatus, Runner, StartOptions, StepData, StepKind, Team,
+    Workflow,
 };
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::support::{FnModel, records, story};
@@ -364,4 +367,116 @@ async fn a_model_that_reviews_sends_back_to_those_it_reviews_and_no_others() {
     assert!(asked[2].1.contains("You review the work of: editor."), "{}", asked[2].1);
     assert!(asked[4].1.contains("`builder` sent back to you:\n\n- too long"), "{}", asked[4].1);
     assert!(asked[5].1.contains("You sent back to `editor`:\n\n- too long"), "{}", asked[5].1);
+}
+
+/// Says what it worked from; sends work back so often before it is content.
+struct Node {
+    spec: AgentSpec,
+    patience: usize,
+}
+
+#[async_trait]
+impl Agent for Node {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
+        tokio::task::yield_now().await;
+        let sent = cx.reviews().iter().filter(|message| message.from_agent == self.spec.id).count();
+        let to: Vec<String> = cx.reviewed_steps().map(str::to_owned).collect();
+        if let Some(to) = to.get(sent % to.len().max(1)).filter(|_| sent < self.patience) {
+            return Err(cx.send_back([finding(to, "again")]).into());
+        }
+        let inputs = match &input["name"] {
+            Value::String(_) => vec![&input],
+            // The brief, of a step that takes nothing else, has no such values.
+            _ => input
+                .as_object()
+                .into_iter()
+                .flat_map(|all| all.values())
+                .filter(|v| v["name"].is_string())
+                .collect(),
+        };
+        let saw: Vec<Value> = inputs.iter().map(|input| json!([input["name"], input["attempt"]])).collect();
+        Ok(json!({"name": self.spec.id, "attempt": cx.attempt(), "saw": saw}))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// However reviewers send work back: the run ends, nobody is asked for more rounds than it takes, and in
+    /// the end every step has worked from the last outputs of those before it. A replay comes to the same.
+    #[test]
+    fn in_the_end_everything_rests_on_what_came_last(
+        steps in prop::collection::vec((prop::collection::vec(any::<prop::sample::Index>(), 0..3), prop::collection::vec(any::<prop::sample::Index>(), 0..3), 0_usize..3), 2..8),
+    ) {
+        let mut data: Vec<StepData> = Vec::new();
+        let mut behind: Vec<BTreeSet<usize>> = Vec::new();
+        let mut team = Team::new();
+        for (i, (inputs, reviews, patience)) in steps.iter().enumerate() {
+            let name = format!("s{i}");
+            let inputs: BTreeSet<usize> = inputs.iter().filter(|_| i > 0).map(|at| at.index(i)).collect();
+            let mut ancestors = inputs.clone();
+            for input in &inputs {
+                ancestors.extend(&behind[*input]);
+            }
+            let ancestors_list: Vec<usize> = ancestors.iter().copied().collect();
+            let reviews: BTreeSet<usize> = reviews
+                .iter()
+                .filter(|_| !ancestors_list.is_empty())
+                .map(|at| *at.get(&ancestors_list))
+                .collect();
+            behind.push(ancestors);
+            team = team.with_agent(Node { spec: AgentSpec::new(&name, &name), patience: *patience });
+            data.push(StepData {
+                inputs: inputs.iter().map(|at| Input::required(format!("s{at}"))).collect(),
+                reviews: reviews.iter().map(|at| format!("s{at}").into()).collect(),
+                max_rounds: Some(2),
+                ..StepData::new(name.as_str(), StepKind::Agent(name.as_str().into()))
+            });
+        }
+        let graph = GraphData { name: "any".into(), steps: data.clone(), ..GraphData::default() };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (outputs, replayed) = runtime.block_on(async {
+            let runner = Runner::builder().build();
+            let program = Program::from_graph(graph, &team).unwrap();
+            let run = runner.start(&program, Brief::default()).await.unwrap();
+            assert_eq!(run.wait().await.unwrap(), RunStatus::Succeeded);
+            let mut outputs = BTreeMap::new();
+            let mut rounds: BTreeMap<String, u32> = BTreeMap::new();
+            for record in records(&**runner.journal(), run.id()).await {
+                match record.event {
+                    Event::StepSucceeded { path, output, .. } => {
+                        outputs.insert(path.to_string(), output.json().unwrap().clone());
+                    }
+                    Event::SentBack { path, round, .. } => {
+                        let last = rounds.insert(path.to_string(), round).unwrap_or(0);
+                        assert_eq!(round, last + 1, "{path}");
+                    }
+                    _ => {}
+                }
+            }
+            let machine = runner.inspect(run.id(), None).await.unwrap();
+            let replayed: BTreeMap<String, Value> = machine
+                .steps()
+                .filter_map(|(path, state)| Some((path.to_string(), state.output()?.json().unwrap().clone())))
+                .collect();
+            (outputs, replayed)
+        });
+        prop_assert_eq!(&outputs, &replayed);
+        for step in &data {
+            let output = &outputs[&*step.name];
+            let saw = output["saw"].as_array().unwrap();
+            prop_assert_eq!(saw.len(), step.inputs.len());
+            for pair in saw {
+                let giver = &outputs[pair[0].as_str().unwrap()];
+                prop_assert_eq!(&giver["attempt"], &pair[1], "{} worked from an old {}", step.name, giver["name"]);
+            }
+        }
+    }
 }

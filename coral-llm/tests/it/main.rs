@@ -6,11 +6,13 @@
     reason = "a test fails by panicking"
 )]
 
+mod answer_tool;
 mod anthropic;
 mod cassettes;
 mod codecs;
 mod embeddings;
 mod more_protocols;
 mod openai_chat;
+mod report;
 mod server;
 mod wire_faults;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use coral_core::{
     EVENT_FORMAT, EffectClass, EffectKind, Error, ErrorKind, Event, GraphData, HandoffMessage,
-    MessageContext, MessageType, ModelFault, Outcome, Payload, Record, RunStatus, Seq, SkipReason, Spent,
-    Stage, Usage, Usd,
+    MessageContext, MessageType, ModelFault, Outcome, Payload, Record, Returned, RunStatus, Seq, SkipReason,
+    Spent, Stage, Usage, Usd,
 };
 use serde_json::json;
 
@@ -101,6 +101,12 @@ pub(super) fn every_kind() -> Vec<Record> {
             spent: Spent::default(),
         },
         Event::StepFailed { path: path.clone(), attempt: 1, error: error.clone(), retry_in_ms: Some(0) },
+        Event::SentBack {
+            path: path.clone(),
+            attempt: 1,
+            round: u32::MAX,
+            returned: vec![Returned { to: "b".into(), message: Arc::new(message.clone()) }],
+        },
         Event::RetryDue { path: path.clone(), attempt: 2 },
         Event::StepSucceeded { path: path.clone(), attempt: 2, output: Payload::null() },
         Event::StepSkipped {

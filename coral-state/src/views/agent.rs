@@ -111,6 +111,11 @@ impl AgentState {
                 let (run, path) = step;
                 self.outputs.push(AgentOutput { run, path, at_ms: record.at_ms, output: output.clone() });
             }
+            // It did its work, and was not content with that of others.
+            Event::SentBack { .. } => {
+                self.end(&step, record.at_ms);
+                self.failed_in_a_row = 0;
+            }
             Event::StepFailed { error, retry_in_ms, .. } => {
                 if retry_in_ms.is_none() {
                     self.end(&step, record.at_ms);

@@ -225,6 +225,12 @@ impl WorkflowState {
                     }
                 }
             }),
+            // It waits for what it sent back, and then begins anew.
+            Event::SentBack { path, .. } => self.step(path, |step, whole| {
+                if whole {
+                    step.status = StepStatus::Waiting;
+                }
+            }),
             Event::StepSkipped { path, .. } => self.step(path, |step, whole| {
                 if whole {
                     step.status = StepStatus::Skipped;

@@ -64,6 +64,7 @@ impl Progress {
             }
             Event::StepSucceeded { path, .. }
             | Event::StepFailed { path, .. }
+            | Event::SentBack { path, .. }
             | Event::StepSkipped { path, .. } => {
                 if let Some(live) = &self.0.live {
                     live.end(path);
@@ -149,6 +150,7 @@ fn ended(report: &Report, path: &str) -> String {
     let reason = step.reason.as_deref().unwrap_or_default();
     match step.state {
         State::Skipped => format!("{place} – {path} skipped: {reason}"),
+        State::Waiting => format!("{place} ↩ {path} {reason}"),
         State::Failed => format!("{place} ✗ {path} failed: {reason}"),
         _ => {
             let files = report.deliverables.iter().filter(|item| *item.step == *path).count();

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coral_core::{
-    EffectKind, Error, ErrorKind, Event, GraphData, HandoffMessage, Outcome, Record, RunStatus, SkipReason,
-    Spent, StepData, StepKind, Usage, Usd, rfc3339,
+    EffectKind, Error, ErrorKind, Event, GraphData, HandoffMessage, Outcome, Record, Returned, RunStatus,
+    SkipReason, Spent, StepData, StepKind, Usage, Usd, rfc3339,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -289,6 +289,8 @@ impl Report {
                     step.summary = report.summary;
                     step.decisions = report.decisions;
                     let (name, agent) = (step.name.clone(), step.agent.clone());
+                    // In a second round it delivers the same again.
+                    self.deliverables.retain(|delivered| delivered.step != name);
                     self.deliverables.extend(report.deliverables.into_iter().map(|deliverable| Delivered {
                         kind: deliverable.kind,
                         path: deliverable.path,
@@ -302,6 +304,14 @@ impl Report {
             Event::StepFailed { error, .. } => {
                 step.end(State::Failed, now);
                 step.reason = Some(error.to_string());
+            }
+            Event::SentBack { returned, .. } => {
+                step.end(State::Waiting, now);
+                let to = |returned: &Returned| {
+                    format!("`{}`: {}", returned.to, returned.message.next_tasks.join("; "))
+                };
+                step.reason =
+                    Some(format!("sent back {}", returned.iter().map(to).collect::<Vec<_>>().join("; ")));
             }
             Event::StepSkipped { reason, .. } => {
                 step.state = State::Skipped;
