@@ -38,6 +38,10 @@ pub struct Budget {
     /// Attempts of agents.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agents: Option<u64>,
+    /// How deep steps may nest: 1 for the steps of the workflow itself, one more for each sub-workflow, map,
+    /// loop or route around.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub depth: Option<u64>,
     /// Milliseconds from the run's beginning, time between processes included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wall_ms: Option<u64>,
@@ -77,6 +81,13 @@ impl Budget {
         self
     }
 
+    /// Limits how deep steps may nest.
+    #[must_use]
+    pub fn depth(mut self, depth: u64) -> Self {
+        self.depth = Some(depth);
+        self
+    }
+
     /// Limits the time, in milliseconds.
     #[must_use]
     pub fn wall_ms(mut self, wall_ms: u64) -> Self {
@@ -102,6 +113,7 @@ impl Budget {
         add(&mut self.calls, more.calls);
         add(&mut self.agents, more.agents);
         add(&mut self.wall_ms, more.wall_ms);
+        add(&mut self.depth, more.depth);
     }
 }
 
@@ -154,6 +166,8 @@ impl Used {
 struct Account {
     /// The step that it belongs to; empty for the run's own.
     path: Arc<str>,
+    /// How deep that step is nested; 0 for the run's own.
+    depth: u64,
     limits: Budget,
     used: Used,
     reserved: Used,
@@ -167,8 +181,12 @@ impl Account {
         }
     }
 
+    fn name(&self) -> &str {
+        if self.path.is_empty() { "run" } else { &self.path }
+    }
+
     fn check(&self, amount: Used, elapsed_ms: u64) -> Result<(), Error> {
-        let name = if self.path.is_empty() { "run" } else { &*self.path };
+        let name = self.name();
         let over = |what: &str, wanted: String, left: String| {
             Error::new(ErrorKind::Budget {
                 budget: name.to_owned(),
@@ -210,14 +228,15 @@ impl Ledger {
     /// Opens the budget of the run.
     pub(crate) fn open(&mut self, budget: Budget, began_ms: u64) {
         self.began_ms = began_ms;
-        self.open_step("".into(), budget);
+        self.open_step("".into(), 0, budget);
     }
 
     /// Opens the budget of a step; one that is open stays as it is.
-    pub(crate) fn open_step(&mut self, path: Arc<str>, limits: Budget) {
+    pub(crate) fn open_step(&mut self, path: Arc<str>, depth: u64, limits: Budget) {
         let known = self.accounts.iter().any(|account| account.path == path);
         if !known && (!limits.is_unlimited() || path.is_empty()) {
-            self.accounts.push(Account { path, limits, used: Used::default(), reserved: Used::default() });
+            let (used, reserved) = (Used::default(), Used::default());
+            self.accounts.push(Account { path, depth, limits, used, reserved });
         }
     }
 
@@ -236,6 +255,23 @@ impl Ledger {
         }
         for account in self.accounts.iter_mut().filter(|account| account.covers(path)) {
             account.reserved = account.reserved.plus(amount);
+        }
+        Ok(())
+    }
+
+    /// Checks that steps may nest as deep as those inside of the step at `path`: the run's own are at
+    /// depth 1.
+    pub(crate) fn check_depth(&self, path: &str, depth: u64) -> Result<(), Error> {
+        for account in self.accounts.iter().filter(|account| account.covers(path)) {
+            if let Some(limit) = account.limits.depth
+                && depth.saturating_sub(account.depth) > limit
+            {
+                return Err(Error::new(ErrorKind::Budget {
+                    budget: account.name().to_owned(),
+                    problem: format!("depth: steps inside of `{path}` would nest deeper than {limit}"),
+                })
+                .with_help("resume the run with a top-up"));
+            }
         }
         Ok(())
     }

@@ -129,7 +129,7 @@ impl CallContext {
     /// and, while it is made, what was reserved for it.
     pub fn budget(&self) -> &Budget {
         const UNLIMITED: &Budget =
-            &Budget { usd: None, tokens: None, calls: None, agents: None, wall_ms: None };
+            &Budget { usd: None, tokens: None, calls: None, agents: None, wall_ms: None, depth: None };
         self.terms.as_ref().map_or(UNLIMITED, |terms| &terms.budget)
     }
 

@@ -502,12 +502,22 @@ impl AgentContext {
         let mut stands = Vec::with_capacity(intents.len());
         let mut fresh = Vec::new();
         for (intent, index) in intents.iter().zip(first..) {
-            let Some(recorded) = self.log.effect(index) else {
-                fresh.push(self.intended(index, intent));
-                stands.push(Stand::Go);
+            if let Some(recorded) = self.log.effect(index) {
+                stands.push(self.stand(recorded, intent, index)?);
                 continue;
-            };
-            stands.push(self.stand(recorded, intent, index)?);
+            }
+            fresh.push(self.intended(index, intent));
+            let what = (intent.effect, intent.label.clone(), intent.digest.clone());
+            // Only what can't be repeated is kept.
+            stands.push(match self.log.take_kept(&what) {
+                Some(outcome) => {
+                    let (path, attempt) = (self.step.path.clone(), self.attempt);
+                    let spent = Spent::default();
+                    fresh.push(Event::EffectDone { path, attempt, index, outcome: outcome.clone(), spent });
+                    Stand::Done(outcome)
+                }
+                None => Stand::Go,
+            });
         }
         if !fresh.is_empty() {
             self.run.append(fresh).await?;

@@ -1,6 +1,7 @@
 //! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable
 //! before it is applied.
 
+mod kept;
 mod log;
 mod review;
 mod shared;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tracing::Instrument;
 
+use self::kept::Kept;
 use self::log::StepLogs;
 use self::shared::INBOX;
 use self::step::{FunctionInput, begin_function, hand_off_function, wait_for};
@@ -44,6 +46,9 @@ const LINGER: Duration = Duration::from_millis(2);
 /// What the attempt of an agent takes of a budget.
 const ONE_AGENT: Used = Used { usd: Usd::ZERO, tokens: 0, calls: 0, agents: 1 };
 
+/// Stands for the attempt of a task that waits between two attempts.
+const BACKOFF: u32 = 0;
+
 /// Events of one append at the most.
 const BATCH: usize = 1_024;
 
@@ -66,6 +71,7 @@ pub(crate) struct Driver {
     pub(crate) seq: Seq,
     /// The effects of the attempts that a journal left open.
     logs: StepLogs,
+    kept: Kept,
     /// The handoffs, by the paths of giver and taker.
     messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
     /// What was sent back, by the paths of those who did and of those who are to mend it.
@@ -104,6 +110,7 @@ impl Driver {
             epoch,
             seq: 0,
             logs: StepLogs::default(),
+            kept: Kept::default(),
             messages: HashMap::new(),
             reviews: HashMap::new(),
             available: HashMap::new(),
@@ -136,6 +143,11 @@ impl Driver {
         self.machine.on_event(&record.event, &mut self.commands);
         // What the journal goes on to answer is not to be done; the rest is asked for at the end.
         self.commands.clear();
+    }
+
+    /// The steps that have begun and not ended.
+    pub(crate) fn at_work(&self) -> Vec<Arc<str>> {
+        self.logs.open().cloned().collect()
     }
 
     /// Makes `event` durable and carries out what follows.
@@ -183,6 +195,9 @@ impl Driver {
                 }
                 continue;
             }
+            if self.batch.is_empty() && self.is_drained() {
+                return Ok(self.suspended());
+            }
             if !self.batch.is_empty() && !armed {
                 linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
                 armed = true;
@@ -193,9 +208,7 @@ impl Driver {
                     for letter in letters.drain(..) {
                         if self.take(letter) {
                             self.flush().await?;
-                            return Ok(RunEnd::Broken(Error::new(ErrorKind::Suspended {
-                                run: self.shared.id.to_string(),
-                            })));
+                            return Ok(self.suspended());
                         }
                     }
                 }
@@ -205,6 +218,16 @@ impl Driver {
                 }
             }
         }
+    }
+
+    fn suspended(&self) -> RunEnd {
+        RunEnd::Broken(Error::new(ErrorKind::Suspended { run: self.shared.id.to_string() }))
+    }
+
+    /// Whether no step is to begin and none is at work, but for those that wait.
+    fn is_drained(&self) -> bool {
+        let backoffs = || self.live.iter().flatten().filter(|live| live.attempt == BACKOFF).count();
+        self.shared.is_draining() && self.working <= self.shared.resting() + backoffs()
     }
 
     fn push(&mut self, event: Event, urgent: bool) {
@@ -245,7 +268,7 @@ impl Driver {
                 }
             }
             ToDriver::Ask { path, question, reply } => {
-                if let Some(question) = self.outside.ask(question, reply) {
+                if let Some(question) = self.outside.ask(&path, question, reply) {
                     self.push(Event::QuestionAsked { path, question }, false);
                 }
             }
@@ -264,6 +287,7 @@ impl Driver {
             }
             ToDriver::Questions(reply) => drop(reply.send(self.outside.questions())),
             ToDriver::Cancel(reason) => self.push(Event::CancelRequested { reason }, true),
+            ToDriver::Drain => self.shared.begin_draining(),
             ToDriver::Suspend => return true,
         }
         false
@@ -353,6 +377,8 @@ impl Driver {
     }
 
     fn remember(&mut self, event: &Event) {
+        self.kept.apply(event);
+        self.outside.close(event);
         match event {
             Event::HandedOff { from, to, message } => {
                 self.messages.insert((from.clone(), to.clone()), message.clone());
@@ -378,7 +404,7 @@ impl Driver {
         if !data.budget.is_unlimited()
             && let Some(path) = self.machine.path(at)
         {
-            self.shared.ledger().open_step(path.clone(), data.budget.clone());
+            self.shared.ledger().open_step(path.clone(), self.machine.depth(at), data.budget.clone());
         }
         if counted && data.kind.agent().is_some() {
             self.shared.ledger().settle(path, Used::default(), ONE_AGENT);
@@ -390,6 +416,8 @@ impl Driver {
         let alone = commands.len() == 1 && self.working == 0;
         for command in commands.drain(..) {
             match command {
+                // Whoever takes the run up again asks for them anew.
+                Command::Run { .. } | Command::Timer { .. } if self.shared.is_draining() => {}
                 Command::Run { step, attempt } => self.start(step, attempt, alone),
                 Command::Skip { step, reason } => {
                     if let Some(path) = self.machine.path(step).cloned() {
@@ -404,7 +432,7 @@ impl Driver {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         shared.send(ToDriver::RetryDue { step, attempt }).await;
                     });
-                    self.set_live(step, Live { attempt: 0, task: task.abort_handle(), cancel: None });
+                    self.set_live(step, Live { attempt: BACKOFF, task: task.abort_handle(), cancel: None });
                 }
                 Command::Abort { step, reason } => self.abort(step, reason),
                 Command::Finish { status, output, error } => {
@@ -475,7 +503,10 @@ impl Driver {
         let Some(step) = program.steps.get(local) else { return };
         let place = self.place(at, step);
         let path = place.path.clone();
-        let log = self.logs.take(&path, attempt);
+        let mut log = self.logs.take(&path, attempt);
+        if attempt > 1 {
+            log.keep(self.kept.before(&path, attempt));
+        }
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
             self.open_budget(&path, false);
@@ -489,7 +520,11 @@ impl Driver {
                 ledger.settle(&path, ONE_AGENT, ONE_AGENT);
             }
         }
-        let condition = self.machine.condition_holds(at).map(|_| ());
+        let mut condition = self.machine.condition_holds(at).map(|_| ());
+        if matches!(step.body, Body::Composite { .. }) {
+            let depth = self.machine.depth(at) + 1;
+            condition = condition.and_then(|()| self.shared.ledger().check_depth(&path, depth));
+        }
         let shared = self.shared.clone();
         let mut cancel = None;
         let task = match &step.body {

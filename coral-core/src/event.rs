@@ -11,6 +11,8 @@ use crate::budget::Budget;
 use crate::error::Error;
 use crate::graph::GraphData;
 use crate::handoff::Returned;
+use crate::hash::sha256_hex;
+use crate::migration::renamed_path;
 use crate::model::Usage;
 use crate::money::Usd;
 use crate::payload::Payload;
@@ -67,6 +69,19 @@ pub enum Event {
     RunResumed {
         /// The epoch of the new holder.
         epoch: u64,
+    },
+    /// The run goes on under another definition, by a declared [`Migration`](crate::Migration).
+    Migrated {
+        /// What the run executes from here on.
+        graph: Arc<GraphData>,
+        /// What it is pinned to from here on.
+        pins: Arc<Pins>,
+        /// The steps that have another name now, by their old names.
+        renamed: Arc<Renamed>,
+        /// The steps whose attempts are given up, so that others begin.
+        restarted: Vec<Arc<str>>,
+        /// Why.
+        reason: Arc<str>,
     },
     /// The run may use more.
     BudgetToppedUp {
@@ -280,6 +295,7 @@ impl Event {
             Event::HandedOff { from, .. } => Some(from),
             Event::RunStarted { .. }
             | Event::RunResumed { .. }
+            | Event::Migrated { .. }
             | Event::BudgetToppedUp { .. }
             | Event::QuestionAnswered { .. }
             | Event::SignalReceived { .. }
@@ -288,6 +304,51 @@ impl Event {
         }
     }
 }
+
+impl Event {
+    /// Calls the step that the event is about, and the one that work is handed to, as they are called now.
+    pub(crate) fn rename(&mut self, renamed: &Renamed) {
+        let call = |path: &mut Arc<str>| {
+            if let Some(new) = renamed_path(path, renamed) {
+                *path = new;
+            }
+        };
+        match self {
+            Event::StepStarted { path, .. }
+            | Event::ScopeOpened { path, .. }
+            | Event::StageEntered { path, .. }
+            | Event::EffectIntended { path, .. }
+            | Event::EffectDone { path, .. }
+            | Event::CallRetried { path, .. }
+            | Event::CallNoted { path, .. }
+            | Event::StepSucceeded { path, .. }
+            | Event::StepFailed { path, .. }
+            | Event::RetryDue { path, .. }
+            | Event::StepSkipped { path, .. }
+            | Event::QuestionAsked { path, .. }
+            | Event::Noted { path, .. } => call(path),
+            Event::HandedOff { from, to, .. } => {
+                call(from);
+                call(to);
+            }
+            Event::SentBack { path, returned, .. } => {
+                call(path);
+                returned.iter_mut().for_each(|returned| call(&mut returned.to));
+            }
+            Event::RunStarted { .. }
+            | Event::RunResumed { .. }
+            | Event::Migrated { .. }
+            | Event::BudgetToppedUp { .. }
+            | Event::QuestionAnswered { .. }
+            | Event::SignalReceived { .. }
+            | Event::CancelRequested { .. }
+            | Event::RunFinished { .. } => {}
+        }
+    }
+}
+
+/// The new names of steps, by their old ones.
+pub type Renamed = BTreeMap<Arc<str>, Arc<str>>;
 
 /// A place in a run at which another begins.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -305,6 +366,17 @@ pub struct Pins {
     pub graph: String,
     /// Digest of each agent's spec, by id.
     pub agents: BTreeMap<String, String>,
+}
+
+impl Pins {
+    /// The digest of all of it: what a [`Migration`](crate::Migration) is declared for.
+    pub fn digest(&self) -> String {
+        let mut text = self.graph.clone();
+        for (id, digest) in &self.agents {
+            text.push_str(&format!("\n{id} {digest}"));
+        }
+        sha256_hex(text.as_bytes())
+    }
 }
 
 /// The nine stages of an agent's lifecycle, in order.

@@ -71,6 +71,7 @@ mod handoff;
 mod hash;
 mod journal;
 mod machine;
+mod migration;
 mod model;
 mod money;
 mod outside;
@@ -96,8 +97,8 @@ pub use crate::condition::Condition;
 pub use crate::context::AgentContext;
 pub use crate::error::{AgentError, Error, ErrorClass, ErrorKind, ModelFault, ToolFault, nearest};
 pub use crate::event::{
-    EVENT_FORMAT, EffectKind, Event, ForkPoint, Outcome, Pins, Question, Record, RunStatus, Seq, SkipReason,
-    Spent, Stage,
+    EVENT_FORMAT, EffectKind, Event, ForkPoint, Outcome, Pins, Question, Record, Renamed, RunStatus, Seq,
+    SkipReason, Spent, Stage,
 };
 pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};
@@ -105,6 +106,7 @@ pub use crate::handoff::{Contribution, Finding, Handoff, HandoffContext, Handoff
 pub use crate::hash::{digest, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append};
 pub use crate::machine::{Command, Machine, StepState};
+pub use crate::migration::Migration;
 pub use crate::model::{
     ChatModel, ChatRequest, ChatResponse, Delta, Effort, LongInput, Message, ModelInfo, OutputFormat, Part,
     Price, Role, StopReason, ToolChoice, Usage,

@@ -141,6 +141,8 @@ struct Slot {
     running: usize,
     failed: bool,
     verdict: Option<Result<Payload, Error>>,
+    /// The step that went on without it: it is to stop.
+    needless: Option<Arc<str>>,
 }
 
 /// One run's state and decisions: a fold over its events.
@@ -218,6 +220,11 @@ impl Machine {
         self.graph.step(path).or_else(|| self.by_path.get(path).copied())
     }
 
+    /// Whether a step holds steps and has opened.
+    pub(crate) fn is_open(&self, step: usize) -> bool {
+        self.slots.get(step).is_some_and(|slot| slot.opened.is_some())
+    }
+
     /// The step as its graph has it.
     pub fn data(&self, step: usize) -> Option<&StepData> {
         let slot = self.slots.get(step)?;
@@ -273,6 +280,15 @@ impl Machine {
                 if matches!(self.status, RunStatus::Failed | RunStatus::Stopped) {
                     self.status = RunStatus::Running;
                     self.reopen(0, commands);
+                }
+            }
+            Event::Migrated { restarted, .. } => {
+                for step in restarted.iter().filter_map(|path| self.step(path)).collect::<Vec<_>>() {
+                    if matches!(self.state(step), Some(StepState::Running { .. } | StepState::Backoff { .. }))
+                    {
+                        let attempt = self.slots.get(step).map_or(1, |slot| slot.attempts + 1);
+                        self.ready(step, attempt, commands);
+                    }
                 }
             }
             Event::StepStarted { attempt, .. } => {
@@ -351,8 +367,9 @@ impl Machine {
                         }
                         (None, _) => {
                             commands.push(Command::Run { step, attempt });
-                            if let Some(reason) = &self.cancel {
-                                commands.push(Command::Abort { step, reason: reason.clone() });
+                            let needless = slot.needless.as_ref().map(|name| without(name));
+                            if let Some(reason) = self.cancel.clone().or(needless) {
+                                commands.push(Command::Abort { step, reason });
                             }
                         }
                     }
@@ -518,19 +535,30 @@ impl Machine {
             })
             .collect();
         for loser in losers {
-            let loser = first + loser;
-            match self.state(loser) {
-                Some(StepState::Waiting | StepState::Backoff { .. }) => {
-                    self.skip(loser, SkipReason::NotNeeded { step: name.clone() }, commands);
-                }
-                Some(StepState::Ready { .. } | StepState::Running { .. })
-                    if self.slots.get(loser).is_some_and(|slot| slot.opened.is_none()) =>
-                {
-                    let reason = format!("`{name}` went on without it").into();
-                    commands.push(Command::Abort { step: loser, reason });
-                }
-                _ => {}
+            self.stop(first + loser, &name, commands);
+        }
+    }
+
+    /// Stops a step that `name` went on without, and all steps inside of it.
+    fn stop(&mut self, step: usize, name: &Arc<str>, commands: &mut Vec<Command>) {
+        let Some(slot) = self.slots.get_mut(step) else { return };
+        match slot.state {
+            StepState::Waiting | StepState::Backoff { .. } => {
+                self.skip(step, SkipReason::NotNeeded { step: name.clone() }, commands);
             }
+            StepState::Ready { .. } | StepState::Running { .. } if slot.verdict.is_none() => {
+                slot.needless = Some(name.clone());
+                if slot.opened.is_none() {
+                    return commands.push(Command::Abort { step, reason: without(name) });
+                }
+                for child in slot.children.clone() {
+                    for inside in self.open_steps(child) {
+                        self.stop(inside, name, commands);
+                    }
+                }
+                self.advance(step, commands);
+            }
+            _ => {}
         }
     }
 
@@ -626,4 +654,8 @@ impl Machine {
             })
             .collect()
     }
+}
+
+fn without(name: &str) -> Arc<str> {
+    format!("`{name}` went on without it").into()
 }

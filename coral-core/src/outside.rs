@@ -22,6 +22,7 @@ pub(crate) struct Outside {
 }
 
 struct Open {
+    path: Arc<str>,
     question: Arc<Question>,
     reply: Option<oneshot::Sender<Payload>>,
 }
@@ -36,8 +37,8 @@ impl Outside {
     /// Folds one durable event in.
     pub(crate) fn replay(&mut self, event: &Event) {
         match event {
-            Event::QuestionAsked { question, .. } => {
-                let open = Open { question: question.clone(), reply: None };
+            Event::QuestionAsked { path, question } => {
+                let open = Open { path: path.clone(), question: question.clone(), reply: None };
                 self.open.insert(question.id.clone(), open);
             }
             Event::QuestionAnswered { id, answer, .. } => {
@@ -58,11 +59,29 @@ impl Outside {
             }
             _ => {}
         }
+        self.close(event);
+    }
+
+    /// Closes the questions of an attempt that is over: nobody waits for their answers.
+    pub(crate) fn close(&mut self, event: &Event) {
+        match event {
+            Event::StepSucceeded { path, .. }
+            | Event::StepFailed { path, .. }
+            | Event::StepSkipped { path, .. }
+            | Event::SentBack { path, .. }
+                if !self.open.is_empty() =>
+            {
+                self.open.retain(|_, open| open.path != *path);
+            }
+            Event::Migrated { restarted, .. } => self.open.retain(|_, open| !restarted.contains(&open.path)),
+            _ => {}
+        }
     }
 
     /// A step asks, or asks again after a restart; gives the question if it is to be recorded.
     pub(crate) fn ask(
         &mut self,
+        path: &Arc<str>,
         question: Arc<Question>,
         reply: oneshot::Sender<Payload>,
     ) -> Option<Arc<Question>> {
@@ -72,7 +91,7 @@ impl Outside {
             return None;
         }
         let known = self.open.contains_key(&question.id);
-        let open = Open { question: question.clone(), reply: Some(reply) };
+        let open = Open { path: path.clone(), question: question.clone(), reply: Some(reply) };
         self.open.insert(question.id.clone(), open);
         (!known).then_some(question)
     }

@@ -19,6 +19,7 @@ use crate::graph::{Graph, GraphData, StepData, StepKind};
 use crate::handoff::{HandoffContext, OnGap, ReviewPolicy, task_of};
 use crate::hash::digest;
 use crate::machine::Machine;
+use crate::migration::Migration;
 use crate::payload::{Data, Payload};
 use crate::spec::AgentSpec;
 use crate::task::Brief;
@@ -143,12 +144,13 @@ pub(crate) struct Inner {
 /// ([`Program::from_graph`]). Cheap to clone; one serves any number of runs.
 pub struct Program<I, O> {
     pub(crate) inner: Arc<Inner>,
+    pub(crate) migrations: Arc<[Migration]>,
     types: PhantomData<fn(I) -> O>,
 }
 
 impl<I, O> Clone for Program<I, O> {
     fn clone(&self) -> Self {
-        Program { inner: self.inner.clone(), types: PhantomData }
+        Program { inner: self.inner.clone(), migrations: self.migrations.clone(), types: PhantomData }
     }
 }
 
@@ -182,6 +184,14 @@ impl<I, O> Program<I, O> {
         &self.inner.pins
     }
 
+    /// Lets runs that began under another definition go on under this one. Several migrations are for
+    /// several older definitions.
+    #[must_use]
+    pub fn with_migration(mut self, migration: Migration) -> Self {
+        self.migrations = self.migrations.iter().cloned().chain([migration]).collect();
+        self
+    }
+
     /// The spec of the agent of each step, as it stands in the step's phase, in the order of the
     /// graph; `None` where no agent runs.
     pub fn agents(&self) -> impl Iterator<Item = Option<&AgentSpec>> {
@@ -190,7 +200,7 @@ impl<I, O> Program<I, O> {
 
     /// The same program with its types erased.
     pub fn erase(&self) -> Program<Value, Value> {
-        Program { inner: self.inner.clone(), types: PhantomData }
+        Program { inner: self.inner.clone(), migrations: self.migrations.clone(), types: PhantomData }
     }
 
     pub(crate) fn assemble(data: GraphData, bodies: Vec<Body>) -> Result<Self, Error> {
@@ -199,7 +209,7 @@ impl<I, O> Program<I, O> {
         let steps = assemble_steps(&graph, bodies, &mut pins)?;
         check_dependencies(&graph, &steps, &BTreeSet::new())?;
         let inner = Inner { graph, steps, pins: Arc::new(pins) };
-        Ok(Program { inner: Arc::new(inner), types: PhantomData })
+        Ok(Program { inner: Arc::new(inner), migrations: Arc::default(), types: PhantomData })
     }
 }
 

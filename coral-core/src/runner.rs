@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -10,13 +12,14 @@ use crate::budget::Budget;
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
 use crate::error::{Error, ErrorKind};
-use crate::event::{EVENT_FORMAT, Event, ForkPoint, Pins, Record, RunStatus, Seq};
-use crate::graph::{Graph, RetryPolicy};
+use crate::event::{EVENT_FORMAT, Event, ForkPoint, Record, RunStatus, Seq};
+use crate::graph::RetryPolicy;
 use crate::journal::{Journal, MemoryJournal, PAGE, RunFilter};
 use crate::machine::Machine;
+use crate::migration::Lineage;
 use crate::model::{ChatModel, Delta};
 use crate::payload::Payload;
-use crate::program::{self, IntoProgram, Program};
+use crate::program::{IntoProgram, Program};
 use crate::resources::Resources;
 use crate::run::Run;
 use crate::task::Brief;
@@ -41,6 +44,7 @@ pub(crate) struct Ports {
 pub struct Runner {
     ports: Arc<Ports>,
     active: Arc<Mutex<HashMap<Arc<str>, Weak<RunShared>>>>,
+    draining: Arc<AtomicBool>,
 }
 
 /// What a [`Runner`] stands on; each part has a default.
@@ -97,7 +101,7 @@ impl RunnerBuilder {
 
     /// The runner.
     pub fn build(self) -> Runner {
-        Runner { ports: Arc::new(self.ports), active: Arc::default() }
+        Runner { ports: Arc::new(self.ports), active: Arc::default(), draining: Arc::default() }
     }
 }
 
@@ -217,6 +221,7 @@ impl Runner {
         input: P::Input,
         options: StartOptions,
     ) -> Result<Run<P::Output>, Error> {
+        self.check_open()?;
         let program = workflow.into_program()?;
         if let Some(resources) = &self.ports.resources {
             resources.admit()?;
@@ -290,17 +295,16 @@ impl Runner {
         if records.last().is_none_or(|last| last.seq != at) {
             return Err(Error::invalid(format!("fork of `{run}`"), format!("it has no record {at}")));
         }
-        let Some(Record { event: Event::RunStarted { graph, pins, forked_from, .. }, .. }) =
-            records.first_mut()
-        else {
-            return Err(not_begun(run));
-        };
-        check_pins(run, graph, pins, &program.inner)?;
-        *forked_from = Some(ForkPoint { run: run.into(), seq: at });
-        let workflow = graph.name.clone();
+        let Some(mut lineage) = Lineage::new(records.first()) else { return Err(not_begun(run)) };
+        records.iter().for_each(|record| lineage.apply(record));
+        lineage.check(run, &program.inner, &program.migrations)?;
+        let workflow = lineage.graph.name.clone();
+        if let Some(Record { event: Event::RunStarted { forked_from, .. }, .. }) = records.first_mut() {
+            *forked_from = Some(ForkPoint { run: run.into(), seq: at });
+        }
         let (id, epoch) = self.claim(id, &workflow).await?;
         self.ports.journal.append(&id, epoch, 0, records.into()).await?;
-        self.resume_inner(&program.inner, &id, ResumeOptions::default()).await
+        self.resume_inner(&program, &id, ResumeOptions::default(), None).await
     }
 
     /// How a run stood after its record `at`, or stands now: which steps had which outputs. It
@@ -310,14 +314,11 @@ impl Runner {
     /// [`NotFound`](ErrorKind::NotFound) if there is no such run; those of the journal.
     pub async fn inspect(&self, run: &str, at: Option<Seq>) -> Result<Machine, Error> {
         let records = self.read(run, at).await?;
-        let Some(Event::RunStarted { graph, .. }) = records.first().map(|record| &record.event) else {
-            return Err(not_begun(run));
-        };
-        let mut machine = Machine::new(Arc::new(Graph::new((**graph).clone())?));
-        for record in &records {
-            machine.on_event(&record.event, &mut Vec::new());
-        }
-        Ok(machine)
+        Lineage::fold(&records)?.ok_or_else(|| not_begun(run))
+    }
+
+    async fn lineage(&self, run: &str) -> Result<Lineage, Error> {
+        Lineage::read(&*self.ports.journal, run).await?.ok_or_else(|| not_begun(run))
     }
 
     /// The records of a run, up to and with `until`.
@@ -364,15 +365,17 @@ impl Runner {
         options: ResumeOptions,
     ) -> Result<Run<P::Output>, Error> {
         let program = workflow.into_program()?;
-        self.resume_inner(&program.inner, run, options).await
+        self.resume_inner(&program, run, options, None).await
     }
 
-    async fn resume_inner<O>(
+    async fn resume_inner<I, O>(
         &self,
-        program: &Arc<program::Inner>,
+        program: &Program<I, O>,
         run: &str,
         options: ResumeOptions,
+        lineage: Option<Lineage>,
     ) -> Result<Run<O>, Error> {
+        self.check_open()?;
         let journal = &self.ports.journal;
         if journal.head(run).await?.is_none() {
             return Err(self.no_such_run(run).await?);
@@ -380,9 +383,7 @@ impl Runner {
         let epoch = journal.acquire(run).await?;
         let mut page = journal.read(run, 1, PAGE).await?;
         let Some(Record {
-            event: Event::RunStarted { format, project, graph, pins, facts, budget, .. },
-            at_ms,
-            ..
+            event: Event::RunStarted { format, project, pins, facts, budget, .. }, at_ms, ..
         }) = page.first()
         else {
             return Err(not_begun(run));
@@ -394,14 +395,26 @@ impl Runner {
             )
             .with_help("resume it with the release that wrote it, or a newer one"));
         }
-        check_pins(run, graph, pins, program)?;
+        // Only a run that was migrated, or is to be, needs another look at its journal first.
+        let mut lineage = match lineage {
+            Some(lineage) => lineage,
+            None if *pins != program.inner.pins => self.lineage(run).await?,
+            None => Lineage::new(page.first()).ok_or_else(|| not_begun(run))?,
+        };
+        let migration = lineage.check(run, &program.inner, &program.migrations)?;
+        migration.into_iter().for_each(|migration| lineage.then(migration));
         let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
         shared.ledger().open((**budget).clone(), *at_ms);
-        let mut driver = Driver::new(shared.clone(), program.clone(), inbox, epoch);
+        let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
         let mut finished = None;
         while let Some(last) = page.last().map(|record| record.seq) {
             for record in &page {
-                driver.replay(record);
+                if matches!(record.event, Event::Migrated { .. }) && !lineage.knows(record.seq) {
+                    // It began under this definition, and was migrated away from it.
+                    let lineage = self.lineage(run).await?;
+                    return Box::pin(self.resume_inner(program, run, options, Some(lineage))).await;
+                }
+                driver.replay(&lineage.rename(record));
                 if let Event::RunFinished { status, output, error } = &record.event {
                     finished = Some((*status, output.clone(), error.clone()));
                 }
@@ -420,6 +433,10 @@ impl Runner {
                 Ok(Run::new(shared))
             }
             _ => {
+                if let Some(migration) = migration {
+                    let (inner, at_work) = (&program.inner, driver.at_work());
+                    driver.begin(lineage.migrate(migration, inner, &driver.machine, &at_work)?).await?;
+                }
                 if !options.top_up.is_unlimited() {
                     driver.begin(Event::BudgetToppedUp { more: Box::new(options.top_up) }).await?;
                 }
@@ -445,7 +462,7 @@ impl Runner {
             if self.is_active(&head.run) {
                 continue;
             }
-            let run = self.resume_inner(&program.inner, &head.run, ResumeOptions::default()).await;
+            let run = self.resume_inner(program, &head.run, ResumeOptions::default(), None).await;
             runs.push((head.run, run));
         }
         Ok(runs)
@@ -454,17 +471,41 @@ impl Runner {
     /// Suspends every run of this runner at its next durable point, and waits until all stand.
     /// Calls in flight are dropped; the runs can be resumed, here or in another process.
     pub async fn shutdown(&self) {
+        self.stop(|| ToDriver::Suspend).await;
+    }
+
+    /// Ends gracefully: takes no run any more, begins no step any more, and waits until the steps that work are
+    /// over, but at most for `patience`; then [shuts down](Self::shutdown). No call is cut off that ends in
+    /// time. Steps that wait for a person, a time or a signal are not waited for. The runs can be
+    /// resumed in another process. Says whether no step had to be cut off.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.draining.store(true, Ordering::SeqCst);
+        let drained = tokio::time::timeout(patience, self.stop(|| ToDriver::Drain)).await.is_ok();
+        self.shutdown().await;
+        drained
+    }
+
+    /// Sends `letter` to every active run, and waits until all stand.
+    async fn stop(&self, letter: impl Fn() -> ToDriver) {
         let active: Vec<Arc<RunShared>> = {
-            let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-            active.drain().filter_map(|(_, run)| run.upgrade()).collect()
+            let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+            active.values().filter_map(Weak::upgrade).collect()
         };
         for run in &active {
-            run.send(ToDriver::Suspend).await;
+            run.send(letter()).await;
         }
         for run in &active {
             let mut end = run.end.subscribe();
             // The sender lives in `run`, so the wait can't fail.
             let _ = end.wait_for(Option::is_some).await;
+        }
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        match self.draining.load(Ordering::SeqCst) {
+            true => Err(Error::invalid("runner", "it is shutting down and takes no run")
+                .with_help("start or resume the run on another runner")),
+            false => Ok(()),
         }
     }
 
@@ -508,32 +549,6 @@ fn check_id(id: &str) -> Result<(), Error> {
         ));
     }
     Ok(())
-}
-
-fn check_pins(
-    run: &str,
-    began: &Arc<crate::graph::GraphData>,
-    pins: &Pins,
-    program: &program::Inner,
-) -> Result<(), Error> {
-    if *pins == *program.pins {
-        return Ok(());
-    }
-    let mut differences = crate::graph::Graph::new((**began).clone())
-        .map(|began| began.diff(program.graph.data()))
-        .unwrap_or_default();
-    for (id, was) in &pins.agents {
-        match program.pins.agents.get(id) {
-            None => differences.push(format!("agent `{id}` is gone")),
-            Some(is) if is != was => differences.push(format!("the definition of agent `{id}` differs")),
-            Some(_) => {}
-        }
-    }
-    for id in program.pins.agents.keys().filter(|id| !pins.agents.contains_key(*id)) {
-        differences.push(format!("agent `{id}` is new"));
-    }
-    Err(Error::new(ErrorKind::DefinitionChanged { run: run.to_owned(), diff: differences.join("; ") })
-        .with_help("resume it under the definition that it began with, or start a new run"))
 }
 
 /// Stands where no model was given.

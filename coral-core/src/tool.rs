@@ -101,9 +101,12 @@ pub enum EffectClass {
     Pure,
     /// Doing it twice is doing it once: do it again.
     Idempotent,
-    /// The other side can be asked whether it happened.
+    /// The other side can be asked whether it happened. As what is irreversible, it is not done again
+    /// by a later attempt.
     Reconcile,
-    /// It can't be taken back: a person decides.
+    /// It can't be taken back: a person decides. When a step is tried again, what an earlier attempt
+    /// did is not done again for the same request: the later attempt is given the outcome. So declare a tool
+    /// whose answer changes, such as one that runs tests, `Pure` or `Idempotent`.
     #[default]
     Irreversible,
 }

@@ -120,6 +120,7 @@ impl AgentContext {
         let now_ms = self.run.ports.clock.now_ms();
         let deadline_ms = default.as_ref().map(|(ms, _)| asked_ms.unwrap_or(now_ms).saturating_add(*ms));
         let question = Question { id: id.clone(), label, question, answer_schema, deadline_ms };
+        let _resting = self.run.rest().await;
         let answer = self.run.ask(self.step.path.clone(), Arc::new(question));
         let Some(((_, default), deadline_ms)) = default.zip(deadline_ms) else { return answer.await };
         tokio::pin!(answer);
@@ -197,7 +198,9 @@ impl AgentContext {
             return replayed(outcome);
         }
         let worked = self.permit.take().is_some();
+        let resting = self.run.rest().await;
         let result = act(self.key(index)).await;
+        drop(resting);
         self.end(index, &result, Spent::default()).await;
         if worked {
             self.begin_work().await?;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::driver::kept::What;
 use crate::event::{EffectKind, Event, Outcome, Record, Seq, Stage};
 use crate::tool::EffectClass;
 
@@ -16,6 +17,8 @@ pub(crate) struct StepLog {
     stage: Option<Stage>,
     handed_off: Vec<Arc<str>>,
     notes: VecDeque<(Arc<str>, Value)>,
+    /// What earlier attempts did that must not be done twice.
+    kept: Vec<(What, Outcome)>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,6 +38,23 @@ pub(crate) struct RecordedEffect {
 impl StepLog {
     pub(crate) fn effect(&self, index: u32) -> Option<&RecordedEffect> {
         self.effects.get(usize::try_from(index).ok()?).filter(|effect| effect.index == index)
+    }
+
+    /// Sets what earlier attempts did. What this attempt has been given of it already is in its own effects.
+    pub(super) fn keep(&mut self, mut kept: Vec<(What, Outcome)>) {
+        for effect in self.effects.iter().filter(|effect| !effect.class.is_repeatable()) {
+            let what = (effect.effect, effect.label.clone(), effect.digest.clone());
+            if let Some(at) = kept.iter().position(|(kept, _)| *kept == what) {
+                kept.remove(at);
+            }
+        }
+        self.kept = kept;
+    }
+
+    /// What came of the same effect in an earlier attempt, once.
+    pub(crate) fn take_kept(&mut self, what: &What) -> Option<Outcome> {
+        let at = self.kept.iter().position(|(kept, _)| kept == what)?;
+        Some(self.kept.remove(at).1)
     }
 
     pub(crate) fn entered(&self, stage: Stage) -> bool {
@@ -61,6 +81,11 @@ impl StepLogs {
         match &record.event {
             Event::StepStarted { path, attempt } => {
                 self.0.insert(path.clone(), StepLog { attempt: *attempt, ..Default::default() });
+            }
+            Event::Migrated { restarted, .. } => {
+                for path in restarted {
+                    self.0.remove(path);
+                }
             }
             Event::StageEntered { path, stage, .. } => {
                 if let Some(log) = self.0.get_mut(path) {
@@ -111,6 +136,11 @@ impl StepLogs {
             }
             _ => {}
         }
+    }
+
+    /// The steps that have begun and not ended.
+    pub(super) fn open(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.keys()
     }
 
     pub(super) fn take(&mut self, path: &Arc<str>, attempt: u32) -> StepLog {

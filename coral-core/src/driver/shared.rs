@@ -1,6 +1,7 @@
 //! What a run's driver, its steps and its handles share.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -26,6 +27,10 @@ pub(crate) struct RunShared {
     pub(crate) facts: Arc<BTreeMap<String, Value>>,
     pub(crate) ports: Arc<Ports>,
     ledger: Mutex<Ledger>,
+    /// Steps that wait for a person, a time or a signal.
+    resting: AtomicUsize,
+    /// Whether no step is to begin any more.
+    draining: AtomicBool,
     pub(crate) inbox: mpsc::Sender<ToDriver>,
     pub(crate) head: watch::Sender<Seq>,
     pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
@@ -54,6 +59,8 @@ impl RunShared {
             facts,
             ports,
             ledger: Mutex::default(),
+            resting: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
             inbox,
             head: watch::Sender::new(0),
             end: watch::Sender::new(None),
@@ -71,6 +78,28 @@ impl RunShared {
             project: self.project.clone(),
             phase: place.phase.clone(),
         }
+    }
+
+    /// Counts a step as waiting, as long as what is returned lives.
+    pub(crate) async fn rest(self: &Arc<Self>) -> Resting {
+        self.resting.fetch_add(1, Ordering::SeqCst);
+        let resting = Resting(self.clone());
+        if self.draining.load(Ordering::SeqCst) {
+            self.send(ToDriver::Drain).await;
+        }
+        resting
+    }
+
+    pub(super) fn resting(&self) -> usize {
+        self.resting.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn begin_draining(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
     }
 
     /// The run's budgets.
@@ -121,6 +150,15 @@ impl RunShared {
     }
 }
 
+/// A step waits as long as this lives.
+pub(crate) struct Resting(Arc<RunShared>);
+
+impl Drop for Resting {
+    fn drop(&mut self) {
+        self.0.resting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 pub(crate) enum ToDriver {
     /// An event that the sender does not wait for.
     Record(Box<Event>),
@@ -144,6 +182,8 @@ pub(crate) enum ToDriver {
     Questions(oneshot::Sender<Vec<Arc<Question>>>),
     /// Somebody asked for the run to end.
     Cancel(Arc<str>),
+    /// Begin no more steps, and stop once those that work are over.
+    Drain,
     /// Stop here; the run will be resumed.
     Suspend,
 }

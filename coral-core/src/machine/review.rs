@@ -127,6 +127,7 @@ impl Machine {
             slot.running = 0;
             slot.failed = false;
             slot.verdict = None;
+            slot.needless = None;
         }
         if let Some(scope) = self.scopes.get_mut(id) {
             scope.open += reopened;

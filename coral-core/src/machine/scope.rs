@@ -71,6 +71,7 @@ impl Machine {
                 running: 0,
                 failed: false,
                 verdict: None,
+                needless: None,
             });
         }
         let open = graph.steps().len();
@@ -100,6 +101,19 @@ impl Machine {
         }
         lineage.reverse();
         lineage
+    }
+
+    /// The steps of a graph that is not over.
+    pub(super) fn open_steps(&self, scope: usize) -> std::ops::Range<usize> {
+        match self.scopes.get(scope) {
+            Some(scope) if scope.result.is_none() => scope.first..scope.first + scope.graph.steps().len(),
+            _ => 0..0,
+        }
+    }
+
+    /// How deep `step` is nested: 1 for the run's own.
+    pub(crate) fn depth(&self, step: usize) -> u64 {
+        self.lineage(step).len() as u64 + 1
     }
 
     /// The number of `step` in its graph.
@@ -242,6 +256,11 @@ impl Machine {
     fn next_in(&self, step: usize) -> Result<Option<Next>, Result<Payload, Error>> {
         let (Some(slot), Some(data)) = (self.slots.get(step), self.data(step)) else { return Ok(None) };
         let Some(input) = &slot.opened else { return Ok(None) };
+        if let Some(name) = &slot.needless {
+            let reason = super::without(name).to_string();
+            let stopped = Err(Error::new(ErrorKind::Cancelled { reason }));
+            return if slot.running > 0 { Ok(None) } else { Err(stopped) };
+        }
         let path = &slot.path;
         let done = slot.children.len();
         let number = done + 1;
@@ -380,7 +399,8 @@ impl Machine {
         let mut reopened = 0;
         for step in steps.clone() {
             let Some(slot) = self.slots.get_mut(step) else { continue };
-            if !matches!(slot.state, StepState::Failed(_) | StepState::Skipped(_)) {
+            let lost = matches!(slot.state, StepState::Failed(_) | StepState::Skipped(_));
+            if !lost || slot.needless.is_some() {
                 continue;
             }
             reopened += 1;
