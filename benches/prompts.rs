@@ -200,7 +200,7 @@ fn scope(spec: &AgentSpec, input: &PromptInput) -> minijinja::Value {
     minijinja::context! {
         agent => Serde(spec),
         brief => Serde(&input.task.brief),
-        phase => input.task.phase,
+        phase => input.task.phase.as_str(),
         instructions => Serde(&input.task.instructions),
         inputs => Serde(&input.task.inputs),
         available => Serde(&input.task.available),
