@@ -1,6 +1,6 @@
 //! What a call may still use, where one call of a layer is several of a model.
 
-use coral_core::{CallContext, ChatRequest, ChatResponse, ModelInfo, Usage, Usd};
+use coral_core::{CallContext, ChatRequest, ChatResponse, ModelInfo, Price, Usage, Usd};
 
 /// What is left of the budget of a call.
 ///
@@ -53,6 +53,34 @@ impl Purse {
         let smaller = ROOM.min(own.unwrap_or(ROOM));
         let may_be_less = request.max_output_tokens.is_none() && self.holds(info, input_tokens, smaller);
         may_be_less.then(|| u32::try_from(smaller).ok())
+    }
+
+    /// The first model at a price that pays for a call of the second one, too, with at most [`ROOM`] output tokens.
+    /// `None` if the budget does not limit money, or does not hold both.
+    pub(crate) fn with_second(
+        &self,
+        first: &ModelInfo,
+        second: &ModelInfo,
+        request: &ChatRequest,
+    ) -> Option<ModelInfo> {
+        let usd = self.usd?;
+        let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
+        let limit = |info: &ModelInfo| {
+            request.max_output_tokens.map(u64::from).into_iter().chain(info.max_output_tokens).min()
+        };
+        let (output, room) = (limit(first)?.max(1), limit(second)?.min(ROOM));
+        let (one, two) = (first.price_at(input_tokens)?, second.price_at(input_tokens)?);
+        let both = Price {
+            input: one.input.max(one.cache_write) + two.input.max(two.cache_write),
+            // A price has six decimals; the next one above the exact share is enough.
+            output: one.output + (two.output * room as f64 / output as f64 * 1e6).ceil() / 1e6,
+            cache_read: one.cache_read + two.cache_read,
+            cache_write: 0.0,
+        };
+        let worst = Usage { input_tokens, output_tokens: output, ..Usage::default() };
+        let mut info = first.clone();
+        (info.price, info.long_input) = (Some(both), None);
+        (both.cost(&worst) <= usd).then_some(info)
     }
 
     fn holds(&self, info: &ModelInfo, input_tokens: u64, output_tokens: u64) -> bool {

@@ -211,8 +211,19 @@ impl Router {
         let strategy = demands.strategy(self.strategies.get(agent).copied(), self.strategy);
         let mut refused = Vec::new();
         let mut fitting = Vec::new();
+        // What could do the work, were there money enough: what savings are reckoned against.
+        let mut dearest: Option<(&Route, Usd)> = None;
         for route in self.named(demands.named)? {
-            match self.candidate(route, &demands) {
+            let candidate = self.candidate(route, &demands).and_then(|mut candidate| {
+                if let Some(cost) =
+                    candidate.cost.filter(|cost| dearest.is_none_or(|(_, most)| *cost >= most))
+                {
+                    dearest = Some((route, cost));
+                }
+                candidate.output_limit = demands.within_budget(&route.info)?;
+                Ok(candidate)
+            });
+            match candidate {
                 Ok(candidate) => fitting.push(candidate),
                 Err(reason) => refused.push((route.name.clone(), reason)),
             }
@@ -255,10 +266,7 @@ impl Router {
             cost: first.cost,
             expected_ms: first.expected_ms,
             output_limit: first.output_limit,
-            dearest: fitting
-                .iter()
-                .filter_map(|one| Some((one.route.name.clone(), one.cost?)))
-                .max_by_key(|(_, cost)| *cost),
+            dearest: dearest.map(|(route, cost)| (route.name.clone(), cost)),
             refused,
         };
         Ok((choice, fitting))
@@ -292,8 +300,7 @@ impl Router {
             }
         }
         let (expected_ms, _) = route.pace.expect_ms(demands.expected.output_tokens, route.entry.speed);
-        let output_limit = demands.within_budget(&route.info)?;
-        Ok(Candidate { route, cost, expected_ms, output_limit })
+        Ok(Candidate { route, cost, expected_ms, output_limit: None })
     }
 
     fn judge(&self, request: &ChatRequest, response: &ChatResponse) -> Result<(), String> {
@@ -310,11 +317,10 @@ impl Router {
     }
 
     /// Counts and notes what a call cost, and what the most expensive model that fits would have cost.
-    fn settle(&self, response: &ChatResponse, candidates: &[Candidate<'_>], cx: &CallContext) {
-        let costs =
-            candidates.iter().filter_map(|one| Some((one.route, one.route.info.cost(&response.usage)?)));
-        let (dearest, most) =
-            costs.max_by_key(|(_, cost)| *cost).map_or(("", Usd::ZERO), |(route, cost)| (&route.name, cost));
+    fn settle(&self, response: &ChatResponse, choice: &Choice, cx: &CallContext) {
+        let dearest = choice.dearest.as_ref().map_or("", |(name, _)| name);
+        let route = self.routes.iter().find(|route| route.name == dearest);
+        let most = route.and_then(|route| route.info.cost(&response.usage)).unwrap_or_default();
         let spent = response.cost.unwrap_or_default();
         note::model_paid(cx, &response.model, spent, dearest, most);
         let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -350,7 +356,8 @@ impl ChatModel for Router {
         info
     }
 
-    /// The model that would be chosen. The next ones, should it fail, have what it leaves of its reservation.
+    /// The model that would be chosen, at the price of its call and, where the budget leaves enough, of one of the next
+    /// tier. Further ones have what these leave of the reservation.
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         let Ok((_, candidates)) = self.ranked(request, cx) else { return self.info() };
         let Some(first) = candidates.first() else { return self.info() };
@@ -358,7 +365,13 @@ impl ChatModel for Router {
         if let Some(limit) = first.output_limit {
             info.max_output_tokens = Some(limit.into());
         }
-        info
+        // Where there is money for it, the answer of the next tier is reserved, too.
+        let least = next_tier(first.route.entry.tier);
+        let next = candidates.iter().skip(1).find(|next| next.route.entry.tier >= least);
+        match next.and_then(|next| Purse::of(cx).with_second(&info, &next.route.info, request)) {
+            Some(both) => both,
+            None => info,
+        }
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
@@ -432,7 +445,7 @@ impl ChatModel for Router {
         if held_back {
             tell_whole(&response, cx);
         }
-        self.settle(&response, &candidates, cx);
+        self.settle(&response, &choice, cx);
         Ok(response)
     }
 }

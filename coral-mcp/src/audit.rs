@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Operation, Verdict};
 
-pub use self::export::{AuditSummary, audit_csv, read_audit, summarize_audit};
+pub use self::export::{AuditSummary, audit_csv, read_audit, summarize_audit, summarize_audit_of};
 pub use self::file::FileAudit;
 pub use self::seal::{AuditCheck, AuditKey, Checkpoint, check_audit};
 

@@ -115,7 +115,7 @@ mod yaml;
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
 pub use crate::audit::{
     Audit, AuditCheck, AuditEntry, AuditEvent, AuditKey, AuditRecord, AuditSummary, Checkpoint, FileAudit,
-    GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit,
+    GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit, summarize_audit_of,
 };
 pub use crate::commands::Commands;
 pub use crate::config::{Servers, Variables};

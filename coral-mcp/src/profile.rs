@@ -194,7 +194,9 @@ impl Profile {
     pub(crate) fn operation_names() -> impl Iterator<Item = &'static str> {
         static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
             let profiles = BUILT_IN.iter().filter_map(|(name, text)| Profile::from_yaml(text, name).ok());
-            profiles.flat_map(|profile| profile.tools.into_values().filter_map(|tool| tool.named)).collect()
+            let named =
+                profiles.flat_map(|profile| profile.tools.into_values().filter_map(|tool| tool.named));
+            named.chain(sql::OPERATIONS.map(str::to_owned)).collect()
         });
         NAMES.iter().map(String::as_str)
     }

@@ -93,7 +93,7 @@ impl Sandbox {
     ///
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed by the key of
-    /// [`tokens`](SandboxBuilder::tokens), or if there are none.
+    /// [`tokens`](SandboxBuilder::tokens) or is in another's hand, or if there are none.
     pub fn present(&self, caller: &Caller, token: Token) -> Result<(), Error> {
         let Some(leases) = &self.leases else {
             return Err(Error::invalid("capability token", "this sandbox does not use tokens")

@@ -45,6 +45,14 @@ fn holds(text: &str, prefix: &str, length: usize) -> bool {
     })
 }
 
+/// `text`, unless it seems to hold a secret: then what kind of secret it held.
+pub(crate) fn redacted(text: &str) -> String {
+    match find(text) {
+        None => text.to_owned(),
+        Some(what) => format!("[a text that held {what}]"),
+    }
+}
+
 /// As [`find`], in every text of a value.
 pub(crate) fn find_in(value: &Value) -> Option<&'static str> {
     match value {

@@ -156,6 +156,9 @@ fn parse(text: &str, dialect: SqlDialect) -> Result<Meaning, String> {
     }
 }
 
+/// The names of operations on the schema.
+pub(crate) const OPERATIONS: [&str; 2] = ["create_tables", "run_migrations"];
+
 fn named(statement: &Statement) -> Option<&'static str> {
     match statement {
         Statement::CreateTable(_) => Some("create_tables"),

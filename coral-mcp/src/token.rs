@@ -102,6 +102,12 @@ pub trait Tokens: Send + Sync {
     /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed.
     fn holds_rights_of(&self, token: &Token) -> Result<Vec<String>, Error>;
 
+    /// The agent in whose hand the token is.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed.
+    fn holder(&self, token: &Token) -> Result<String, Error>;
+
     /// Whether `token` allows the call.
     ///
     /// # Errors

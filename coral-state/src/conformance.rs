@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{Error, Journal, Seq};
+use coral_core::{Blobs, Error, Journal, Seq};
 
 use crate::follow::{Follower, Polled};
 
@@ -68,6 +68,18 @@ pub trait Backend: Send + Sync + Sized + 'static {
     /// Follows a run in the way that is this backend's own.
     fn follow(journal: Arc<Self::Journal>, run: &str, from: Seq) -> Follower {
         Follower::new(Polled::new(journal, Duration::from_millis(5)), run, from)
+    }
+
+    /// The blob store that belongs to this place, if there is one.
+    async fn blobs(&self) -> Option<Arc<dyn Blobs>> {
+        None
+    }
+
+    /// A copy of this place as a power cut in the middle of the last write leaves it: with the last
+    /// `bytes` of what was written last missing. Called while a journal is open. `None` where
+    /// that is not this backend's own to survive.
+    async fn torn(&self, _bytes: u64) -> Option<Self> {
+        None
     }
 
     /// The bytes that the journal takes, where that can be told.
@@ -128,6 +140,8 @@ checks! { $
     filters_runs "Runs are listed by filter, in the order of their ids.",
     takes_any_id "Ids and names may hold any text.",
     keeps_large_payloads "An event of some megabytes is kept like any other.",
+    keeps_payloads_by_reference "What is too large for an event is kept beside it, once.",
+    survives_torn_writes "A write that was cut off leaves whole batches.",
     serves_many_runs_at_once "Writers of many runs do not disturb one another.",
     lets_one_racer_win "Of several writers at one seq exactly one succeeds.",
     shows_writes_to_other_handles "Two journals at one place see and fence each other.",

@@ -288,6 +288,8 @@ pub(crate) struct DataKey {
 /// The first byte of what is sealed; see [`crate::codec`].
 pub(crate) const SEALED: u8 = 2;
 const HEADER: usize = 1 + 4 + 4 + NONCE;
+/// What sealing adds.
+pub(crate) const OVERHEAD: i64 = (HEADER + TAG) as i64;
 
 impl DataKey {
     /// `plain`, readable only with this key, and only as that which `about` names. `count` stays
@@ -307,6 +309,13 @@ impl DataKey {
         Ok(sealed)
     }
 
+    /// What makes words into tokens that tell nothing but that two words are the same.
+    pub(crate) fn tokens(&self) -> Result<Tokens, Error> {
+        // One nonce used for one text: as good as a key drawn for this alone.
+        let made = self.cipher.encrypt(&Nonce::from([0; NONCE]), &b"coral tokens 1"[..]);
+        Ok(Tokens(Zeroizing::new(made.map_err(|_| unsealable())?)))
+    }
+
     /// What was sealed as `about`.
     pub(crate) fn open(&self, sealed: &Sealed<'_>, about: &[u8]) -> Result<Vec<u8>, Error> {
         let about = about_sealed(sealed.count, sealed.key, about);
@@ -315,6 +324,18 @@ impl DataKey {
             Error::storage("unseal", "the data was tampered with, or put in another's place")
                 .with_help("restore the store from a backup, and check who can write to it")
         })
+    }
+}
+
+/// A keyed hash for what must be found and not be read.
+#[derive(Clone)]
+pub(crate) struct Tokens(Zeroizing<Vec<u8>>);
+
+impl Tokens {
+    /// The token of a word in a field.
+    pub(crate) fn of(&self, field: &str, word: &str) -> String {
+        let mac = hmac_sha256::HMAC::mac([field.as_bytes(), b"\0", word.as_bytes()].concat(), &self.0[..]);
+        mac.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

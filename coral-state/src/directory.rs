@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use coral_core::{BlobRef, Blobs, Error};
 
 use crate::blob_name::{self, verified};
+use crate::garbage::BlobSweep;
 
 /// [`Blobs`] as files: `<directory>/ab/cdef…`, where `abcdef…` is the SHA-256.
 ///
@@ -65,9 +67,14 @@ fn failed(operation: &str, path: &Path, error: &io::Error) -> Error {
 
 fn keep(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let Some(folder) = path.parent() else { return Err(io::ErrorKind::InvalidInput.into()) };
-    if path.exists() {
-        // Whoever wrote it may not have synced the directory yet.
-        return sync_directory(folder);
+    if let Ok(file) = File::options().append(true).open(path) {
+        // Its grace begins anew, and whoever wrote it may not have synced the directory yet. Should
+        // it be swept at this moment, it is written again below.
+        file.set_modified(SystemTime::now())?;
+        sync_directory(folder)?;
+        if path.exists() {
+            return Ok(());
+        }
     }
     let made = !folder.exists();
     fs::create_dir_all(folder)?;
@@ -118,6 +125,66 @@ impl Blobs for DirectoryBlobs {
             Ok(bytes) => verified(&blob, bytes.into()).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read a blob", &path, &error)),
+        })
+        .await
+    }
+}
+
+/// The blobs under `root` that were last put before `cutoff`. What else lies there is left alone.
+fn older_than(root: &Path, cutoff: SystemTime) -> io::Result<Vec<BlobRef>> {
+    let mut found = Vec::new();
+    for folder in fs::read_dir(root)? {
+        let folder = folder?.path();
+        if !folder.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(&folder)? {
+            let file = file?;
+            let name = [folder.file_name().unwrap_or_default(), &file.file_name()]
+                .map(|part| part.to_string_lossy().into_owned());
+            let data = file.metadata()?;
+            let blob = BlobRef { sha256: name.concat(), bytes: data.len() };
+            if blob_name::key(&blob).is_ok() && data.modified()? < cutoff {
+                found.push(blob);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// A file is moved out of the way before its age is looked at again, so that a writer who puts
+/// the same bytes meanwhile finds nothing there and writes them anew.
+fn sweep(path: &Path, cutoff: SystemTime) -> io::Result<bool> {
+    let aside = path.with_extension(format!("swept-{}", std::process::id()));
+    if let Err(error) = fs::rename(path, &aside) {
+        return if error.kind() == io::ErrorKind::NotFound { Ok(false) } else { Err(error) };
+    }
+    if fs::metadata(&aside)?.modified()? >= cutoff {
+        fs::rename(&aside, path)?;
+        return Ok(false);
+    }
+    fs::remove_file(&aside)?;
+    Ok(true)
+}
+
+#[async_trait]
+impl BlobSweep for DirectoryBlobs {
+    fn project(&self) -> &str {
+        ""
+    }
+
+    async fn older_than(&self, cutoff_ms: u64) -> Result<Vec<BlobRef>, Error> {
+        let root = Arc::clone(&self.root);
+        let cutoff = UNIX_EPOCH + Duration::from_millis(cutoff_ms);
+        blocking("list blobs", move || older_than(&root, cutoff).map_err(|e| failed("list blobs", &root, &e)))
+            .await
+    }
+
+    async fn sweep(&self, blob: &BlobRef, cutoff_ms: u64) -> Result<bool, Error> {
+        let path = self.path(blob)?;
+        let cutoff = UNIX_EPOCH + Duration::from_millis(cutoff_ms);
+        blocking("remove a blob", move || {
+            sweep(&path, cutoff).map_err(|e| failed("remove a blob", &path, &e))
         })
         .await
     }

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use coral_core::{Error, Journal, RunFilter, RunHead, RunStatus, Usd};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ledger::{is_erased, is_ledger};
 use crate::views::{Spending, WorkflowState};
@@ -16,7 +16,7 @@ use crate::views::{Spending, WorkflowState};
 const TEXT: usize = 2_000;
 
 /// A run in a line: what lists show and queries ask for.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct RunSummary {
     /// What the journal itself knows of it.
@@ -40,7 +40,7 @@ pub struct RunSummary {
 }
 
 impl RunSummary {
-    fn of(head: &RunHead, state: &WorkflowState) -> Self {
+    pub(crate) fn of(head: &RunHead, state: &WorkflowState) -> Self {
         let progress = state.progress();
         let mut text = format!("{}\n{}\n{}\n", head.run, head.workflow, head.project);
         if let Some(Ok(input)) = state.input.as_ref().map(|input| input.json()) {
@@ -65,6 +65,18 @@ impl RunSummary {
             text: text.to_lowercase().into(),
         }
     }
+
+    /// What text queries look in.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+}
+
+/// The words of a text, in lower case.
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub(crate) fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
 }
 
 /// What runs are sorted by; equal ones by id.
@@ -183,8 +195,8 @@ impl RunQuery {
 /// and go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    key: u64,
-    run: String,
+    pub(crate) key: u64,
+    pub(crate) run: String,
 }
 
 /// One page of what a query found.
@@ -197,6 +209,8 @@ pub struct RunPage {
     pub next: Option<Cursor>,
     /// How many runs there are on all pages together, those before this one included.
     pub total: usize,
+    /// Whether `total` is all of them, rather than as many as an index on disk counts.
+    pub exact: bool,
 }
 
 /// An index of all runs of a journal, folded from it and held in memory.
@@ -351,6 +365,7 @@ impl RunIndex {
             next: last.map(|(key, run)| Cursor { key: *key, run: run.head.run.clone() }),
             runs: found.into_iter().map(|(_, run)| run.clone()).collect(),
             total,
+            exact: true,
         }
     }
 

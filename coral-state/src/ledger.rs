@@ -37,6 +37,20 @@ pub(crate) trait View: Clone + Send + Sync {
     fn apply(&mut self, at_ms: u64, change: Self::Change);
 }
 
+/// Whether a journal is that of a run rather than of a project or a session, which are kept beside
+/// runs and listed with them.
+///
+/// ```
+/// use coral_core::RunHead;
+/// use coral_state::is_run;
+///
+/// assert!(is_run(&RunHead::new("delivery-20250207-0001")));
+/// assert!(!is_run(&RunHead::new("project:reef")));
+/// ```
+pub fn is_run(head: &RunHead) -> bool {
+    !is_ledger(head)
+}
+
 /// Whether a run is a ledger rather than the work of agents.
 pub(crate) fn is_ledger(head: &RunHead) -> bool {
     head.run.contains(':')

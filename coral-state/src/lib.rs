@@ -18,7 +18,9 @@
 //!
 //! # Crate features
 //! - `sqlite` (default): [`SqliteStore`] with its journal, blobs and cache. Builds SQLite from source.
-//! - `postgres`: the journal on a PostgreSQL server, for several machines.
+//! - `postgres`: [`PostgresStore`], the same on a PostgreSQL server, for several machines.
+//! - `postgres-tls`: encrypted connections to it.
+//! - `encryption`: keys and what they seal; the stores switch it on.
 //! - `layers`: a cache in layers, memory in front of what is shared and what lasts.
 //! - `redis`: a cache on a Redis server, best as one of those layers.
 //! - `privacy`: finding and replacing personal data in texts, prompts and exports.
@@ -33,15 +35,18 @@ mod blob_name;
 mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "encryption")]
 mod crypto;
 mod directory;
 mod export;
 mod follow;
+mod garbage;
 mod index;
 #[cfg(feature = "layers")]
 mod layers;
 mod ledger;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod lines;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "privacy")]
@@ -49,33 +54,50 @@ mod privacy;
 mod projects;
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod retention;
 mod sessions;
+mod snapshots;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod status;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod vault;
 mod views;
 
-#[cfg(feature = "sqlite")]
+#[cfg(feature = "encryption")]
 pub use crate::crypto::{KeyRing, MasterKey};
 pub use crate::directory::DirectoryBlobs;
 pub use crate::export::{Archive, ArchivedJournal, Imported};
 pub use crate::follow::{Follow, Follower, Polled};
+pub use crate::garbage::{BlobSweep, GarbageReport, collect_garbage};
 pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
 #[cfg(feature = "layers")]
 pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
+pub use crate::ledger::is_run;
 #[cfg(feature = "postgres")]
-pub use crate::postgres::{PostgresJournal, PostgresOptions};
+pub use crate::postgres::{PostgresBlobs, PostgresIndex, PostgresJournal, PostgresOptions, PostgresStore};
 #[cfg(feature = "privacy")]
-pub use crate::privacy::{Anonymizer, Detector, PiiFinding, PiiKind, PrivateModel};
+pub use crate::privacy::{
+    Anonymizer, Detector, PiiFinding, PiiKind, PrivacyPolicy, PrivateModel, PrivateWriter, Treatment,
+};
+#[cfg(all(feature = "privacy", any(feature = "sqlite", feature = "postgres")))]
+pub use crate::privacy::{Subject, SubjectErasure, SubjectExport, SubjectFinding};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 #[cfg(feature = "redis")]
 pub use crate::redis::RedisCache;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use crate::retention::{
+    DataClass, Holding, RetentionAction, RetentionOverview, RetentionReport, RetentionRule,
+};
 pub use crate::sessions::Sessions;
+pub use crate::snapshots::Snapshots;
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{
-    Durability, RetentionAction, RetentionReport, RetentionRule, SqliteBlobs, SqliteCache, SqliteJournal,
-    SqliteOptions, SqliteStore, Tombstone,
+    Durability, SqliteBlobs, SqliteCache, SqliteIndex, SqliteJournal, SqliteOptions, SqliteStore,
 };
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use crate::vault::Tombstone;
 pub use crate::views::{
     AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,
     StepStatus, StepView, WorkflowState,

@@ -1,33 +1,40 @@
-//! The journal on a PostgreSQL server: for several machines at once.
+//! The store on a PostgreSQL server: for several machines at once.
 
+#[cfg(feature = "sqlite")]
+mod backup;
+mod blobs;
 mod connection;
+mod index;
+mod journal;
+mod keys;
 mod schema;
+mod upkeep;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use coral_core::{Error, ErrorKind, Journal, Record, RunFilter, RunHead, RunStatus, Seq, check_append};
+use coral_core::{Error, Seq};
 use tokio::sync::{Mutex, mpsc};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::FromSql;
 use tokio_postgres::{Config, Row};
 
-use self::connection::{Lost, Pool};
+pub use self::blobs::PostgresBlobs;
+pub use self::index::PostgresIndex;
+pub use self::journal::PostgresJournal;
+
+use self::connection::{Dialer, Pool};
 use crate::bell::Bell;
 use crate::codec;
-use crate::follow::Follow;
-use crate::status::{status_name, status_of};
+use crate::crypto::KeyRing;
+use crate::vault::Vault;
 
-/// Chunks read at once.
-const BATCH: i64 = 1_024;
-
-/// How a [`PostgresJournal`] is opened.
+/// How a [`PostgresStore`] is opened.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct PostgresOptions {
-    /// The server, user and database, such as `host=localhost user=coral dbname=coral`.
+    /// The server, user and database, such as `host=localhost user=coral dbname=coral`. With
+    /// `sslmode=require` only an encrypted connection will do.
     pub config: String,
     /// The schema that the tables are in; made if it does not exist.
     pub schema: String,
@@ -38,6 +45,13 @@ pub struct PostgresOptions {
     pub patience: Duration,
     /// How often who follows a run looks without having been told.
     pub poll: Duration,
+    /// The keys that protect what is kept; `None` keeps it readable. What stays readable either way
+    /// is what does in a SQLite file.
+    pub keys: Option<KeyRing>,
+    /// How connections are encrypted; `None` leaves them plain. Simpler is
+    /// [`trusting`](PostgresOptions::trusting).
+    #[cfg(feature = "postgres-tls")]
+    pub tls: Option<rustls::ClientConfig>,
 }
 
 impl PostgresOptions {
@@ -49,7 +63,39 @@ impl PostgresOptions {
             connections: 8,
             patience: Duration::from_secs(15),
             poll: Duration::from_secs(2),
+            keys: None,
+            #[cfg(feature = "postgres-tls")]
+            tls: None,
         }
+    }
+
+    /// Encrypts connections, and trusts servers whose certificate, or that of its authority, is in
+    /// `pem`. Say `sslmode=require` in `config`, or a server without TLS is spoken to in plain.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if `pem` holds no certificate.
+    #[cfg(feature = "postgres-tls")]
+    pub fn trusting(mut self, pem: &[u8]) -> Result<Self, Error> {
+        use rustls::pki_types::CertificateDer;
+        use rustls::pki_types::pem::PemObject;
+
+        let bad = |problem: String| Error::invalid("certificate", problem);
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem) {
+            let certificate = certificate.map_err(|e| bad(e.to_string()))?;
+            roots.add(certificate).map_err(|e| bad(e.to_string()))?;
+        }
+        if roots.is_empty() {
+            return Err(bad("there is none".into()).with_help("give the authority's certificate as PEM"));
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|e| bad(e.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        self.tls = Some(tls);
+        Ok(self)
     }
 }
 
@@ -63,34 +109,31 @@ impl fmt::Debug for PostgresOptions {
     }
 }
 
-/// A [`Journal`] on a PostgreSQL server, for workers on several machines.
+/// A schema on a PostgreSQL server with a journal, blobs, snapshots and an index in it, for workers
+/// on several machines.
 ///
-/// An append is one statement that checks the epoch and the seq and writes the batch, so it is
-/// atomic without a transaction held open over the network. When a connection breaks while an
-/// append is under way, the journal finds out whether it took effect before it answers.
-///
-/// Followers are told by `NOTIFY` of what other processes append. Connections are not encrypted:
-/// use a local socket, a private network or a tunnel.
-pub struct PostgresJournal(Arc<Inner>);
+/// Clones share the connections. Connections are plain unless the feature `postgres-tls` is on and
+/// [`PostgresOptions`] says how they are encrypted: use a local socket or a private network.
+#[derive(Clone)]
+pub struct PostgresStore(Arc<Inner>);
 
 struct Inner {
     pool: Pool,
     poll: Duration,
     bell: Arc<Bell>,
+    vault: Option<Vault>,
     grown: mpsc::UnboundedSender<(Box<str>, Seq)>,
     /// Started with the first follower.
     listening: Mutex<bool>,
 }
 
-const HEAD: &str =
-    "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, epoch FROM runs";
-
-impl PostgresJournal {
+impl PostgresStore {
     /// Connects to the server that `config` names, and makes the tables if they are not there.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) if `config` can't be understood or the tables are of a newer
-    /// release, [`Storage`](ErrorKind::Storage) if the server can't be reached.
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if `config` can't be understood, the tables are
+    /// of a newer release, or they are encrypted and no key was given;
+    /// [`Storage`](coral_core::ErrorKind::Storage) if the server can't be reached.
     pub async fn connect(config: &str) -> Result<Self, Error> {
         Self::connect_with(PostgresOptions::at(config)).await
     }
@@ -114,321 +157,56 @@ impl PostgresJournal {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(Duration::from_secs(5));
         }
-        let pool = Pool::new(config, options.connections, options.patience);
+        let dialer = Dialer::new(config, &options);
+        let pool = Pool::new(dialer, options.connections, options.patience);
         schema::migrate(&pool, name).await?;
         let (grown, growth) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
             pool,
             poll: options.poll,
             bell: Arc::default(),
+            vault: options.keys.map(Vault::new),
             grown,
             listening: Mutex::new(false),
         });
-        tokio::spawn(announce(Arc::downgrade(&inner), growth));
-        Ok(PostgresJournal(inner))
+        let store = PostgresStore(inner);
+        store.check_keys().await?;
+        tokio::spawn(journal::announce(Arc::downgrade(&store.0), growth));
+        Ok(store)
+    }
+
+    /// The journal in this schema.
+    pub fn journal(&self) -> PostgresJournal {
+        PostgresJournal::new(self.clone())
+    }
+
+    /// The blob store in this schema, for what belongs to no project.
+    pub fn blobs(&self) -> PostgresBlobs {
+        self.blobs_of("")
+    }
+
+    /// The blob store of one project: in an encrypted store its blobs are erased with it.
+    pub fn blobs_of(&self, project: &str) -> PostgresBlobs {
+        PostgresBlobs::new(self.clone(), project)
+    }
+
+    /// The index of the runs in this schema.
+    pub fn index(&self) -> PostgresIndex {
+        PostgresIndex::new(self.clone())
     }
 }
 
-impl fmt::Debug for PostgresJournal {
+impl fmt::Debug for PostgresStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PostgresJournal").finish_non_exhaustive()
+        f.debug_struct("PostgresStore").finish_non_exhaustive()
     }
 }
 
-/// Tells other processes what has grown: apart from the appends, since PostgreSQL lets only one
-/// notifying transaction commit at a time, and together where much has grown.
-async fn announce(journal: std::sync::Weak<Inner>, mut growth: mpsc::UnboundedReceiver<(Box<str>, Seq)>) {
-    let mut grown = Vec::new();
-    while growth.recv_many(&mut grown, 4_096).await > 0 {
-        let Some(journal) = journal.upgrade() else { return };
-        let last: HashMap<Box<str>, Seq> = grown.drain(..).collect();
-        // A payload has less than 8,000 bytes. Followers of longer ids look for themselves.
-        let payloads: Vec<String> = last
-            .iter()
-            .filter(|(run, _)| run.len() < 4_000)
-            .map(|(run, seq)| format!("{seq} {run}"))
-            .collect();
-        let Ok(connection) = journal.pool.get().await else { continue };
-        let told = connection
-            .client
-            .execute(
-                "SELECT pg_notify('coral_' || current_schema(), payload) FROM unnest($1::text[]) AS payload",
-                &[&payloads],
-            )
-            .await;
-        if let Err(error) = told {
-            // Followers look for themselves before long.
-            tracing::debug!(%error, "could not announce what has grown");
-        }
-    }
+/// A column of a row.
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Error> {
+    row.try_get(column).map_err(codec::corrupt)
 }
 
-/// Rings this process's bell for what others announce, until the journal is dropped.
-async fn listen(journal: std::sync::Weak<Inner>) {
-    loop {
-        let Some((bell, heard)) = ({
-            let Some(journal) = journal.upgrade() else { return };
-            let heard = journal.pool.listen().await;
-            heard.ok().map(|heard| (Arc::clone(&journal.bell), heard))
-        }) else {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            continue;
-        };
-        let mut heard = heard;
-        while let Some(payload) = heard.next().await {
-            if journal.strong_count() == 0 {
-                return;
-            }
-            if let Some((seq, run)) = payload.split_once(' ')
-                && let Ok(seq) = seq.parse()
-            {
-                bell.ring([(run, seq)]);
-            }
-        }
-    }
-}
-
-fn head_of(row: &Row) -> Result<(RunHead, u64), Error> {
-    let text = |column: usize| row.try_get::<_, String>(column).map_err(codec::corrupt);
-    let number =
-        |column: usize| row.try_get::<_, i64>(column).map(i64::cast_unsigned).map_err(codec::corrupt);
-    let status = text(2)?;
-    let head = RunHead {
-        workflow: text(0)?,
-        project: text(1)?,
-        status: status_of(&status).ok_or_else(|| {
-            Error::storage("read the journal", format!("unknown status `{status}`"))
-                .with_help("it was written by a newer release; read it with that")
-        })?,
-        last_seq: number(3)?,
-        started_at_ms: number(4)?,
-        updated_at_ms: number(5)?,
-        run: text(6)?,
-    };
-    Ok((head, number(7)?))
-}
-
-/// What a batch changes of a head, seen by folding it into two heads that differ in everything.
-struct HeadChange {
-    workflow: Option<String>,
-    project: Option<String>,
-    status: Option<String>,
-    started_at_ms: Option<i64>,
-    updated_at_ms: i64,
-}
-
-impl HeadChange {
-    fn of(records: &[Record]) -> Self {
-        let odd = "\u{1}".to_owned();
-        let mut one = RunHead::new("");
-        let mut two = RunHead {
-            workflow: odd.clone(),
-            project: odd,
-            status: RunStatus::Cancelled,
-            started_at_ms: 1,
-            ..RunHead::new("")
-        };
-        for record in records {
-            one.apply(record);
-            two.apply(record);
-        }
-        HeadChange {
-            status: (one.status == two.status).then(|| status_name(one.status)),
-            workflow: (one.workflow == two.workflow).then_some(one.workflow),
-            project: (one.project == two.project).then_some(one.project),
-            started_at_ms: (one.started_at_ms == two.started_at_ms).then(|| one.started_at_ms.cast_signed()),
-            updated_at_ms: one.updated_at_ms.cast_signed(),
-        }
-    }
-}
-
-impl Inner {
-    /// The head and the epoch, once no append of another is under way.
-    async fn settled(&self, run: &str) -> Result<Option<(RunHead, u64)>, Error> {
-        let select = format!("{HEAD} WHERE run = $1 FOR UPDATE");
-        let rows = self.pool.query("read the journal", &select, &[&run]).await?;
-        rows.first().map(head_of).transpose()
-    }
-
-    /// Tries the append once; whether it was made.
-    async fn try_append(
-        &self,
-        run: &str,
-        epoch: u64,
-        expected: Seq,
-        last: Seq,
-        chunk: &[u8],
-        change: &HeadChange,
-    ) -> Result<bool, Lost> {
-        let connection = self.pool.get().await.map_err(Lost::Before)?;
-        let insert = connection
-            .prepare(
-                "WITH head AS (
-                     UPDATE runs SET last_seq = $4, updated_at_ms = $6,
-                         workflow = coalesce($7, workflow), project = coalesce($8, project),
-                         status = coalesce($9, status), started_at_ms = coalesce($10, started_at_ms)
-                     WHERE run = $1 AND epoch = $2 AND last_seq = $3
-                     RETURNING id
-                 )
-                 INSERT INTO chunks (run_id, last_seq, data) SELECT id, $4, $5 FROM head",
-            )
-            .await
-            .map_err(|e| Lost::of(&connection, e, false))?;
-        let parameters: [&(dyn ToSql + Sync); 10] = [
-            &run,
-            &epoch.cast_signed(),
-            &expected.cast_signed(),
-            &last.cast_signed(),
-            &chunk,
-            &change.updated_at_ms,
-            &change.workflow,
-            &change.project,
-            &change.status,
-            &change.started_at_ms,
-        ];
-        match connection.client.execute(&insert, &parameters).await {
-            Ok(rows) => Ok(rows == 1),
-            Err(error) => Err(Lost::of(&connection, error, true)),
-        }
-    }
-}
-
-#[async_trait]
-impl Journal for PostgresJournal {
-    async fn acquire(&self, run: &str) -> Result<u64, Error> {
-        // Should the connection break, trying again raises the epoch once more: that does no harm.
-        let insert =
-            "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms)
-             VALUES ($1, 1, '', '', $2, 0, 0, 0)
-             ON CONFLICT (run) DO UPDATE SET epoch = runs.epoch + 1 RETURNING epoch";
-        let status = status_name(RunStatus::default());
-        let rows = self.0.pool.query("take over the run", insert, &[&run, &status]).await?;
-        let row = rows.first().ok_or_else(|| codec::corrupt("the server gives no epoch"))?;
-        row.try_get::<_, i64>(0).map(i64::cast_unsigned).map_err(codec::corrupt)
-    }
-
-    async fn append(
-        &self,
-        run: &str,
-        epoch: u64,
-        expected: Seq,
-        records: Arc<[Record]>,
-    ) -> Result<(), Error> {
-        // What can be told without asking the server; where it stands is checked there.
-        let assumed = RunHead { last_seq: expected, ..RunHead::new(run) };
-        let numbered = check_append(&assumed, epoch, epoch, expected, &records);
-        if let (Ok(()), Some(last)) = (&numbered, records.last()) {
-            let chunk = codec::encode(&records)?;
-            let change = HeadChange::of(&records);
-            let mut tries = 0;
-            loop {
-                let lost = match self.0.try_append(run, epoch, expected, last.seq, &chunk, &change).await {
-                    Ok(true) => break,
-                    Ok(false) => {
-                        let (head, current) =
-                            self.0.settled(run).await?.unwrap_or_else(|| (RunHead::new(run), 0));
-                        check_append(&head, current, epoch, expected, &records)?;
-                        None
-                    }
-                    Err(Lost::Before(error)) => return Err(error),
-                    Err(Lost::Refused(error)) => return Err(error),
-                    Err(Lost::Within(error)) => {
-                        // This writer alone holds the epoch, so the seq tells whether it was this
-                        // append that was made.
-                        let (head, current) =
-                            self.0.settled(run).await?.unwrap_or_else(|| (RunHead::new(run), 0));
-                        if current == epoch && head.last_seq == last.seq {
-                            break;
-                        }
-                        check_append(&head, current, epoch, expected, &records)?;
-                        Some(error)
-                    }
-                };
-                tries += 1;
-                if tries == 8 {
-                    return Err(lost.unwrap_or_else(|| {
-                        Error::new(ErrorKind::Storage {
-                            operation: "append to the journal".into(),
-                            problem: "the server says neither that it did nor why not".into(),
-                            transient: true,
-                        })
-                    }));
-                }
-            }
-            self.0.bell.ring([(run, last.seq)]);
-            // The receiver lives as long as the runtime that this journal was opened on.
-            let _ = self.0.grown.send((run.into(), last.seq));
-            return Ok(());
-        }
-        let (head, current) = self.0.settled(run).await?.unwrap_or_else(|| (RunHead::new(run), 0));
-        check_append(&head, current, epoch, expected, &records)?;
-        numbered
-    }
-
-    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        let mut next = from.max(1);
-        let mut records = Vec::new();
-        while records.len() < limit && i64::try_from(next).is_ok() {
-            let room = i64::try_from(limit - records.len()).unwrap_or(BATCH).min(BATCH);
-            let select = "SELECT last_seq, data FROM chunks
-                          WHERE run_id = (SELECT id FROM runs WHERE run = $1) AND last_seq >= $2
-                          ORDER BY last_seq LIMIT $3";
-            let rows =
-                self.0.pool.query("read the journal", select, &[&run, &next.cast_signed(), &room]).await?;
-            for row in &rows {
-                let last = row.try_get::<_, i64>(0).map_err(codec::corrupt)?.cast_unsigned();
-                let chunk: &[u8] = row.try_get(1).map_err(codec::corrupt)?;
-                codec::decode(chunk, last, next, limit, &mut records)
-                    .map_err(|damage| damage.at(format!("run `{run}`")))?;
-            }
-            if rows.len() < usize::try_from(room).unwrap_or(usize::MAX) {
-                break;
-            }
-            next = records.last().map_or(next, |record| record.seq + 1);
-        }
-        Ok(records)
-    }
-
-    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
-        let select = format!("{HEAD} WHERE run = $1 AND last_seq > 0");
-        let rows = self.0.pool.query("read the journal", &select, &[&run]).await?;
-        Ok(rows.first().map(head_of).transpose()?.map(|(head, _)| head))
-    }
-
-    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
-        let status = filter.status.map(status_name);
-        let select = format!(
-            "{HEAD} WHERE last_seq > 0 AND ($1::text IS NULL OR workflow = $1)
-             AND ($2::text IS NULL OR project = $2) AND ($3::text IS NULL OR status = $3)
-             ORDER BY run"
-        );
-        let rows = self
-            .0
-            .pool
-            .query("list the runs", &select, &[&filter.workflow, &filter.project, &status])
-            .await?;
-        rows.iter().map(|row| head_of(row).map(|(head, _)| head)).collect()
-    }
-}
-
-#[async_trait]
-impl Follow for PostgresJournal {
-    async fn grown(&self, run: &str, from: Seq) -> Result<(), Error> {
-        {
-            let mut listening = self.0.listening.lock().await;
-            if !*listening {
-                *listening = true;
-                tokio::spawn(listen(Arc::downgrade(&self.0)));
-            }
-        }
-        // First listen, then look: what is appended in between is heard.
-        let mut bell = self.0.bell.listen(run);
-        while self.head(run).await?.is_none_or(|head| head.last_seq < from) {
-            let heard = tokio::time::timeout(self.0.poll, bell.wait_for(|last| *last >= from)).await;
-            if matches!(heard, Ok(Ok(_))) {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -1,6 +1,9 @@
 //! Personal data in texts: finding it, and putting something else in its place.
 
 mod check;
+mod policy;
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod subject;
 
 use std::fmt;
 use std::ops::Range;
@@ -15,6 +18,10 @@ use serde_json::Value;
 
 use crate::crypto::{MasterKey, Pseudonyms};
 
+pub use self::policy::{PrivacyPolicy, PrivateWriter, Treatment};
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+pub use self::subject::{Subject, SubjectErasure, SubjectExport, SubjectFinding};
+
 /// What kind of personal data a text holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -25,7 +32,9 @@ pub enum PiiKind {
     Iban,
     /// A payment card's number, with a right check digit.
     Card,
-    /// A national id: US social security, UK national insurance, Spanish DNI or French NIR number.
+    /// A national id, with right check digits where it has some: US social security, UK national
+    /// insurance, Canadian SIN, Spanish DNI and NIE, French NIR, Italian codice fiscale, German tax
+    /// id, Swiss AHV, Swedish personnummer, Polish PESEL, Brazilian CPF, Indian Aadhaar.
     NationalId,
     /// An IP address, version 4 or 6.
     Ip,
@@ -72,7 +81,7 @@ struct Pattern {
 /// In the order of preference where two overlap.
 static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
     let whole: Confirm = |text| Some(text.len());
-    let patterns: [(PiiKind, &str, Confirm); 9] = [
+    let patterns: [(PiiKind, &str, Confirm); 16] = [
         (PiiKind::Email, r"(?i)\b[a-z0-9][a-z0-9._%+-]*@(?:[a-z0-9-]+\.)+[a-z]{2,24}\b", whole),
         (PiiKind::Iban, r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b", check::iban),
         (PiiKind::NationalId, r"\b\d{3}-\d{2}-\d{4}\b", check::social_security),
@@ -83,6 +92,17 @@ static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
             r"\b[12] ?\d{2} ?(?:0[1-9]|1[0-2]|[2-9]\d) ?(?:\d{2}|2A|2B) ?\d{3} ?\d{3} ?\d{2}\b",
             check::nir,
         ),
+        (
+            PiiKind::NationalId,
+            r"(?i)\b[A-Z]{6}\d{2}[A-EHLMPR-T]\d{2}[A-Z]\d{3}[A-Z]\b",
+            check::codice_fiscale,
+        ),
+        (PiiKind::NationalId, r"\b756[. ]?\d{4}[. ]?\d{4}[. ]?\d{2}\b", check::ahv),
+        (PiiKind::NationalId, r"\b\d{3}\.\d{3}\.\d{3}-\d{2}\b", check::cpf),
+        (PiiKind::NationalId, r"\b\d{3}[ -]\d{3}[ -]\d{3}\b", check::sin),
+        (PiiKind::NationalId, r"\b(?:19|20)?\d{6}[-+]\d{4}\b", check::personnummer),
+        (PiiKind::NationalId, r"\b[2-9]\d{3} ?\d{4} ?\d{4}\b", check::aadhaar),
+        (PiiKind::NationalId, r"\b\d{2} ?\d{3} ?\d{3} ?\d{3}\b", check::eleven_digits),
         (PiiKind::Card, r"\b\d(?:[ -]?\d){12,18}\b", check::card),
         (PiiKind::Ip, r"(?:\b\d{1,3}(?:\.\d{1,3}){3}\b|(?i)[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})", check::ip),
         (

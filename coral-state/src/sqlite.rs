@@ -3,11 +3,13 @@
 mod blobs;
 mod cache;
 mod fault;
+mod index;
 mod journal;
 mod keys;
 mod queue;
 mod readers;
 mod schema;
+mod snapshots;
 mod upkeep;
 mod writer;
 
@@ -22,16 +24,21 @@ use tokio::sync::oneshot;
 
 pub use self::blobs::SqliteBlobs;
 pub use self::cache::SqliteCache;
+#[cfg(feature = "postgres")]
+pub(crate) use self::fault::storage;
+pub use self::index::SqliteIndex;
 pub use self::journal::SqliteJournal;
-pub use self::keys::Tombstone;
-pub use self::upkeep::{RetentionAction, RetentionReport, RetentionRule};
+#[cfg(feature = "postgres")]
+pub(crate) use self::schema::{blank, check};
+#[cfg(feature = "postgres")]
+pub(crate) use self::upkeep::sync;
 
-use self::keys::Keys;
 use self::queue::Queue;
 use self::readers::Readers;
 use self::writer::{Job, Request};
 use crate::bell::Bell;
 use crate::crypto::{KeyRing, Sealed};
+use crate::vault::Vault;
 
 /// What a power cut may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -62,7 +69,8 @@ pub struct SqliteOptions {
     /// How long a write waits for another process on the same file.
     pub busy_timeout: Duration,
     /// The keys that protect what is kept; `None` keeps it readable. The ids of runs and cache
-    /// entries, and each run's workflow, project, status and times stay readable either way.
+    /// entries, and each run's workflow, project, status, times and, in the index, cost stay
+    /// readable either way.
     pub keys: Option<KeyRing>,
     /// The size that the file may grow to; a write beyond it fails as on a full disk.
     pub max_bytes: Option<u64>,
@@ -115,7 +123,7 @@ struct Inner {
     path: PathBuf,
     poll: Duration,
     bell: Arc<Bell>,
-    keys: Option<Arc<Keys>>,
+    keys: Option<Arc<Vault>>,
     readers: Arc<Readers>,
     requests: Arc<Queue<Request>>,
     writer: Option<JoinHandle<()>>,
@@ -149,7 +157,7 @@ impl SqliteStore {
             path: options.path.clone(),
             poll: options.poll,
             bell,
-            keys: options.keys.clone().map(|ring| Arc::new(Keys::new(ring))),
+            keys: options.keys.clone().map(|ring| Arc::new(Vault::new(ring))),
             readers: Arc::new(Readers::new(options)),
             requests,
             writer: Some(writer),
@@ -174,6 +182,11 @@ impl SqliteStore {
     /// The cache in this file, of at most `max_entries`.
     pub fn cache(&self, max_entries: usize) -> SqliteCache {
         SqliteCache::new(self.clone(), max_entries)
+    }
+
+    /// The index of the runs in this file.
+    pub fn index(&self) -> SqliteIndex {
+        SqliteIndex::new(self.clone())
     }
 
     /// The file.
@@ -226,7 +239,7 @@ impl SqliteStore {
 impl SqliteStore {
     async fn sealed(&self, scope: &str, about: &[u8], plain: Arc<[u8]>) -> Result<Arc<[u8]>, Error> {
         match &self.0.keys {
-            Some(keys) => Ok(keys.of_scope(self, scope).await?.seal(0, about, &plain)?.into()),
+            Some(vault) => Ok(keys::of_scope(self, vault, scope).await?.seal(0, about, &plain)?.into()),
             None => Ok(plain),
         }
     }
@@ -234,9 +247,14 @@ impl SqliteStore {
 
 /// What was made by [`SqliteStore::sealed`] as it was before. Without keys nothing is sealed,
 /// whatever its first byte.
-fn unsealed(keys: Option<&Keys>, conn: &Connection, bytes: &[u8], about: &[u8]) -> Result<Arc<[u8]>, Error> {
-    match keys.and_then(|keys| Some((keys, Sealed::parse(bytes)?))) {
-        Some((keys, sealed)) => Ok(keys.open(conn, &sealed, about)?.into()),
+fn unsealed(
+    vault: Option<&Vault>,
+    conn: &Connection,
+    bytes: &[u8],
+    about: &[u8],
+) -> Result<Arc<[u8]>, Error> {
+    match vault.and_then(|vault| Some((vault, Sealed::parse(bytes)?))) {
+        Some((vault, sealed)) => Ok(keys::open(vault, conn, &sealed, about)?.into()),
         None => Ok(bytes.into()),
     }
 }

@@ -82,9 +82,9 @@ impl<'a> Demands<'a> {
     pub(super) fn within_budget(&self, info: &ModelInfo) -> Result<Option<u32>, String> {
         self.purse.output_limit(info, self.request).ok_or_else(|| {
             match (self.purse.usd(), self.purse.tokens()) {
-                (Some(usd), _) => format!("might cost more than the {usd} that the budget leaves"),
+                (Some(usd), _) => format!("might cost more than {usd}, which the budget leaves"),
                 (None, Some(tokens)) => {
-                    format!("might use more than the {tokens} tokens that the budget leaves")
+                    format!("might use more than {tokens} tokens, which the budget leaves")
                 }
                 (None, None) => "does not fit the budget".to_owned(),
             }

@@ -269,7 +269,7 @@ fn the_best_is_the_best_that_the_budget_leaves() {
         );
     }
     let error = router.choose(&request, &left(0.001)).unwrap_err().to_string();
-    assert!(error.contains("test/small might cost more than the $0.001 that the budget leaves"), "{error}");
+    assert!(error.contains("test/small might cost more than $0.001, which the budget leaves"), "{error}");
     // A limit of the request's own is not made smaller.
     let long = ChatRequest { max_output_tokens: Some(40_000), ..request };
     assert_eq!(router.choose(&long, &left(0.5)).unwrap().model, "test/middle");

@@ -157,6 +157,18 @@ async fn the_best_model_is_the_best_that_the_runs_budget_leaves() {
 }
 
 #[tokio::test]
+async fn the_next_tier_answers_within_a_budget_too() {
+    let (journal, id, _) = run(Strategy::Cheapest, Some(1.0)).await;
+    let report = CostReport::of_run(&journal, &id).await.unwrap();
+    assert_eq!(report.by(|call| call.agent.clone())["cheap"].escalations, 1);
+    assert_eq!(
+        report.total().dearest,
+        Usd::per_million(10.0, 4_000),
+        "what there is no money for counts, too"
+    );
+}
+
+#[tokio::test]
 async fn a_fork_does_not_pay_for_what_its_parent_paid() {
     let (journal, id, records) = run(Strategy::Cheapest, None).await;
     let runner = Runner::builder().model(model(Strategy::Cheapest)).journal(journal.clone()).build();

@@ -93,34 +93,54 @@ fn quoted(field: &str) -> String {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AuditSummary {
-    /// Calls that were allowed.
+    /// Calls, and connections of its process, that were allowed.
     pub allowed: u64,
-    /// Calls that were refused.
+    /// Those that a person had to be asked about.
+    pub asked: u64,
+    /// Those that were refused.
     pub denied: u64,
+    /// How often calls ended how: `ok`, `tool_error`, or the code of an error.
+    pub outcomes: BTreeMap<String, u64>,
     /// Calls that ended in an error.
     pub failed: u64,
     /// The time of the first and the last record, in milliseconds since the Unix epoch.
     pub span_ms: (u64, u64),
 }
 
-/// Counts records by agent and server. A server's own connections to the network stand under no
-/// agent.
+/// Counts records by agent and server.
 pub fn summarize_audit(records: &[AuditRecord]) -> BTreeMap<(String, String), AuditSummary> {
+    summarize_audit_of(records, 0, u64::MAX)
+}
+
+/// As [`summarize_audit`], of the records from `from_ms` on and before `until_ms`, in milliseconds
+/// since the Unix epoch.
+pub fn summarize_audit_of(
+    records: &[AuditRecord],
+    from_ms: u64,
+    until_ms: u64,
+) -> BTreeMap<(String, String), AuditSummary> {
     let mut summaries: BTreeMap<(String, String), AuditSummary> = BTreeMap::new();
     for AuditRecord { entry, .. } in records {
-        let (allowed, denied, failed) = match &entry.event {
-            AuditEvent::Decided { verdict: Verdict::Allow, .. }
-            | AuditEvent::Connected { verdict: Verdict::Allow, .. } => (1, 0, 0),
-            AuditEvent::Decided { .. } | AuditEvent::Connected { .. } => (0, 1, 0),
-            AuditEvent::Ended { outcome, .. } => (0, 0, u64::from(outcome != "ok")),
-            AuditEvent::Noted { .. } | AuditEvent::Sealed { .. } => continue,
-        };
+        if !(from_ms..until_ms).contains(&entry.at_ms)
+            || matches!(entry.event, AuditEvent::Noted { .. } | AuditEvent::Sealed { .. })
+        {
+            continue;
+        }
         let new = AuditSummary { span_ms: (entry.at_ms, entry.at_ms), ..AuditSummary::default() };
         let of = summaries.entry((entry.agent.clone(), entry.server.clone())).or_insert(new);
-        of.allowed += allowed;
-        of.denied += denied;
-        of.failed += failed;
         of.span_ms = (of.span_ms.0.min(entry.at_ms), of.span_ms.1.max(entry.at_ms));
+        match &entry.event {
+            AuditEvent::Decided { verdict, .. } | AuditEvent::Connected { verdict, .. } => match verdict {
+                Verdict::Allow => of.allowed += 1,
+                Verdict::Ask => of.asked += 1,
+                Verdict::Deny => of.denied += 1,
+            },
+            AuditEvent::Ended { outcome, .. } => {
+                of.failed += u64::from(outcome != "ok");
+                *of.outcomes.entry(outcome.clone()).or_default() += 1;
+            }
+            AuditEvent::Noted { .. } | AuditEvent::Sealed { .. } => {}
+        }
     }
     summaries
 }

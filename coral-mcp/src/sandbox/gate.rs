@@ -170,7 +170,10 @@ impl<'a> Gate<'a> {
 
     /// The tool's name, fit to be shown and stored.
     fn name(&self) -> String {
-        crate::text::clean(&self.call.name, 200)
+        let name = crate::text::clean(&self.call.name, 200);
+        // A model may put anything into a name, right behind the server's too.
+        let parts: Vec<String> = name.split("__").map(secret::redacted).collect();
+        secret::redacted(&parts.join("__"))
     }
 
     fn entry(&self) -> AuditEntry {
@@ -195,9 +198,9 @@ impl<'a> Gate<'a> {
     ) -> Result<(), Error> {
         let event = AuditEvent::Decided {
             verdict: decision.verdict,
-            rule: decision.rule.clone(),
+            rule: secret::redacted(&decision.rule),
             operation,
-            paths: paths.iter().map(ToString::to_string).collect(),
+            paths: paths.iter().map(|path| secret::redacted(&path.to_string())).collect(),
             arguments: digest(&self.call.arguments)?,
             policy: self.sandbox.policy.clone(),
         };

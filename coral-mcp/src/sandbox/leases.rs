@@ -37,8 +37,11 @@ impl Leases {
 
     /// Takes a token that came from elsewhere.
     pub(super) fn present(&self, caller: &Caller, token: Token) -> Result<(), Error> {
-        // Read once, so that what is no token is told here.
-        self.tokens.holds_rights_of(&token)?;
+        let holder = self.tokens.holder(&token)?;
+        if holder != *caller.agent {
+            return Err(Error::invalid("capability token", format!("it is in the hand of `{holder}`"))
+                .with_help("narrow it for the agent that it is given to"));
+        }
         self.put(caller, Held { token, is_foreign: true })
     }
 

@@ -38,6 +38,12 @@ struct Read {
     labels: Vec<Label>,
 }
 
+impl Read {
+    fn holder(&self) -> &str {
+        self.labels.last().map(|label| label.holder.as_str()).unwrap_or_default()
+    }
+}
+
 /// [`Tokens`] as [Biscuits](https://www.biscuitsec.org): a chain of blocks, each signed with a key
 /// that the block before made for it. Whoever holds a token can add a block, nobody can take one
 /// away.
@@ -212,9 +218,13 @@ impl Tokens for BiscuitTokens {
         Ok(read.labels.iter().map(|label| label.of.clone()).collect())
     }
 
+    fn holder(&self, token: &Token) -> Result<String, Error> {
+        Ok(self.read(token).map_err(failed)?.holder().to_owned())
+    }
+
     fn check(&self, token: &Token, access: &Access<'_>) -> Result<(), String> {
         let read = self.read(token)?;
-        let holder = read.labels.last().map(|label| label.holder.as_str()).unwrap_or_default();
+        let holder = read.holder();
         if holder != access.caller.agent.as_ref() {
             return Err(format!("the token is in the hand of `{holder}`"));
         }

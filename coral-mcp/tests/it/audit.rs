@@ -3,7 +3,7 @@ use std::sync::Arc;
 use coral_core::{Error, ErrorKind};
 use coral_mcp::{
     Audit, AuditEntry, AuditEvent, AuditKey, AuditRecord, Checkpoint, FileAudit, GENESIS, Verdict, audit_csv,
-    check_audit, read_audit, summarize_audit,
+    check_audit, read_audit, summarize_audit, summarize_audit_of,
 };
 use serde_json::json;
 
@@ -228,7 +228,12 @@ async fn an_audit_is_exported_and_summed_up() {
     );
     let sums = summarize_audit(&records);
     let sum = &sums[&("backend_developer".to_owned(), "filesystem".to_owned())];
-    assert_eq!((sum.allowed, sum.denied, sum.failed), (2, 1, 1));
+    assert_eq!((sum.allowed, sum.asked, sum.denied, sum.failed), (2, 0, 1, 1));
+    let outcomes: Vec<(&str, u64)> = sum.outcomes.iter().map(|(outcome, n)| (outcome.as_str(), *n)).collect();
+    assert_eq!(outcomes, [("ok", 1), ("tool_error", 1)]);
+    let (first, last) = sum.span_ms;
+    assert!(summarize_audit_of(&records, 0, first).is_empty());
+    assert_eq!(summarize_audit_of(&records, first, last + 1), sums);
 }
 
 #[test]

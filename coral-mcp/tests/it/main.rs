@@ -14,7 +14,11 @@ mod evil;
 mod filesystem;
 #[cfg(target_os = "linux")]
 mod jail;
+mod limits;
 mod permissions;
+mod profiles;
 mod programs;
 #[cfg(target_os = "linux")]
 mod public;
+#[cfg(feature = "tokens")]
+mod tokens;

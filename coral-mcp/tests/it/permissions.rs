@@ -289,6 +289,13 @@ async fn secrets_are_not_written_in_the_clear() {
     let reason = Desk::denied(desk.call("backend_developer", "filesystem__write_file", write).await);
     assert!(reason.contains("encrypt_sensitive_data"), "{reason}");
     assert!(!desk.project().join("src/config.rs").exists());
+    // Nor do the places, names and reasons that the audit keeps hold one.
+    for (tool, path) in
+        [("filesystem__read_file", format!("src/{token}")), ("filesystem__read_file", format!("../{token}"))]
+    {
+        let _ = desk.call("backend_developer", tool, json!({"path": path})).await;
+    }
+    let _ = desk.call("backend_developer", &format!("filesystem__{token}"), json!({})).await;
     let audited = serde_json::to_string(&desk.audit.records()).unwrap();
     assert!(!audited.contains(&token));
 }
@@ -354,5 +361,16 @@ permission_model:
         let mut access = Access::new(&dev, "github", "push_files", Operation::Write);
         access.arguments = arguments.as_object();
         assert_eq!(permissions.decide(&access).verdict, expected, "{arguments}");
+    }
+}
+
+proptest::proptest! {
+    /// Whatever stands in a permission file, reading it ends in a document or in a message.
+    #[test]
+    fn nothing_breaks_the_reader(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300)) {
+        let text = String::from_utf8_lossy(&bytes);
+        let _ = Permissions::from_yaml(&text, "p.yaml");
+        let _ = Permissions::from_yaml(&format!("permission_model:\n  agents:\n    dev:\n      {text}"), "p.yaml");
+        let _ = text.parse::<coral_mcp::ProjectPath>();
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coral_core::{ErrorKind, Event, Journal, Record, RunFilter, RunHead, RunStatus, Seq};
 use tokio::task::JoinSet;
 
-use super::events::{every_kind, finished, first, noted, records, started};
+use super::events::{every_kind, every_name, finished, first, name, noted, records, started};
 use super::{Backend, crash};
 
 async fn open<B: Backend>() -> (B, Arc<B::Journal>) {
@@ -51,6 +51,8 @@ pub(super) async fn appends_in_order<B: Backend>(_: &str) {
 pub(super) async fn keeps_events_exactly<B: Backend>(_: &str) {
     let (_place, journal) = open::<B>().await;
     let records = every_kind();
+    let known: BTreeSet<_> = records.iter().map(|record| name(&record.event)).collect();
+    assert_eq!(known, every_name(), "the exam must hold every kind of event");
     let epoch = journal.acquire("together").await.unwrap();
     journal.append("together", epoch, 0, records.clone().into()).await.unwrap();
     for (kept, record) in all(&journal, "together").await.iter().zip(&records) {
@@ -279,6 +281,54 @@ pub(super) async fn keeps_large_payloads<B: Backend>(_: &str) {
     drop(journal);
     let journal = place.open().await.unwrap();
     assert_eq!(all(&journal, "run").await, [first(), large, noted(3)]);
+}
+
+pub(super) async fn keeps_payloads_by_reference<B: Backend>(_: &str) {
+    let (place, journal) = open::<B>().await;
+    let Some(blobs) = place.blobs().await else { return };
+    let epoch = run_of(&journal, "run", 1).await;
+    let before = place.bytes().await;
+    let large: Vec<u8> = (0..2_000_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
+    let blob = blobs.put(&large).await.unwrap();
+    assert_eq!(blobs.put(&large).await.unwrap(), blob, "the same bytes are the same blob");
+    let event = Event::Noted {
+        path: "a".into(),
+        topic: "deliverable".into(),
+        note: serde_json::to_value(&blob).unwrap(),
+    };
+    journal.append("run", epoch, 1, vec![Record { seq: 2, at_ms: 2, event }].into()).await.unwrap();
+    drop((journal, blobs));
+    let journal = place.open().await.unwrap();
+    let Some(Event::Noted { note, .. }) = all(&journal, "run").await.pop().map(|record| record.event) else {
+        panic!("the note is gone");
+    };
+    let blobs = place.blobs().await.unwrap();
+    let found = blobs.get(&serde_json::from_value(note).unwrap()).await.unwrap();
+    assert!(found.as_deref() == Some(&large[..]), "the payload reads otherwise than it was written");
+    assert_eq!(blobs.get(&coral_core::BlobRef::of(b"never kept")).await.unwrap(), None);
+    if let Some((before, after)) = before.zip(place.bytes().await) {
+        let twice = 2 * large.len() as u64;
+        assert!(after.saturating_sub(before) < twice, "the payload is kept once, not {before} to {after}");
+    }
+}
+
+pub(super) async fn survives_torn_writes<B: Backend>(_: &str) {
+    let (place, journal) = open::<B>().await;
+    let epoch = run_of(&journal, "run", 4).await;
+    journal.append("run", epoch, 4, records(5, 9).into()).await.unwrap();
+    for bytes in [1, 7, 100, 600, 4_000, 9_000] {
+        let Some(torn) = place.torn(bytes).await else { return };
+        let survivor = torn.open().await.unwrap();
+        let kept = all(&survivor, "run").await;
+        let last = kept.len() as Seq;
+        assert!(matches!(last, 0 | 4 | 9), "{last} records are not whole batches, {bytes} bytes cut off");
+        assert_eq!(kept, records(1, last));
+        let head = survivor.head("run").await.unwrap();
+        assert_eq!(head.map_or(0, |head| head.last_seq), last);
+        let epoch = survivor.acquire("run").await.unwrap();
+        survivor.append("run", epoch, last, records(last + 1, last + 3).into()).await.unwrap();
+        assert_eq!(all(&survivor, "run").await, records(1, last + 3), "it goes on from there");
+    }
 }
 
 pub(super) async fn serves_many_runs_at_once<B: Backend>(_: &str) {

@@ -1,11 +1,12 @@
 //! Records for the exam.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coral_core::{
-    EVENT_FORMAT, EffectClass, EffectKind, Error, ErrorKind, Event, GraphData, HandoffMessage,
-    MessageContext, MessageType, ModelFault, Outcome, Payload, Record, Returned, RunStatus, Seq, SkipReason,
-    Spent, Stage, Usage, Usd,
+    Budget, EVENT_FORMAT, EffectClass, EffectKind, Error, ErrorKind, Event, ForkPoint, GraphData,
+    HandoffMessage, MessageContext, MessageType, ModelFault, Outcome, Payload, Pins, Question, Record,
+    Returned, RunStatus, Seq, SkipReason, Spent, Stage, Usage, Usd,
 };
 use serde_json::json;
 
@@ -68,9 +69,49 @@ pub(super) fn every_kind() -> Vec<Record> {
         context: MessageContext::default(),
         next_tasks: vec!["zero \0, quote \", line\n, 𝄞, \u{2028}".into()],
     };
+    let question = Question {
+        id: "build/item[3]/api#2:00ff".into(),
+        label: "approve_deployment".into(),
+        question: Payload::from_json(json!({"to": "production", "cost": 1e300})),
+        answer_schema: json!({"type": "boolean"}),
+        deadline_ms: Some(u64::MAX),
+    };
+    let message = Arc::new(message);
     let events = vec![
-        started("", "delivery"),
+        Event::RunStarted {
+            format: EVENT_FORMAT,
+            project: "".into(),
+            graph: Arc::new(GraphData { name: "delivery".to_owned(), ..Default::default() }),
+            pins: Arc::new(Pins { graph: "00ff".into(), agents: [("a".into(), "ff".into())].into() }),
+            input: Payload::null(),
+            facts: Arc::default(),
+            budget: Box::new(Budget::new().usd(0.000_001)),
+            forked_from: Some(ForkPoint { run: "parent".into(), seq: Seq::MAX }),
+        },
         Event::RunResumed { epoch: u64::MAX },
+        Event::BudgetToppedUp {
+            more: Box::new(Budget { tokens: Some(u64::MAX), ..Budget::new().usd(12.5) }),
+        },
+        Event::BudgetToppedUp { more: Box::default() },
+        Event::Migrated {
+            graph: Arc::new(GraphData { name: "delivery".to_owned(), ..Default::default() }),
+            pins: Arc::default(),
+            renamed: Arc::new([("api".into(), "service".into())].into()),
+            restarted: vec![path.clone()],
+            reason: "the design grew".into(),
+        },
+        Event::ScopeOpened { path: path.clone(), input: Payload::from_json(json!([1, "two", null])) },
+        Event::QuestionAsked { path: path.clone(), question: Arc::new(question.clone()) },
+        Event::QuestionAsked {
+            path: path.clone(),
+            question: Arc::new(Question { deadline_ms: None, ..question.clone() }),
+        },
+        Event::QuestionAnswered {
+            id: question.id,
+            answer: Payload::from_json(json!(false)),
+            by: "ada@example.org".into(),
+        },
+        Event::SignalReceived { name: "".into(), payload: Payload::from_json(json!({"build": 7})) },
         Event::StepStarted { path: path.clone(), attempt: 1 },
         Event::StageEntered { path: path.clone(), attempt: 1, stage: Stage::CleanUp },
         Event::EffectIntended {
@@ -101,19 +142,28 @@ pub(super) fn every_kind() -> Vec<Record> {
             spent: Spent::default(),
         },
         Event::StepFailed { path: path.clone(), attempt: 1, error: error.clone(), retry_in_ms: Some(0) },
-        Event::SentBack {
-            path: path.clone(),
-            attempt: 1,
-            round: u32::MAX,
-            returned: vec![Returned { to: "b".into(), message: Arc::new(message.clone()) }],
-        },
         Event::RetryDue { path: path.clone(), attempt: 2 },
         Event::StepSucceeded { path: path.clone(), attempt: 2, output: Payload::null() },
         Event::StepSkipped {
             path: path.clone(),
             reason: SkipReason::Condition { when: "needs_mobile".into() },
         },
-        Event::HandedOff { from: path.clone(), to: "b".into(), message: Arc::new(message) },
+        Event::StepSkipped { path: path.clone(), reason: SkipReason::NotNeeded { step: "b".into() } },
+        Event::StepSkipped { path: path.clone(), reason: SkipReason::Cancelled },
+        Event::HandedOff { from: path.clone(), to: "b".into(), message: message.clone() },
+        Event::SentBack {
+            path: path.clone(),
+            attempt: 1,
+            round: u32::MAX,
+            returned: vec![Returned { to: "build/api".into(), message }],
+        },
+        Event::CallNoted {
+            path: path.clone(),
+            attempt: 1,
+            index: 3,
+            topic: "model_chosen".into(),
+            note: json!({"model": "small", "score": 0.1}),
+        },
         Event::Noted { path, topic: "".into(), note: json!("x".repeat(3_000)) },
         Event::CancelRequested { reason: "".into() },
         Event::RunFinished {
@@ -129,4 +179,17 @@ pub(super) fn every_kind() -> Vec<Record> {
         .zip(times.into_iter().cycle())
         .map(|((seq, event), at_ms)| Record { seq, at_ms, event })
         .collect()
+}
+
+/// The names of all events that there are, as this build reads them.
+pub(super) fn every_name() -> BTreeSet<String> {
+    let told = serde_json::from_value::<Event>(json!({"no such event": {}})).unwrap_err().to_string();
+    // The list of what would have been understood, each name between backticks.
+    told.split('`').skip(3).step_by(2).map(str::to_owned).collect()
+}
+
+/// The name of an event.
+pub(super) fn name(event: &Event) -> String {
+    let value = serde_json::to_value(event).unwrap();
+    value.as_object().and_then(|object| object.keys().next().cloned()).unwrap_or_default()
 }

@@ -7,10 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coral_core::{Error, ErrorKind};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::TlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Statement};
+use tokio_postgres::{AsyncMessage, Client, Config, NoTls, Row, Socket, Statement};
+
+use super::PostgresOptions;
 
 /// Between two tries to reach a server that is away.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -94,17 +98,63 @@ pub(super) fn storage(operation: &'static str, error: &tokio_postgres::Error) ->
     Error::new(ErrorKind::Storage { operation: operation.to_owned(), problem, transient }).with_help(help)
 }
 
-pub(super) struct Pool {
+/// Makes connections, plain or encrypted.
+pub(super) struct Dialer {
     config: Config,
+    #[cfg(feature = "postgres-tls")]
+    tls: Option<tokio_postgres_rustls::MakeRustlsConnect>,
+}
+
+impl Dialer {
+    #[cfg_attr(not(feature = "postgres-tls"), expect(unused_variables, reason = "they hold only TLS"))]
+    pub(super) fn new(config: Config, options: &PostgresOptions) -> Self {
+        Dialer {
+            config,
+            #[cfg(feature = "postgres-tls")]
+            tls: options.tls.clone().map(tokio_postgres_rustls::MakeRustlsConnect::new),
+        }
+    }
+
+    /// A new connection, and what it is notified of.
+    pub(super) async fn dial(&self) -> Result<(Client, UnboundedReceiver<String>), tokio_postgres::Error> {
+        #[cfg(feature = "postgres-tls")]
+        if let Some(tls) = &self.tls {
+            return Ok(pump(self.config.connect(tls.clone()).await?));
+        }
+        Ok(pump(self.config.connect(NoTls).await?))
+    }
+}
+
+/// Moves the connection's bytes until the client is dropped or the server goes.
+fn pump<S>(
+    (client, mut connection): (Client, tokio_postgres::Connection<Socket, S>),
+) -> (Client, UnboundedReceiver<String>)
+where
+    S: TlsStream + Unpin + Send + 'static,
+{
+    let (sender, payloads) = unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notification(notification) = message {
+                // Most connections listen to nothing, and nobody to them.
+                let _ = sender.send(notification.payload().to_owned());
+            }
+        }
+    });
+    (client, payloads)
+}
+
+pub(super) struct Pool {
+    dialer: Dialer,
     slots: Vec<tokio::sync::Mutex<Option<Arc<Connection>>>>,
     next: AtomicUsize,
     patience: Duration,
 }
 
 impl Pool {
-    pub(super) fn new(config: Config, size: usize, patience: Duration) -> Self {
+    pub(super) fn new(dialer: Dialer, size: usize, patience: Duration) -> Self {
         let slots = (0..size.max(1)).map(|_| tokio::sync::Mutex::default()).collect();
-        Pool { config, slots, next: AtomicUsize::new(0), patience }
+        Pool { dialer, slots, next: AtomicUsize::new(0), patience }
     }
 
     /// A connection, each in turn; statements on one follow one another.
@@ -119,16 +169,18 @@ impl Pool {
         {
             return Ok(connection.clone());
         }
+        let client = self.own().await?;
+        let connection = Arc::new(Connection { client, statements: Mutex::default() });
+        *slot = Some(connection.clone());
+        Ok(connection)
+    }
+
+    /// A connection that nobody else uses: for what takes several statements.
+    pub(super) async fn own(&self) -> Result<Client, Error> {
         let deadline = Instant::now() + self.patience;
         loop {
-            match self.config.connect(NoTls).await {
-                Ok((client, connection)) => {
-                    // Ends by itself, with the client or with the server.
-                    tokio::spawn(connection);
-                    let connection = Arc::new(Connection { client, statements: Mutex::default() });
-                    *slot = Some(connection.clone());
-                    return Ok(connection);
-                }
+            match self.dialer.dial().await {
+                Ok((client, _)) => return Ok(client),
                 Err(error) => {
                     let told = storage("connect to PostgreSQL", &error);
                     if !told.is_transient() || Instant::now() >= deadline {
@@ -166,17 +218,7 @@ impl Pool {
 
     /// A connection of its own that hears what is announced.
     pub(super) async fn listen(&self) -> Result<Heard, tokio_postgres::Error> {
-        let (client, mut connection) = self.config.connect(NoTls).await?;
-        let (sender, payloads) = tokio::sync::mpsc::unbounded_channel();
-        tokio::spawn(async move {
-            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-                if let AsyncMessage::Notification(notification) = message
-                    && sender.send(notification.payload().to_owned()).is_err()
-                {
-                    return;
-                }
-            }
-        });
+        let (client, payloads) = self.dialer.dial().await?;
         let row = client.query_one("SELECT quote_ident('coral_' || current_schema())", &[]).await?;
         client.batch_execute(&format!("LISTEN {}", row.try_get::<_, String>(0)?)).await?;
         Ok(Heard { _client: client, payloads })
@@ -186,7 +228,7 @@ impl Pool {
 pub(super) struct Heard {
     /// The connection ends with it.
     _client: Client,
-    payloads: tokio::sync::mpsc::UnboundedReceiver<String>,
+    payloads: UnboundedReceiver<String>,
 }
 
 impl Heard {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coral_core::{BlobRef, Blobs, Error};
+use coral_core::{BlobRef, Blobs, Clock, Error, SystemClock};
 use rusqlite::{OptionalExtension, params};
 
 use super::{SqliteStore, unsealed};
 use crate::blob_name::{self, verified};
+use crate::crypto::OVERHEAD;
+use crate::garbage::BlobSweep;
+use crate::vault::about_blob;
 
 /// [`Blobs`] of one project in a SQLite file, each kept once.
 #[derive(Clone, Debug)]
@@ -22,23 +25,20 @@ impl SqliteBlobs {
     }
 }
 
-fn about(key: &[u8; 32]) -> Vec<u8> {
-    [b"blob\0", &key[..]].concat()
-}
-
 #[async_trait]
 impl Blobs for SqliteBlobs {
     async fn put(&self, bytes: &[u8]) -> Result<BlobRef, Error> {
         let blob = BlobRef::of(bytes);
         let key = blob_name::key(&blob)?;
-        let data = self.store.sealed(&self.scope, &about(&key), bytes.into()).await?;
+        let data = self.store.sealed(&self.scope, &about_blob(&key), bytes.into()).await?;
         let scope = self.scope.clone();
         self.store
             .write("keep a blob", move |conn| {
                 conn.prepare_cached(
-                    "INSERT INTO blobs (scope, sha256, data) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+                    "INSERT INTO blobs (scope, sha256, data, kept_at_ms) VALUES (?1, ?2, ?3, ?4)
+                     ON CONFLICT DO UPDATE SET kept_at_ms = excluded.kept_at_ms",
                 )?
-                .execute(params![scope, key, &data[..]])
+                .execute(params![scope, key, &data[..], SystemClock.now_ms().cast_signed()])
             })
             .await?;
         Ok(blob)
@@ -52,11 +52,50 @@ impl Blobs for SqliteBlobs {
             .read("read a blob", move |conn| {
                 conn.prepare_cached("SELECT data FROM blobs WHERE scope = ?1 AND sha256 = ?2")?
                     .query_row(params![scope, key], |row| {
-                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about(&key)))
+                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about_blob(&key)))
                     })
                     .optional()
             })
             .await?;
         found.transpose()?.map(|bytes| verified(blob, bytes)).transpose()
+    }
+}
+
+#[async_trait]
+impl BlobSweep for SqliteBlobs {
+    fn project(&self) -> &str {
+        &self.scope
+    }
+
+    async fn older_than(&self, cutoff_ms: u64) -> Result<Vec<BlobRef>, Error> {
+        let scope = self.scope.clone();
+        let cutoff = i64::try_from(cutoff_ms).unwrap_or(i64::MAX);
+        let added = if self.store.0.keys.is_some() { OVERHEAD } else { 0 };
+        self.store
+            .read("list blobs", move |conn| {
+                conn.prepare_cached(
+                    "SELECT lower(hex(sha256)),
+                     length(data) - CASE WHEN ?3 > 0 AND substr(data, 1, 1) = x'02' THEN ?3 ELSE 0 END
+                     FROM blobs WHERE scope = ?1 AND kept_at_ms < ?2",
+                )?
+                .query_map(params![scope, cutoff, added], |row| {
+                    Ok(BlobRef { sha256: row.get(0)?, bytes: row.get::<_, i64>(1)?.cast_unsigned() })
+                })?
+                .collect()
+            })
+            .await
+    }
+
+    async fn sweep(&self, blob: &BlobRef, cutoff_ms: u64) -> Result<bool, Error> {
+        let key = blob_name::key(blob)?;
+        let scope = self.scope.clone();
+        let cutoff = i64::try_from(cutoff_ms).unwrap_or(i64::MAX);
+        self.store
+            .write("remove a blob", move |conn| {
+                conn.prepare_cached("DELETE FROM blobs WHERE scope = ?1 AND sha256 = ?2 AND kept_at_ms < ?3")?
+                    .execute(params![scope, key, cutoff])
+                    .map(|removed| removed > 0)
+            })
+            .await
     }
 }

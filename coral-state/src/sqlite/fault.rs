@@ -4,7 +4,7 @@ use coral_core::{Error, ErrorKind};
 use rusqlite::ErrorCode;
 
 /// `error` of `operation`, classed and with what to do about it.
-pub(super) fn storage(operation: &'static str, error: &rusqlite::Error) -> Error {
+pub(crate) fn storage(operation: &'static str, error: &rusqlite::Error) -> Error {
     let code = error.sqlite_error_code();
     let transient = matches!(code, Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked));
     let help = match code {

@@ -9,13 +9,14 @@ use coral_core::{Error, Journal, Record, RunFilter, RunHead, Seq};
 use rusqlite::{OptionalExtension, params, params_from_iter};
 use tokio::sync::oneshot;
 
-use super::keys::about_chunk;
+use super::keys;
 use super::writer::{Append, Request, head_of};
 use super::{SqliteOptions, SqliteStore, gone};
 use crate::codec;
 use crate::crypto::Sealed;
 use crate::follow::Follow;
 use crate::status::status_name;
+use crate::vault::{Verifier, about_chunk, seal_chunk};
 
 const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run FROM runs";
 
@@ -66,25 +67,14 @@ impl SqliteJournal {
                      WHERE run_id = (SELECT id FROM runs WHERE run = ?1) ORDER BY last_seq",
                 )?;
                 let mut rows = select.query([&run])?;
-                let mut verified = 0;
+                let mut verifier = Verifier::default();
                 while let Some(row) = rows.next()? {
                     let last = row.get::<_, i64>(0)?.cast_unsigned();
-                    let chunk = row.get_ref(1)?.as_blob()?;
-                    let whole = match Sealed::parse(chunk) {
-                        Some(sealed) if verified + u64::from(sealed.count) == last => Ok(()),
-                        Some(_) => Err(codec::corrupt(format_args!("records are missing before seq {last}"))),
-                        None => codec::decode(chunk, last, verified + 1, usize::MAX, &mut Vec::new()),
-                    };
-                    if let Err(damage) = whole {
-                        return Ok(Err(damage.at(format!("run `{run}`"))));
+                    if let Err(damage) = verifier.next(&run, last, row.get_ref(1)?.as_blob()?) {
+                        return Ok(Err(damage));
                     }
-                    verified = last;
                 }
-                if head.unwrap_or(0).cast_unsigned() == verified {
-                    return Ok(Ok(verified));
-                }
-                let damage = codec::corrupt(format_args!("the head is not at the last record, {verified}"));
-                Ok(Err(damage.at(format!("run `{run}`"))))
+                Ok(verifier.end(&run, head.unwrap_or(0).cast_unsigned()))
             })
             .await?
     }
@@ -112,10 +102,9 @@ impl Journal for SqliteJournal {
     ) -> Result<(), Error> {
         // Made here, so that many runs serialise at once and the writer only writes.
         let mut chunk = codec::encode(&records)?;
-        if let (Some(keys), Some(last)) = (&self.0.0.keys, records.last()) {
-            let key = keys.of_run(&self.0, run, &records).await?;
-            let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-            chunk = key.seal(count, &about_chunk(run, last.seq), &chunk)?;
+        if let (Some(vault), Some(last)) = (&self.0.0.keys, records.last()) {
+            let key = keys::of_run(&self.0, vault, run, &records).await?;
+            chunk = seal_chunk(&key, run, last.seq, records.len(), &chunk)?;
         }
         let (answer, answered) = oneshot::channel();
         let append = Append { run: run.into(), epoch, expected, records, chunk, answer };
@@ -130,7 +119,7 @@ impl Journal for SqliteJournal {
         if limit == 0 || i64::try_from(from).is_err() {
             return Ok(Vec::new());
         }
-        let keys = self.0.0.keys.clone();
+        let vault = self.0.0.keys.clone();
         self.0
             .read("read the journal", move |conn| {
                 let mut select = conn.prepare_cached(
@@ -144,9 +133,9 @@ impl Journal for SqliteJournal {
                     let Some(row) = rows.next()? else { break };
                     let last = row.get::<_, i64>(0)?.cast_unsigned();
                     let chunk = row.get_ref(1)?.as_blob()?;
-                    let opened = match (Sealed::parse(chunk), &keys) {
-                        (Some(sealed), Some(keys)) => {
-                            keys.open(conn, &sealed, &about_chunk(&run, last)).map(Cow::Owned)
+                    let opened = match (Sealed::parse(chunk), &vault) {
+                        (Some(sealed), Some(vault)) => {
+                            keys::open(vault, conn, &sealed, &about_chunk(&run, last)).map(Cow::Owned)
                         }
                         _ => Ok(Cow::Borrowed(chunk)),
                     };

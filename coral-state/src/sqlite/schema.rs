@@ -1,5 +1,7 @@
 //! The tables, and how a file of an older release becomes one of this release.
 
+#[cfg(feature = "postgres")]
+use std::path::Path;
 use std::time::Duration;
 
 use coral_core::Error;
@@ -65,6 +67,41 @@ const MIGRATIONS: &[&str] = &["
         master TEXT NOT NULL,
         signature BLOB NOT NULL
     ) STRICT;
+", "
+    -- 0 is long ago: what is there already has had its grace.
+    ALTER TABLE blobs ADD COLUMN kept_at_ms INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE snapshots (
+        run_id INTEGER PRIMARY KEY,
+        last_seq INTEGER NOT NULL,
+        data BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE run_index (
+        id INTEGER PRIMARY KEY,
+        run TEXT NOT NULL UNIQUE,
+        project TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        status TEXT NOT NULL,
+        phase TEXT NOT NULL,
+        last_seq INTEGER NOT NULL,
+        started_at_ms INTEGER NOT NULL,
+        updated_at_ms INTEGER NOT NULL,
+        cost INTEGER NOT NULL,
+        summary BLOB NOT NULL
+    ) STRICT;
+    CREATE INDEX run_index_by_start ON run_index (started_at_ms, run, project, workflow, status, phase, cost);
+    CREATE INDEX run_index_by_update ON run_index (updated_at_ms, run, project, workflow, status, phase, cost, started_at_ms);
+    CREATE INDEX run_index_by_cost ON run_index (cost, run, project, workflow, status, phase, started_at_ms);
+    CREATE INDEX run_index_by_project ON run_index (project, started_at_ms, run);
+    CREATE INDEX run_index_by_status ON run_index (status, started_at_ms, run);
+    CREATE TABLE run_terms (
+        term TEXT NOT NULL,
+        id INTEGER NOT NULL,
+        PRIMARY KEY (term, id)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX run_terms_by_run ON run_terms (id);
+    CREATE VIRTUAL TABLE run_text USING fts5 (
+        words, content = '', contentless_delete = 1, detail = none, prefix = '3'
+    );
 "];
 
 /// The connection of the writer, on a file brought up to this release.
@@ -106,6 +143,26 @@ pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> 
                 .at(options.path.display().to_string()));
         }
     }
+    Ok(conn)
+}
+
+/// A new store in a new file, with nothing in it.
+#[cfg(feature = "postgres")]
+pub(crate) fn blank(path: &Path) -> Result<Connection, Error> {
+    let conn = open_writer(&SqliteOptions::at(path))?;
+    // What is written at once and synced at the end needs no log.
+    conn.pragma_update(None, "journal_mode", "DELETE").map_err(|e| storage("set up the store", &e))?;
+    conn.pragma_update(None, "synchronous", "OFF").map_err(|e| storage("set up the store", &e))?;
+    Ok(conn)
+}
+
+/// Brings the store in a file up to this release, or refuses the file.
+#[cfg(feature = "postgres")]
+pub(crate) fn check(path: &Path) -> Result<Connection, Error> {
+    let options = SqliteOptions::at(path);
+    let mut conn = connect(&options, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    check_owner(&conn, &options)?;
+    migrate(&mut conn, &options)?;
     Ok(conn)
 }
 

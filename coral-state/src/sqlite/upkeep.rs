@@ -2,53 +2,18 @@
 
 use std::path::Path;
 
-use coral_core::{Error, Journal, RunFilter, RunStatus};
+use async_trait::async_trait;
+use coral_core::{Error, Journal};
 use rusqlite::{Connection, params};
 
-use super::SqliteStore;
 use super::fault::storage;
-use super::keys::about_chunk;
+use super::{SqliteBlobs, SqliteStore, keys};
 use crate::codec;
 use crate::crypto::Sealed;
-use crate::ledger::is_ledger;
-
-/// Records of one chunk after compaction.
-const CHUNK: usize = 256;
-
-/// What becomes of runs that are over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum RetentionAction {
-    /// Their records are packed into less room.
-    Compact,
-    /// They are removed, head and all.
-    Remove,
-}
-
-/// One rule of retention. What is left out fits every run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RetentionRule {
-    /// Only runs of this project.
-    pub project: Option<String>,
-    /// Only runs of this workflow.
-    pub workflow: Option<String>,
-    /// Only runs that stand like this. Runs at work are never touched.
-    pub status: Option<RunStatus>,
-    /// How long after its last record a run is left alone, in milliseconds.
-    pub keep_ms: u64,
-    /// What becomes of it then.
-    pub action: RetentionAction,
-}
-
-/// What retention did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct RetentionReport {
-    /// Runs that now take less room.
-    pub compacted: Vec<String>,
-    /// Runs that were removed.
-    pub removed: Vec<String>,
-}
+#[cfg(feature = "privacy")]
+use crate::privacy::{Subject, SubjectErasure};
+use crate::retention::{Change, RetentionReport, RetentionRule, Upkeep, pack, retain};
+use crate::vault::{about_chunk, seal_chunk};
 
 impl SqliteStore {
     /// Writes a copy of the whole store to a new file, as it is at one moment, while work goes on.
@@ -71,17 +36,7 @@ impl SqliteStore {
             let conn = Connection::open(&from).map_err(failed)?;
             let name = to.to_str().ok_or_else(|| Error::invalid("path", "it is not UTF-8"))?;
             conn.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
-            // Durable when told: the file, and its name in the directory.
-            std::fs::File::open(&to)
-                .and_then(|file| file.sync_all())
-                .map_err(|e| Error::storage(BACKUP, e))?;
-            let directory = to.parent().filter(|_| cfg!(unix)).map(|path| match path {
-                empty if empty.as_os_str().is_empty() => Path::new("."),
-                path => path,
-            });
-            directory
-                .map_or(Ok(()), |path| std::fs::File::open(path).and_then(|directory| directory.sync_all()))
-                .map_err(|e| Error::storage(BACKUP, e))
+            sync(&to).map_err(|e| Error::storage(BACKUP, e))
         };
         tokio::task::spawn_blocking(work)
             .await
@@ -89,40 +44,24 @@ impl SqliteStore {
             .map_err(|e| e.at(place))
     }
 
-    /// Applies `rules` to all runs that are over, each run by the first rule that fits it, as of
-    /// `now_ms`.
+    /// Applies `rules` to what is here, to each by the first rule that fits it, as of `now_ms`.
     ///
     /// # Errors
     /// Those of the store; what was done before stays done, and doing it again goes on.
     pub async fn retain(&self, rules: &[RetentionRule], now_ms: u64) -> Result<RetentionReport, Error> {
-        let mut report = RetentionReport::default();
-        for head in self.journal().runs(&RunFilter::default()).await? {
-            if head.status == RunStatus::Running || is_ledger(&head) {
-                continue;
-            }
-            let fits = |rule: &&RetentionRule| {
-                rule.project.as_ref().is_none_or(|project| *project == head.project)
-                    && rule.workflow.as_ref().is_none_or(|workflow| *workflow == head.workflow)
-                    && rule.status.is_none_or(|status| status == head.status)
-            };
-            let Some(rule) = rules.iter().find(fits) else { continue };
-            if now_ms.saturating_sub(head.updated_at_ms) < rule.keep_ms {
-                continue;
-            }
-            match rule.action {
-                RetentionAction::Remove => {
-                    if self.remove_run(&head.run).await? {
-                        report.removed.push(head.run);
-                    }
-                }
-                RetentionAction::Compact => {
-                    if self.compact(&head.run).await? {
-                        report.compacted.push(head.run);
-                    }
-                }
-            }
-        }
-        Ok(report)
+        retain(self, rules, now_ms).await
+    }
+
+    /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
+    /// gone, and the store is written anew so that nothing lies on. Runs keep their records'
+    /// numbers, times and shape. Backups and logs of the server are the caller's to let expire.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if a word for the person is one of the format's;
+    /// those of the store. What was done before stays done, and doing it again goes on.
+    #[cfg(feature = "privacy")]
+    pub async fn erase_subject(&self, subject: &Subject) -> Result<SubjectErasure, Error> {
+        subject.erase(self).await
     }
 
     /// Removes a run that is over, with all its records; says whether there was one.
@@ -136,7 +75,15 @@ impl SqliteStore {
                 "DELETE FROM chunks WHERE run_id = (SELECT id FROM runs WHERE run = ?1 AND status <> 'running')",
                 [&run],
             )?;
-            Ok(conn.execute("DELETE FROM runs WHERE run = ?1 AND status <> 'running'", [&run])? > 0)
+            conn.execute(
+                "DELETE FROM snapshots WHERE run_id = (SELECT id FROM runs WHERE run = ?1 AND status <> 'running')",
+                [&run],
+            )?;
+            let removed = conn.execute("DELETE FROM runs WHERE run = ?1 AND status <> 'running'", [&run])? > 0;
+            if removed {
+                super::index::forget_run(conn, &run)?;
+            }
+            Ok(removed)
         })
         .await
     }
@@ -147,13 +94,18 @@ impl SqliteStore {
     /// # Errors
     /// Those of the store and of reading the run.
     pub async fn compact(&self, run: &str) -> Result<bool, Error> {
+        self.rewrite(run, Change::Pack).await
+    }
+
+    async fn rewritten(&self, run: &str, change: Change) -> Result<bool, Error> {
         let Some(head) = self.journal().head(run).await? else { return Ok(false) };
+        let edits = change.edits();
         let key = match &self.0.keys {
-            Some(keys) => Some((keys.clone(), keys.of_scope(self, &head.project).await?)),
+            Some(vault) => Some((vault.clone(), keys::of_scope(self, vault, &head.project).await?)),
             None => None,
         };
         let run: Box<str> = run.into();
-        self.write_runs("compact a run", move |conn| {
+        self.write_runs("rewrite a run", move |conn| {
             let id: Option<i64> = conn
                 .prepare_cached("SELECT max(id) FROM runs WHERE run = ?1 AND status <> 'running'")?
                 .query_row([&run], |row| row.get(0))?;
@@ -166,7 +118,9 @@ impl SqliteStore {
                 let last = row.get::<_, i64>(0)?.cast_unsigned();
                 let data = row.get_ref(1)?.as_blob()?;
                 let opened = match (Sealed::parse(data), &key) {
-                    (Some(sealed), Some((keys, _))) => keys.open(conn, &sealed, &about_chunk(&run, last)),
+                    (Some(sealed), Some((vault, _))) => {
+                        keys::open(vault, conn, &sealed, &about_chunk(&run, last))
+                    }
                     _ => Ok(data.to_vec()),
                 };
                 let decoded =
@@ -176,32 +130,81 @@ impl SqliteStore {
                 }
                 chunks += 1;
             }
-            if chunks <= records.len().div_ceil(CHUNK) {
-                return Ok(Ok(false));
-            }
             // All that can fail for another reason than the disk comes before the first change.
-            let mut packed = Vec::new();
-            for batch in records.chunks(CHUNK) {
-                let Some(last) = batch.last().map(|record| record.seq) else { continue };
-                let chunk = codec::encode(batch).and_then(|chunk| match &key {
-                    Some((_, key)) => {
-                        let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
-                        key.seal(count, &about_chunk(&run, last), &chunk)
-                    }
+            let packed = change.apply(records, chunks).and_then(|changed| {
+                let Some(records) = changed else { return Ok(None) };
+                let packed = pack(&records, |last, count, chunk| match &key {
+                    Some((_, key)) => seal_chunk(key, &run, last, count, &chunk),
                     None => Ok(chunk),
-                });
-                match chunk {
-                    Ok(chunk) => packed.push((last, chunk)),
-                    Err(error) => return Ok(Err(error)),
-                }
-            }
+                })?;
+                Ok(Some(packed))
+            });
+            let packed = match packed {
+                Ok(Some(packed)) => packed,
+                Ok(None) => return Ok(Ok(false)),
+                Err(error) => return Ok(Err(error)),
+            };
             conn.execute("DELETE FROM chunks WHERE run_id = ?1", [id])?;
             for (last, chunk) in packed {
                 conn.prepare_cached("INSERT INTO chunks (run_id, last_seq, data) VALUES (?1, ?2, ?3)")?
                     .execute(params![id, last.cast_signed(), chunk])?;
             }
+            if edits {
+                conn.execute("DELETE FROM snapshots WHERE run_id = ?1", [id])?;
+                super::index::forget_run(conn, &run)?;
+            }
             Ok(Ok(true))
         })
         .await?
+    }
+}
+
+/// Makes a new file durable, and its name in the directory.
+pub(crate) fn sync(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()?;
+    match path.parent().filter(|_| cfg!(unix)) {
+        Some(empty) if empty.as_os_str().is_empty() => std::fs::File::open(".")?.sync_all(),
+        Some(directory) => std::fs::File::open(directory)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+#[async_trait]
+impl Upkeep for SqliteStore {
+    type Blobs = SqliteBlobs;
+
+    fn upkept(&self) -> impl Journal {
+        self.journal()
+    }
+
+    fn blobs_in(&self, project: &str) -> SqliteBlobs {
+        self.blobs_of(project)
+    }
+
+    async fn projects_with_blobs(&self) -> Result<Vec<String>, Error> {
+        self.read("list blobs", |conn| {
+            conn.prepare_cached("SELECT DISTINCT scope FROM blobs ORDER BY scope")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+        .await
+    }
+
+    async fn remove(&self, run: &str) -> Result<bool, Error> {
+        self.remove_run(run).await
+    }
+
+    async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error> {
+        self.rewritten(run, change).await
+    }
+
+    #[cfg(feature = "privacy")]
+    async fn scrubbed(&self) -> Result<(), Error> {
+        self.aside("write the store anew", |conn| {
+            conn.execute("INSERT INTO run_text (run_text) VALUES ('optimize')", [])?;
+            conn.execute_batch("VACUUM")
+        })
+        .await?;
+        self.scrub().await
     }
 }

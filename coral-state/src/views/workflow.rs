@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use coral_core::{
-    Deliverable, Error, Event, GraphData, HandoffMessage, Journal, Payload, Record, RunStatus, Seq,
+    Deliverable, Error, Event, GraphData, HandoffMessage, Journal, Payload, Record, Renamed, RunStatus, Seq,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Spending;
@@ -15,7 +15,7 @@ use super::Spending;
 const BATCH: usize = 1_024;
 
 /// How a step stands.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StepStatus {
@@ -40,7 +40,7 @@ impl StepStatus {
 }
 
 /// One step of the graph, with all that runs within it.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct StepView {
     /// Its name.
@@ -62,7 +62,6 @@ pub struct StepView {
     /// Why its last attempt failed, if it did.
     pub error: Option<Error>,
     /// The steps that it comes after.
-    #[serde(skip)]
     pub follows: Vec<Arc<str>>,
 }
 
@@ -112,7 +111,7 @@ pub struct Progress {
 /// assert_eq!(state.steps[0].status, StepStatus::Running);
 /// assert_eq!(state.progress().total, 1);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct WorkflowState {
     /// The run's id.
@@ -193,6 +192,7 @@ impl WorkflowState {
                 self.input = Some(input.clone());
                 self.begin(graph);
             }
+            Event::Migrated { graph, renamed, restarted, .. } => self.migrate(graph, renamed, restarted),
             Event::RunResumed { .. } => {
                 self.status = RunStatus::Running;
                 self.error = None;
@@ -225,18 +225,16 @@ impl WorkflowState {
                     }
                 }
             }),
-            // It waits for what it sent back, and then begins anew.
-            Event::SentBack { path, .. } => self.step(path, |step, whole| {
-                if whole {
-                    step.status = StepStatus::Waiting;
-                }
-            }),
             Event::StepSkipped { path, .. } => self.step(path, |step, whole| {
                 if whole {
                     step.status = StepStatus::Skipped;
                     step.ended_at_ms = Some(record.at_ms);
                 }
             }),
+            // It waits for what it sent back, and then begins anew itself.
+            Event::SentBack { path, returned, .. } => {
+                self.begin_anew(returned.iter().map(|to| to.to.clone()).chain([path.clone()]).collect());
+            }
             Event::HandedOff { message, .. } => {
                 for deliverable in &message.context.deliverables {
                     if !self.deliverables.contains(deliverable) {
@@ -272,7 +270,64 @@ impl WorkflowState {
                 ..Default::default()
             })
             .collect();
+        self.place();
+    }
+
+    /// Goes on under another graph, with what is known of the steps that are in both.
+    fn migrate(&mut self, graph: &GraphData, renamed: &Renamed, restarted: &[Arc<str>]) {
+        let before = std::mem::take(&mut self.steps);
+        self.begin(graph);
+        for old in before {
+            let name = renamed.get(&old.name).unwrap_or(&old.name);
+            let place = self.places.get(name).copied();
+            if let Some(step) = place.and_then(|place| self.steps.get_mut(place)) {
+                let now = std::mem::take(step);
+                *step = StepView {
+                    name: now.name,
+                    agent: now.agent,
+                    phase: now.phase,
+                    follows: now.follows,
+                    ..old
+                };
+                if restarted.contains(&step.name) {
+                    step.status = StepStatus::Waiting;
+                    step.ended_at_ms = None;
+                }
+            }
+        }
+    }
+
+    /// Takes back the ends of `steps` and of all that come after them.
+    fn begin_anew(&mut self, mut steps: BTreeSet<Arc<str>>) {
+        loop {
+            let behind: Vec<Arc<str>> = self
+                .steps
+                .iter()
+                .filter(|step| {
+                    !steps.contains(&step.name) && step.follows.iter().any(|name| steps.contains(name))
+                })
+                .map(|step| step.name.clone())
+                .collect();
+            if behind.is_empty() {
+                break;
+            }
+            steps.extend(behind);
+        }
+        for step in self.steps.iter_mut().filter(|step| steps.contains(&step.name)) {
+            step.status = StepStatus::Waiting;
+            step.ended_at_ms = None;
+            step.error = None;
+        }
+    }
+
+    fn place(&mut self) {
         self.places = self.steps.iter().zip(0..).map(|(step, place)| (step.name.clone(), place)).collect();
+    }
+
+    /// With what is not written out made again.
+    pub(crate) fn restored(mut self) -> Self {
+        self.place();
+        self
     }
 
     /// Changes the step that `path` lies in; the flag says whether the path is the step itself.

@@ -9,7 +9,7 @@ use coral_state::{KeyRing, MasterKey, ProjectDraft, ProjectStatus, Projects, Sql
 use rusqlite::Connection;
 use serde_json::json;
 
-use crate::support::{keep, team_run};
+use crate::support::{holds, keep, team_run};
 
 const MARKER: &str = "a-marker-that-nothing-else-contains";
 
@@ -17,14 +17,6 @@ fn open(path: &Path, ring: KeyRing) -> SqliteStore {
     let mut options = SqliteOptions::at(path);
     options.keys = Some(ring);
     SqliteStore::open_with(options).unwrap()
-}
-
-/// Whether `needle` lies in any file of the directory.
-fn holds(dir: &Path, needle: &[u8]) -> bool {
-    std::fs::read_dir(dir).unwrap().any(|file| {
-        let bytes = std::fs::read(file.unwrap().path()).unwrap();
-        bytes.windows(needle.len()).any(|window| window == needle)
-    })
 }
 
 fn marked(project: &str) -> Vec<Record> {

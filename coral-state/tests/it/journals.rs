@@ -28,9 +28,9 @@ mod sqlite {
     use std::path::PathBuf;
     use std::sync::Arc;
 
-    use coral_core::{Error, Seq};
+    use coral_core::{Blobs, Error, Seq};
     use coral_state::conformance::Backend;
-    use coral_state::{Follower, SqliteJournal};
+    use coral_state::{Follower, SqliteJournal, SqliteStore};
     use tempfile::TempDir;
 
     struct Sqlite {
@@ -59,6 +59,17 @@ mod sqlite {
             Some(Sqlite { path: place.into(), _dir: None })
         }
 
+        async fn blobs(&self) -> Option<Arc<dyn Blobs>> {
+            Some(Arc::new(SqliteStore::open(&self.path).unwrap().blobs()))
+        }
+
+        async fn torn(&self, bytes: u64) -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("torn.db");
+            crate::support::tear(&self.path, &path, bytes);
+            Some(Sqlite { path, _dir: Some(dir) })
+        }
+
         fn follow(journal: Arc<SqliteJournal>, run: &str, from: Seq) -> Follower {
             Follower::new(journal, run, from)
         }
@@ -77,7 +88,7 @@ mod sqlite_encrypted {
     use std::path::PathBuf;
     use std::sync::Arc;
 
-    use coral_core::{Error, Seq};
+    use coral_core::{Blobs, Error, Seq};
     use coral_state::conformance::Backend;
     use coral_state::{Follower, KeyRing, MasterKey, SqliteJournal, SqliteOptions};
     use tempfile::TempDir;
@@ -108,6 +119,17 @@ mod sqlite_encrypted {
 
         fn at(place: &str) -> Option<Self> {
             Some(Encrypted { path: place.into(), _dir: None })
+        }
+
+        async fn blobs(&self) -> Option<Arc<dyn Blobs>> {
+            Some(Arc::new(self.open().await.unwrap().store().blobs_of("reef")))
+        }
+
+        async fn torn(&self, bytes: u64) -> Option<Self> {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("torn.db");
+            crate::support::tear(&self.path, &path, bytes);
+            Some(Encrypted { path, _dir: Some(dir) })
         }
 
         fn follow(journal: Arc<SqliteJournal>, run: &str, from: Seq) -> Follower {

@@ -3,10 +3,14 @@
 
 mod encryption;
 mod export;
+#[cfg(target_os = "linux")]
+mod faults;
 mod index;
 mod journals;
 #[cfg(all(feature = "layers", feature = "redis"))]
 mod layers;
+mod migration;
+mod parity;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "privacy")]
@@ -14,7 +18,9 @@ mod privacy;
 mod projects;
 #[cfg(any(feature = "postgres", feature = "redis"))]
 mod servers;
+mod snapshots;
 mod sqlite;
 mod stores;
 mod support;
+mod third_party;
 mod upkeep;

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use coral_core::{Blobs, Error};
 use coral_core::{Journal, Record, Seq};
-use coral_state::{Follower, PostgresJournal, PostgresOptions};
+use coral_state::{
+    Follower, KeyRing, MasterKey, PostgresJournal, PostgresOptions, PostgresStore, SqliteOptions, SqliteStore,
+};
 
-use crate::servers::{postgres, postgres_config, shared_postgres};
-use crate::support::team_run;
+use crate::servers::{CERTIFICATE, postgres, postgres_config, shared_postgres};
+use crate::support::{keep, team_run};
 
 fn record(seq: Seq) -> Record {
     let records = team_run("reef", "", serde_json::json!({}));
@@ -108,4 +111,100 @@ async fn a_newer_format_is_refused() {
     client.batch_execute("UPDATE newer.version SET version = 9999").await.unwrap();
     let error = PostgresJournal::connect_with(options).await.unwrap_err();
     assert!(error.to_string().contains("version 9999"), "{error}");
+}
+
+async fn schema(name: &str, keys: Option<KeyRing>) -> Result<PostgresStore, Error> {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let mut options = PostgresOptions::at(config);
+    options.schema = name.into();
+    options.keys = keys;
+    PostgresStore::connect_with(options).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_one_moment_opens_as_a_file_and_is_restored() {
+    for (name, keys) in [("plain", None), ("sealed", Some(KeyRing::new(MasterKey::generate().unwrap())))] {
+        let dir = tempfile::tempdir().unwrap();
+        let to = dir.path().join("backup.db");
+        let store = schema(&format!("backup_{name}"), keys.clone()).await.unwrap();
+        let records = team_run("reef", "a reef", serde_json::json!({}));
+        keep(&store.journal(), "before", &records).await;
+        let blob = store.blobs_of("reef").put(b"a large deliverable").await.unwrap();
+        if keys.is_some() {
+            keep(&store.journal(), "erased", &team_run("kelp", "", serde_json::json!({}))).await;
+            store.erase_project("kelp").await.unwrap();
+        }
+        let (done, ()) = tokio::join!(store.backup(&to), async {
+            for n in 0..20 {
+                keep(&store.journal(), &format!("during-{n}"), &records).await;
+            }
+        });
+        done.unwrap();
+        let error = store.backup(&to).await.unwrap_err();
+        assert!(error.to_string().contains("already"), "{error}");
+
+        let mut options = SqliteOptions::at(&to);
+        options.keys = keys.clone();
+        let file = SqliteStore::open_with(options).unwrap();
+        assert_eq!(file.journal().read("before", 1, 99).await.unwrap(), records);
+        assert_eq!(
+            file.blobs_of("reef").get(&blob).await.unwrap().as_deref(),
+            Some(&b"a large deliverable"[..])
+        );
+        let heads = file.journal().runs(&Default::default()).await.unwrap();
+        for head in &heads {
+            assert_eq!(file.journal().verify(&head.run).await.unwrap(), head.last_seq);
+        }
+        keep(&file.journal(), "in-the-file", &records).await;
+        drop(file);
+
+        let restored = schema(&format!("restored_{name}"), keys.clone()).await.unwrap();
+        restored.restore(&to).await.unwrap();
+        let there = restored.journal().runs(&Default::default()).await.unwrap();
+        assert_eq!(there.len(), heads.len() + 1);
+        for run in ["before", "in-the-file"] {
+            assert_eq!(restored.journal().read(run, 1, 99).await.unwrap(), records);
+        }
+        assert!(restored.blobs_of("reef").get(&blob).await.unwrap().is_some());
+        keep(&restored.journal(), "after", &records).await;
+        if keys.is_some() {
+            assert_eq!(restored.tombstones().await.unwrap(), store.tombstones().await.unwrap());
+            assert!(restored.journal().read("erased", 1, 9).await.is_err());
+            assert_eq!(restored.journal().verify("erased").await.unwrap(), 16);
+        }
+        let error = restored.restore(&to).await.unwrap_err();
+        assert!(error.to_string().contains("not empty"), "{error}");
+        let error =
+            schema(&format!("none_{name}"), None).await.unwrap().restore(dir.path().join("none")).await;
+        assert!(error.is_err());
+    }
+}
+
+#[cfg(feature = "postgres-tls")]
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_encrypted_where_asked_and_only_to_those_who_are_trusted() {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let mut options = PostgresOptions::at(format!("{config} sslmode=require"));
+    options.schema = "tls".into();
+    options.patience = Duration::ZERO;
+    let error = PostgresJournal::connect_with(options.clone()).await.unwrap_err();
+    assert!(error.to_string().to_lowercase().contains("tls"), "plain where TLS is required: {error}");
+
+    let other = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let stranger = options.clone().trusting(other.cert.pem().as_bytes()).unwrap();
+    let error = PostgresJournal::connect_with(stranger).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    assert!(options.clone().trusting(b"no certificate").is_err());
+
+    let trusted = options.trusting(CERTIFICATE.0.as_bytes()).unwrap();
+    let journal = PostgresJournal::connect_with(trusted).await.unwrap();
+    let records = team_run("reef", "a reef", serde_json::json!({}));
+    keep(&journal, "run", &records).await;
+    assert_eq!(journal.read("run", 1, 99).await.unwrap(), records);
+    let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let select = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+                  WHERE ssl AND query LIKE '%chunks%'";
+    let encrypted: i64 = client.query_one(select, &[]).await.unwrap().get(0);
+    assert!(encrypted > 0, "the server sees no encrypted connection");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use coral_core::{Journal, ManualClock, MemoryJournal, RunFilter, RunStatus, Usd};
+use coral_core::{Event, Journal, ManualClock, MemoryJournal, Record, RunFilter, RunStatus, Usd};
 use coral_state::{
     AgentState, ProjectDraft, ProjectFilter, ProjectStatus, Projects, Sessions, SqliteJournal, StepStatus,
     WorkflowState,
@@ -248,4 +248,29 @@ async fn sessions_remember_users_and_what_they_watch() {
     assert_eq!(sessions.open().await.unwrap(), []);
     let again = sessions.begin("s-1", "kelp", json!({"name": "Ada"})).await.unwrap();
     assert_eq!((again.project.as_str(), &again.preferences["theme"]), ("kelp", &json!("dark")));
+}
+
+#[test]
+fn work_that_is_sent_back_waits_again_with_all_behind_it() {
+    let records = team_run("reef", "", json!({}));
+    let Event::HandedOff { message, .. } = records[4].event.clone() else {
+        unreachable!("the fifth event is a handoff");
+    };
+    let mut state = WorkflowState::new("run");
+    // Up to the start of `test`, which sends `api` back.
+    records[..13].iter().for_each(|record| state.apply(record));
+    let returned = vec![coral_core::Returned { to: "api".into(), message }];
+    let event = Event::SentBack { path: "test".into(), attempt: 1, round: 1, returned };
+    state.apply(&Record { seq: 14, at_ms: 2_000_000, event });
+    let stands: Vec<_> = state.steps.iter().map(|step| (&*step.name, step.status)).collect();
+    assert_eq!(
+        stands,
+        [
+            ("design", StepStatus::Succeeded),
+            ("api", StepStatus::Waiting),
+            ("ui", StepStatus::Succeeded),
+            ("test", StepStatus::Waiting),
+        ]
+    );
+    assert_eq!(state.next_actions(), [&std::sync::Arc::<str>::from("api")]);
 }

@@ -1,11 +1,12 @@
 //! Real servers on free ports, started with the first test that needs one and stopped with the
 //! process, however it ends.
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// A server, and the shell that looks after it: when its standard input closes, as it does
@@ -16,6 +17,32 @@ pub(crate) struct Server {
     command: String,
     user: Option<(u32, u32)>,
     keeper: Child,
+    output: Output,
+}
+
+/// What a server says: all of it so far, and whether it says that it is ready.
+struct Output {
+    log: Arc<Mutex<String>>,
+    ready: Mutex<mpsc::Receiver<bool>>,
+}
+
+impl Output {
+    fn of(stdout: impl std::io::Read + Send + 'static) -> Self {
+        let log: Arc<Mutex<String>> = Arc::default();
+        let (tell, ready) = mpsc::channel();
+        let kept = log.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let is_ready = line.contains("eady to accept connections");
+                *kept.lock().unwrap() += &format!("{line}\n");
+                if is_ready {
+                    let _ = tell.send(true);
+                }
+            }
+            let _ = tell.send(false);
+        });
+        Output { log, ready: Mutex::new(ready) }
+    }
 }
 
 fn free_port() -> u16 {
@@ -39,7 +66,7 @@ fn servant() -> Option<(u32, u32)> {
 
 fn shell(script: &str, user: Option<(u32, u32)>) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     // A signal meant for the tests must not reach the server before its keeper does.
     command.process_group(0);
     if let Some((uid, gid)) = user {
@@ -63,32 +90,34 @@ impl Server {
             }
         }
         let fill = |text: &str| text.replace("PORT", &port.to_string()).replace("DIR", dir.to_str().unwrap());
-        let prepared = shell(&fill(prepare), user).status().unwrap();
+        let prepared = shell(&fill(prepare), user).stdout(Stdio::null()).status().unwrap();
         assert!(prepared.success(), "`{name}` can't be prepared: run tests/setup/state.sh");
         let command = fill(command);
-        let keeper = Self::keep(&command, &dir, user);
-        let server = Server { port, dir, command, user, keeper };
+        let (keeper, output) = Self::keep(&command, &dir, user);
+        let server = Server { port, dir, command, user, keeper, output };
         assert!(server.wait(), "`{name}` does not start: {}", server.log());
         server
     }
 
-    fn keep(command: &str, dir: &Path, user: Option<(u32, u32)>) -> Child {
-        for left in ["pid", "ended"] {
-            let _ = std::fs::remove_file(dir.join(left));
-        }
+    fn keep(command: &str, dir: &Path, user: Option<(u32, u32)>) -> (Child, Output) {
+        let _ = std::fs::remove_file(dir.join("pid"));
         let dir = dir.display();
-        // The guard waits for the server at once: one that ended unwaited-for would look alive.
+        // The guard waits for the server at once: one that ended unwaited-for would look alive. The
+        // server alone holds the output, so that its end shows there.
         let script = format!(
             "exec 3<&0; \
-             ( {command} </dev/null >{dir}/log 2>&1 3<&- & echo $! > {dir}/pid; wait $!; echo > {dir}/ended ) & \
+             ( {command} </dev/null 2>&1 3<&- & echo $! > {dir}/pid; exec >/dev/null; wait $! ) & \
+             exec >/dev/null; \
              read -r word <&3; kill -INT $(cat {dir}/pid) 2>/dev/null; wait; \
              [ \"$word\" = again ] || rm -rf {dir}"
         );
-        shell(&script, user).spawn().unwrap()
+        let mut keeper = shell(&script, user).spawn().unwrap();
+        let output = Output::of(keeper.stdout.take().unwrap());
+        (keeper, output)
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+        self.output.log.lock().unwrap().clone()
     }
 
     fn pid(&self) -> Option<String> {
@@ -96,17 +125,11 @@ impl Server {
         pid.ends_with('\n').then(|| pid.trim().to_owned())
     }
 
-    /// Waits until the server answers; `false` if it ended instead.
+    /// Waits until the server says that it is ready; `false` if it ended instead.
     fn wait(&self) -> bool {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            assert!(Instant::now() < deadline, "the server does not answer: {}", self.log());
-            if self.dir.join("ended").exists() {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        true
+        let ready = self.output.ready.lock().unwrap().recv_timeout(Duration::from_secs(60));
+        assert!(ready.is_ok(), "the server does not answer: {}", self.log());
+        ready.unwrap()
     }
 
     /// Kills the server as a crash would, and its keeper's interest in it.
@@ -120,7 +143,7 @@ impl Server {
     /// Ends the keeper and leaves the data.
     fn release(&mut self) {
         let stdin = self.keeper.stdin.take().unwrap();
-        std::io::Write::write_all(&mut &stdin, b"again\n").unwrap();
+        (&stdin).write_all(b"again\n").unwrap();
         self.keeper.wait().unwrap();
     }
 
@@ -129,7 +152,7 @@ impl Server {
     pub(crate) fn restart(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
-            self.keeper = Self::keep(&self.command, &self.dir, self.user);
+            (self.keeper, self.output) = Self::keep(&self.command, &self.dir, self.user);
             if self.wait() {
                 return;
             }
@@ -146,24 +169,43 @@ fn postgres_programs() -> PathBuf {
     installed.filter(|path| path.join("postgres").exists()).max().unwrap_or_default()
 }
 
+/// The certificate of the PostgreSQL servers, and its key, as PEM.
+pub(crate) static CERTIFICATE: LazyLock<(String, String)> = LazyLock::new(|| {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    (made.cert.pem(), made.signing_key.serialize_pem())
+});
+
 /// A PostgreSQL server of its own.
 pub(crate) fn postgres() -> Server {
     let programs = postgres_programs();
     let programs = programs.display();
+    let (certificate, key) = &*CERTIFICATE;
     Server::start(
         "postgres",
-        &format!("{programs}/initdb -D DIR/data -U coral -A trust -E UTF8 --locale=C.UTF-8"),
         &format!(
-            "{programs}/postgres -D DIR/data -p PORT -h 127.0.0.1 -c unix_socket_directories= -c max_connections=400"
+            "umask 077; echo '{certificate}' > DIR/server.crt; echo '{key}' > DIR/server.key
+             {programs}/initdb -D DIR/data -U coral -A trust -E UTF8 --locale=C.UTF-8"
+        ),
+        &format!(
+            "{programs}/postgres -D DIR/data -p PORT -h 127.0.0.1 -c unix_socket_directories= \
+             -c max_connections=400 -c ssl=on -c ssl_cert_file=DIR/server.crt -c ssl_key_file=DIR/server.key"
         ),
     )
 }
 
+fn shared() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(postgres)
+}
+
 /// The PostgreSQL server that all tests share, as `tokio_postgres` wants to be told.
 pub(crate) fn shared_postgres() -> String {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let server = SERVER.get_or_init(postgres);
-    postgres_config(server)
+    postgres_config(shared())
+}
+
+/// Where that server keeps everything.
+pub(crate) fn shared_postgres_dir() -> PathBuf {
+    shared().dir.join("data")
 }
 
 pub(crate) fn postgres_config(server: &Server) -> String {

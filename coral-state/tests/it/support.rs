@@ -112,3 +112,35 @@ pub(crate) async fn keep(journal: &impl Journal, run: &str, records: &[Record]) 
     let epoch = journal.acquire(run).await.unwrap();
     journal.append(run, epoch, 0, records.to_vec().into()).await.unwrap();
 }
+
+/// Copies a SQLite store as a power cut leaves it: whatever is in the files now, less the last
+/// `bytes` of its log.
+pub(crate) fn tear(from: &std::path::Path, to: &std::path::Path, bytes: u64) {
+    let log = |path: &std::path::Path| format!("{}-wal", path.display());
+    std::fs::copy(from, to).unwrap();
+    std::fs::copy(log(from), log(to)).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(log(to)).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length.saturating_sub(bytes)).unwrap();
+}
+
+/// Whether `needle` lies in any file of the directory or of those within it.
+pub(crate) fn holds(dir: &std::path::Path, needle: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|file| {
+        let path = file.unwrap().path();
+        if path.is_dir() {
+            return holds(&path, needle);
+        }
+        // A server's own files come and go.
+        let bytes = std::fs::read(path).unwrap_or_default();
+        let mut from = 0;
+        while let Some(at) = bytes[from..].iter().position(|byte| *byte == needle[0]) {
+            from += at;
+            if bytes[from..].starts_with(needle) {
+                return true;
+            }
+            from += 1;
+        }
+        false
+    })
+}

@@ -6,8 +6,10 @@ use serde_json::json;
 
 use crate::support::{keep, team_run};
 
-fn rule(keep_ms: u64, action: RetentionAction) -> RetentionRule {
-    RetentionRule { project: None, workflow: None, status: None, keep_ms, action }
+fn rule(keep_ms: u64, action: RetentionAction, change: impl FnOnce(&mut RetentionRule)) -> RetentionRule {
+    let mut rule = RetentionRule::after(keep_ms, action);
+    change(&mut rule);
+    rule
 }
 
 /// A run appended one record at a time, as engines do.
@@ -58,9 +60,9 @@ async fn retention_goes_by_the_first_rule_that_fits() {
     one_by_one(&store, "at-work", 5).await;
     keep(&journal, "old-kelp", &team_run("kelp", "", json!({}))).await;
     let rules = [
-        RetentionRule { project: Some("reef".into()), ..rule(1_000, RetentionAction::Compact) },
-        RetentionRule { status: Some(RunStatus::Failed), ..rule(0, RetentionAction::Remove) },
-        rule(10_000, RetentionAction::Remove),
+        rule(1_000, RetentionAction::Compact, |rule| rule.project = Some("reef".into())),
+        rule(0, RetentionAction::Remove, |rule| rule.status = Some(RunStatus::Failed)),
+        rule(10_000, RetentionAction::Remove, |_| {}),
     ];
     let end = 1_016_000;
     let report = store.retain(&rules, end + 999).await.unwrap();

@@ -101,7 +101,8 @@ async fn recorded_graph(out: &Path, run: &str) -> Result<GraphData, Error> {
         Some(Event::RunStarted { graph, .. }) => Ok((*graph).clone()),
         _ => {
             let runs = journal.runs(&RunFilter::default()).await?;
-            let known: Vec<&str> = runs.iter().map(|head| head.run.as_str()).collect();
+            let runs = runs.iter().filter(|head| coral_state::is_run(head));
+            let known: Vec<&str> = runs.map(|head| head.run.as_str()).collect();
             Err(Error::not_found("run", run, known.iter().copied()).with_help(format!(
                 "recorded in `{}`: {}",
                 path.display(),

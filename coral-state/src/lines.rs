@@ -1,0 +1,124 @@
+//! The lines of an index on disk, alike for every backend.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use coral_core::{Error, Journal, RunHead};
+
+use crate::crypto::{DataKey, Tokens};
+use crate::index::{RunSummary, words};
+use crate::ledger::is_erased;
+use crate::snapshots::Snapshots;
+use crate::views::WorkflowState;
+
+/// Letters from which on a word stands for all that begin with it.
+const BEGINNING: usize = 3;
+
+/// A run as its index keeps it.
+pub(crate) struct Line {
+    pub(crate) head: RunHead,
+    pub(crate) phase: String,
+    pub(crate) cost: i64,
+    pub(crate) terms: BTreeSet<String>,
+    pub(crate) words: String,
+    /// The summary as JSON; empty if nothing is left but the head.
+    pub(crate) summary: Arc<[u8]>,
+}
+
+impl Line {
+    /// The line of the run that `head` is of.
+    pub(crate) async fn of(
+        journal: &impl Journal,
+        snapshots: &impl Snapshots,
+        head: &RunHead,
+        writing: &Writing,
+    ) -> Result<Self, Error> {
+        let (state, readable) = match WorkflowState::open(journal, snapshots, &head.run).await {
+            Ok(state) => (state.unwrap_or_else(|| WorkflowState::new(&*head.run)), true),
+            // Its head is all that is left of it.
+            Err(error) if is_erased(&error) => (WorkflowState::new(&*head.run), false),
+            Err(error) => return Err(error),
+        };
+        let summary = RunSummary::of(head, &state);
+        let json = match readable {
+            true => serde_json::to_vec(&summary)
+                .map_err(|e| Error::invalid("run", format!("it can't be written as JSON: {e}")))?,
+            false => Vec::new(),
+        };
+        let agents = summary.agents.iter().map(|agent| writing.term("agent", agent));
+        let tags = summary.tags.iter().map(|tag| writing.term("tag", tag));
+        Ok(Line {
+            phase: writing.phase(&summary.phase),
+            cost: i64::try_from(summary.spent.cost.as_pico()).unwrap_or(i64::MAX),
+            terms: agents.chain(tags).collect(),
+            words: writing.words(summary.text()),
+            summary: json.into(),
+            head: head.clone(),
+        })
+    }
+}
+
+/// How phases, agents, tags and words are written.
+#[derive(Clone)]
+pub(crate) enum Writing {
+    Plain,
+    Hashed(Tokens),
+}
+
+impl Writing {
+    /// By the first key of the store itself: hashes must not change when keys do.
+    pub(crate) fn hashed(first: &DataKey) -> Result<Self, Error> {
+        first.tokens().map(Writing::Hashed)
+    }
+
+    pub(crate) fn phase(&self, phase: &str) -> String {
+        match self {
+            Writing::Hashed(tokens) if !phase.is_empty() => tokens.of("phase", phase),
+            _ => phase.to_owned(),
+        }
+    }
+
+    pub(crate) fn term(&self, field: &str, value: &str) -> String {
+        match self {
+            Writing::Plain => format!("{field}:{value}"),
+            Writing::Hashed(tokens) => tokens.of(field, value),
+        }
+    }
+
+    /// The words of a text, each once, between spaces.
+    pub(crate) fn words(&self, text: &str) -> String {
+        let each: BTreeSet<String> = words(text)
+            .map(|word| match self {
+                Writing::Plain => word,
+                Writing::Hashed(tokens) => tokens.of("word", &word),
+            })
+            .collect();
+        each.into_iter().collect::<Vec<_>>().join(" ")
+    }
+
+    /// The words that are asked for; the flag says whether those that begin so will do.
+    pub(crate) fn search(&self, text: &str) -> Vec<(String, bool)> {
+        words(text)
+            .map(|word| match self {
+                Writing::Plain => {
+                    let begins = word.chars().count() >= BEGINNING;
+                    (word, begins)
+                }
+                Writing::Hashed(tokens) => (tokens.of("word", &word), false),
+            })
+            .collect()
+    }
+}
+
+/// The summary of a run from its line: `plain` is what was kept of it, unsealed.
+pub(crate) fn summary_of(head: RunHead, plain: Result<Arc<[u8]>, Error>) -> Result<RunSummary, Error> {
+    let nothing = |head: &RunHead| RunSummary::of(head, &WorkflowState::new(&*head.run));
+    match plain {
+        Ok(plain) if plain.is_empty() => Ok(nothing(&head)),
+        Ok(plain) => serde_json::from_slice(&plain).map_err(|e| {
+            Error::storage("query the index", format!("a line can't be read: {e}")).with_help("`rebuild` it")
+        }),
+        Err(error) if is_erased(&error) => Ok(nothing(&head)),
+        Err(error) => Err(error),
+    }
+}

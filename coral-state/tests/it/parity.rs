@@ -1,0 +1,543 @@
+//! What every store does alike, whatever keeps it.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use coral_core::{Clock, Error, Event, Journal, MemoryJournal, Record, RunFilter, RunHead, Seq, SystemClock};
+use coral_state::{BlobSweep, DirectoryBlobs, collect_garbage};
+use serde_json::json;
+
+use crate::support::keep;
+
+/// A run that refers to a blob.
+fn referring(project: &str, blob: &coral_core::BlobRef) -> Vec<Record> {
+    let mut records = crate::support::team_run(project, "a reef", json!({"tags": ["blue"]}));
+    records[1].event =
+        Event::Noted { path: "design".into(), topic: "kept".into(), note: json!({"at": blob.sha256}) };
+    records
+}
+
+/// Waits until the clock shows another millisecond, so that what was kept is older than now.
+fn tick() {
+    let now = SystemClock.now_ms();
+    while SystemClock.now_ms() == now {
+        std::hint::spin_loop();
+    }
+}
+
+type Action = Box<dyn FnOnce() -> futures_util::future::BoxFuture<'static, ()> + Send>;
+
+/// A journal in which something happens just before runs are listed for the `on`th time.
+struct Meddled<J> {
+    journal: J,
+    lists: AtomicUsize,
+    on: usize,
+    action: Mutex<Option<Action>>,
+}
+
+#[async_trait::async_trait]
+impl<J: Journal> Journal for Meddled<J> {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        self.journal.acquire(run).await
+    }
+
+    async fn append(
+        &self,
+        run: &str,
+        epoch: u64,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<(), Error> {
+        self.journal.append(run, epoch, expected, records).await
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        self.journal.read(run, from, limit).await
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        self.journal.head(run).await
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        let heads = self.journal.runs(filter).await;
+        if self.lists.fetch_add(1, Ordering::SeqCst) + 1 == self.on {
+            let action = self.action.lock().unwrap().take().unwrap();
+            action().await;
+        }
+        heads
+    }
+}
+
+fn meddled<J>(journal: J, on: usize, action: Action) -> Meddled<J> {
+    Meddled { journal, lists: AtomicUsize::new(0), on, action: Mutex::new(Some(action)) }
+}
+
+/// What garbage collection promises, for any blobs and journal.
+async fn collects_only_garbage<B>(blobs: B, journal: Arc<dyn Journal>, project: &str)
+where
+    B: BlobSweep + Clone + 'static,
+{
+    let kept = blobs.put(b"a run refers to this").await.unwrap();
+    let lost = blobs.put(b"nothing refers to this").await.unwrap();
+    keep(&journal, "refers", &referring(project, &kept)).await;
+    tick();
+    let now = SystemClock.now_ms();
+    let early = collect_garbage(&journal, &blobs, 60_000, now).await.unwrap();
+    assert_eq!((early.removed, early.referenced), (0, 0), "the grace is not over");
+    let report = collect_garbage(&journal, &blobs, 0, now).await.unwrap();
+    assert_eq!((report.removed, report.referenced), (1, 1));
+    assert!(report.bytes > 0);
+    assert!(blobs.get(&kept).await.unwrap().is_some());
+    assert!(blobs.get(&lost).await.unwrap().is_none());
+    assert_eq!(blobs.put(b"nothing refers to this").await.unwrap(), lost, "it may come back");
+
+    // A writer appends the name while the first look reads: the second look finds it.
+    let raced = blobs.put(b"named in the nick of time").await.unwrap();
+    tick();
+    let (to, records) = (journal.clone(), referring(project, &raced));
+    let action: Action = Box::new(move || Box::pin(async move { keep(&to, "late", &records).await }));
+    let during = meddled(journal.clone(), 1, action);
+    collect_garbage(&during, &blobs, 0, SystemClock.now_ms()).await.unwrap();
+    assert!(blobs.get(&raced).await.unwrap().is_some());
+
+    // A writer puts the same bytes again after the marking, to name them later.
+    let again = blobs.put(b"put again").await.unwrap();
+    tick();
+    let store = blobs.clone();
+    let action: Action = Box::new(move || {
+        Box::pin(async move {
+            tick();
+            store.put(b"put again").await.unwrap();
+        })
+    });
+    let now = SystemClock.now_ms();
+    let during = meddled(journal.clone(), 2, action);
+    collect_garbage(&during, &blobs, 0, now).await.unwrap();
+    assert!(blobs.get(&again).await.unwrap().is_some(), "it was put after the cutoff");
+    tick();
+    collect_garbage(&journal, &blobs, 0, SystemClock.now_ms()).await.unwrap();
+    assert!(blobs.get(&again).await.unwrap().is_none(), "nobody named it after all");
+    let left = blobs.older_than(u64::MAX >> 1).await.unwrap().len();
+    assert_eq!(left, 2, "the two that are named");
+}
+
+#[tokio::test]
+async fn a_directory_lets_go_of_garbage_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("zz")).unwrap();
+    std::fs::write(dir.path().join("zz/readme"), "somebody else's").unwrap();
+    let blobs = DirectoryBlobs::open(dir.path()).unwrap();
+    collects_only_garbage(blobs, Arc::new(MemoryJournal::new()), "reef").await;
+    assert!(dir.path().join("zz/readme").exists());
+}
+
+macro_rules! parity {
+    ($place:ty) => {
+        use std::sync::Arc;
+
+        use coral_core::{Blobs, Clock, Journal, RunFilter, RunStatus, SystemClock};
+        use coral_state::{
+            DataClass, KeyRing, MasterKey, ProjectDraft, Projects, RetentionAction, RetentionRule, RunIndex,
+            RunQuery, Sessions, SortBy, WorkflowState,
+        };
+        use serde_json::json;
+
+        use super::{collects_only_garbage, referring, tick};
+        use crate::support::{keep, team_run};
+
+        const MARKER: &str = "zanzibarmarker";
+
+        fn ring() -> KeyRing {
+            KeyRing::new(MasterKey::generate().unwrap())
+        }
+
+        async fn one_by_one(journal: &impl Journal, run: &str, count: usize) {
+            let epoch = journal.acquire(run).await.unwrap();
+            for record in &team_run("reef", "a reef", json!({}))[..count] {
+                journal.append(run, epoch, record.seq - 1, vec![record.clone()].into()).await.unwrap();
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn nothing_that_was_kept_can_be_read_without_keys() {
+            let place = <$place>::new().await;
+            let ring = ring();
+            let store = place.open(Some(ring.clone())).await.unwrap();
+            let draft = ProjectDraft { description: Some(MARKER.into()), ..Default::default() };
+            Projects::new(store.journal()).create("reef", draft).await.unwrap();
+            let records = team_run("reef", MARKER, json!({ "tags": [MARKER] }));
+            keep(&store.journal(), "run", &records).await;
+            let blob = store.blobs_of("reef").put(MARKER.as_bytes()).await.unwrap();
+            assert_eq!(store.index().refresh().await.unwrap(), 1);
+            assert!(!place.holds(MARKER).await);
+            assert!(place.holds("delivery").await, "the search finds what is not encrypted");
+            drop(store);
+
+            let store = place.open(Some(ring)).await.unwrap();
+            assert_eq!(store.journal().read("run", 1, 99).await.unwrap(), records);
+            let kept = store.blobs_of("reef").get(&blob).await.unwrap();
+            assert_eq!(kept.as_deref(), Some(MARKER.as_bytes()));
+            assert_eq!(store.blobs().get(&blob).await.unwrap(), None, "another scope");
+            for (field, word) in [("text", MARKER), ("tag", MARKER), ("agent", "qa_testing"), ("phase", "check")] {
+                let mut query = RunQuery::default();
+                match field {
+                    "text" => query.text = Some(word.to_uppercase()),
+                    "tag" => query.tag = Some(word.into()),
+                    "agent" => query.agent = Some(word.into()),
+                    _ => query.phase = Some(word.into()),
+                }
+                let page = store.index().query(&query).await.unwrap();
+                assert_eq!(page.runs.len(), 1, "by {field}");
+                assert!(page.runs[0].tags.contains(MARKER), "the line is unsealed");
+            }
+            drop(store);
+            let error = place.open(None).await.unwrap_err();
+            assert!(error.to_string().contains("encrypted"), "{error}");
+            let other = place.open(Some(self::ring())).await.unwrap();
+            let error = other.journal().read("run", 1, 99).await.unwrap_err();
+            assert!(error.to_string().contains("older"), "{error}");
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn keys_change_while_work_goes_on_and_a_project_is_erased_for_good() {
+            let place = <$place>::new().await;
+            let old = MasterKey::generate().unwrap();
+            let store = place.open(Some(KeyRing::new(old.clone()))).await.unwrap();
+            let journal = store.journal();
+            let reef = team_run("reef", MARKER, json!({}));
+            let kelp = team_run("kelp", "kelp", json!({}));
+            keep(&journal, "kelp", &kelp).await;
+            let blob = store.blobs_of("reef").put(MARKER.as_bytes()).await.unwrap();
+            let epoch = journal.acquire("reef").await.unwrap();
+            let new = MasterKey::generate().unwrap();
+            let rotating = place.open(Some(KeyRing::new(new.clone()).and_older(old))).await.unwrap();
+            let (writing, rotated) = tokio::join!(
+                async {
+                    for record in &reef {
+                        journal.append("reef", epoch, record.seq - 1, vec![record.clone()].into()).await.unwrap();
+                        if record.seq == 5 {
+                            store.rotate_data_key("reef").await.unwrap();
+                        }
+                    }
+                },
+                rotating.rotate_master_key()
+            );
+            let () = writing;
+            assert!(rotated.unwrap() >= 1);
+            // Keys made by the first store since then are still wrapped by the old one.
+            rotating.rotate_master_key().await.unwrap();
+            assert_eq!(rotating.rotate_master_key().await.unwrap(), 0);
+            // Who has not heard of the new master key can't unwrap by it.
+            rotating.index().refresh().await.unwrap();
+            drop((journal, store, rotating));
+
+            let store = place.open(Some(KeyRing::new(new))).await.unwrap();
+            let journal = store.journal();
+            assert_eq!(journal.read("reef", 1, 99).await.unwrap(), reef);
+            assert!(WorkflowState::open(&journal, &store, "reef").await.unwrap().is_some());
+            let stone = store.erase_project("reef").await.unwrap();
+            assert_eq!((&*stone.project, stone.signature), ("reef", Some(true)));
+            assert!(stone.keys >= 2);
+            assert_eq!(store.erase_project("reef").await.unwrap(), stone, "the first tombstone stays");
+            let gone = |result: Result<(), coral_core::Error>| {
+                let error = result.unwrap_err();
+                assert!(error.to_string().contains("data key of project"), "{error}");
+            };
+            gone(journal.read("reef", 1, 99).await.map(drop));
+            gone(store.blobs_of("reef").get(&blob).await.map(drop));
+            gone(store.blobs_of("reef").put(b"more").await.map(drop));
+            gone(store.rotate_data_key("reef").await);
+            assert_eq!(journal.verify("reef").await.unwrap(), 16, "the journal is whole without keys");
+            assert_eq!(journal.read("kelp", 1, 99).await.unwrap(), kelp, "others are untouched");
+            let mut query = RunQuery::default();
+            query.text = Some(MARKER.into());
+            assert_eq!(store.index().query(&query).await.unwrap().total, 0);
+            store.index().refresh().await.unwrap();
+            query = RunQuery::default();
+            query.project = Some("reef".into());
+            let page = store.index().query(&query).await.unwrap();
+            assert_eq!(page.runs.len(), 1, "its head is left");
+            assert!(page.runs[0].agents.is_empty());
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn retention_goes_by_class_and_by_the_first_rule_that_fits() {
+            let place = <$place>::new().await;
+            let store = place.open(None).await.unwrap();
+            let journal = store.journal();
+            Projects::new(journal.clone()).create("reef", Default::default()).await.unwrap();
+            Sessions::new(journal.clone()).begin("s-1", "reef", json!({"name": "Ada"})).await.unwrap();
+            one_by_one(&journal, "old-reef", 16).await;
+            one_by_one(&journal, "at-work", 5).await;
+            keep(&journal, "old-kelp", &team_run("kelp", "", json!({}))).await;
+            let kept = store.blobs_of("reef").put(b"named").await.unwrap();
+            let lost = store.blobs_of("reef").put(b"not named").await.unwrap();
+            keep(&journal, "names", &referring("reef", &kept)).await;
+            store.index().refresh().await.unwrap();
+            tick();
+            let mut reef = RetentionRule::after(1_000, RetentionAction::Compact);
+            reef.project = Some("reef".into());
+            let rest = RetentionRule::after(10_000, RetentionAction::Remove);
+            let mut sessions = RetentionRule::after(1, RetentionAction::Remove);
+            sessions.class = DataClass::Sessions;
+            let mut blobs = RetentionRule::after(0, RetentionAction::Remove);
+            blobs.class = DataClass::Blobs;
+            let rules = [reef, rest, sessions, blobs];
+            let report = store.retain(&rules, 1_016_000).await.unwrap();
+            assert_eq!((report.compacted.len(), report.removed.len()), (0, 0), "too early");
+            let report = store.retain(&rules, SystemClock.now_ms()).await.unwrap();
+            assert_eq!(report.compacted, ["old-reef"]);
+            assert_eq!(report.removed, ["old-kelp", "session:s-1"]);
+            assert_eq!((report.blobs.removed, report.blobs.referenced), (1, 1));
+            assert!(store.blobs_of("reef").get(&lost).await.unwrap().is_none());
+            assert!(store.blobs_of("reef").get(&kept).await.unwrap().is_some());
+            let heads = journal.runs(&RunFilter::default()).await.unwrap();
+            let left: Vec<_> = heads.into_iter().map(|head| head.run).collect();
+            assert_eq!(left, ["at-work", "names", "old-reef", "project:reef"]);
+            assert_eq!(journal.read("old-reef", 1, 99).await.unwrap(), team_run("reef", "a reef", json!({})));
+            assert_eq!(journal.read("old-reef", 5, 3).await.unwrap().len(), 3);
+            assert_eq!(journal.verify("old-reef").await.unwrap(), 16);
+            assert!(!store.compact("old-reef").await.unwrap(), "there is nothing left to gain");
+            assert!(!store.compact("at-work").await.unwrap(), "it is still written to");
+            assert_eq!(store.index().query(&RunQuery::default()).await.unwrap().total, 3);
+        }
+
+        #[cfg(feature = "privacy")]
+        #[tokio::test(flavor = "multi_thread")]
+        async fn all_that_is_held_on_a_person_is_handed_over_and_taken_away() {
+            use coral_state::{RetentionOverview, Subject};
+
+            for (person, keys) in [("subject.plain@example.org", None), ("subject.sealed@example.org", Some(ring()))] {
+                let place = <$place>::new().await;
+                let store = place.open(keys.clone()).await.unwrap();
+                let journal = store.journal();
+                let projects = Projects::new(journal.clone());
+                let draft = ProjectDraft { description: Some(person.into()), ..Default::default() };
+                projects.create("reef", draft).await.unwrap();
+                let user = json!({"mail": person, "theme": "dark"});
+                Sessions::new(journal.clone()).begin("s-1", "reef", user).await.unwrap();
+                keep(&journal, "about", &team_run("reef", &person.to_uppercase(), json!({}))).await;
+                keep(&journal, "other", &team_run("reef", "bob@example.org", json!({}))).await;
+                keep(&journal, "at-work", &team_run("reef", person, json!({}))[..9]).await;
+                let blob = store.blobs_of("reef").put(format!("Dear {person},").as_bytes()).await.unwrap();
+                let other = store.blobs_of("reef").put(b"Dear Bob,").await.unwrap();
+                store.index().refresh().await.unwrap();
+                assert_eq!(place.holds(person).await, keys.is_none());
+
+                let subject = Subject::known_by([person, "Ada Lovelace"]).unwrap();
+                let export = subject.export(&journal).await.unwrap();
+                let runs: Vec<_> = export.records.iter().map(|found| &*found.run).collect();
+                assert_eq!(runs, ["about", "at-work", "project:reef", "session:s-1"]);
+                assert_eq!(subject.blobs(&store.blobs_of("reef")).await.unwrap(), std::slice::from_ref(&blob));
+                serde_json::to_string(&export).unwrap();
+
+                let erasure = store.erase_subject(&subject).await.unwrap();
+                assert_eq!(erasure.rewritten, ["about", "project:reef", "session:s-1"]);
+                assert_eq!((erasure.at_work, erasure.blobs), (vec!["at-work".to_owned()], vec![blob.clone()]));
+                let epoch = journal.acquire("at-work").await.unwrap();
+                let rest = &team_run("reef", "", json!({}))[9..];
+                journal.append("at-work", epoch, 9, rest.to_vec().into()).await.unwrap();
+                let erasure = store.erase_subject(&subject).await.unwrap();
+                assert_eq!((erasure.rewritten, erasure.at_work), (vec!["at-work".to_owned()], Vec::new()));
+                assert!(subject.export(&journal).await.unwrap().records.is_empty());
+                assert_eq!(journal.read("other", 1, 99).await.unwrap(), team_run("reef", "bob@example.org", json!({})));
+                let about = journal.read("about", 1, 99).await.unwrap();
+                let shape = |records: &[coral_core::Record]| {
+                    records.iter().map(|record| (record.seq, record.at_ms)).collect::<Vec<_>>()
+                };
+                assert_eq!(shape(&about), shape(&team_run("reef", "", json!({}))));
+                assert_eq!(journal.verify("about").await.unwrap(), 16);
+                assert!(serde_json::to_string(&about).unwrap().contains("[erased]"));
+                assert!(store.blobs_of("reef").get(&blob).await.unwrap().is_none());
+                assert!(store.blobs_of("reef").get(&other).await.unwrap().is_some());
+                let session = Sessions::new(journal.clone()).get("s-1").await.unwrap().unwrap();
+                assert_eq!(session.user["mail"], "[erased]");
+                store.index().refresh().await.unwrap();
+                if keys.is_none() {
+                    assert!(!place.holds_now(person).await, "nothing lies on where it was");
+                }
+
+                let mut rule = RetentionRule::after(1_000, RetentionAction::Remove);
+                rule.project = Some("reef".into());
+                let now = SystemClock.now_ms();
+                let overview = RetentionOverview::of(&journal, &[rule], now).await.unwrap();
+                let of = |class| overview.holdings.iter().find(|holding| holding.class == class).unwrap();
+                assert_eq!((of(DataClass::Runs).count, of(DataClass::Runs).due), (3, 3));
+                assert_eq!((of(DataClass::Sessions).count, of(DataClass::Sessions).without_rule), (1, 1));
+                assert!(overview.to_markdown().contains("| reef | runs | 3 | 0 | 1970-01-01T00:16:56.000Z | 3 | 0 |"));
+            }
+            assert!(coral_state::Subject::known_by(["Al"]).is_err());
+            assert!(coral_state::Subject::known_by([]).is_err());
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn only_garbage_is_collected() {
+            for keys in [None, Some(ring())] {
+                let place = <$place>::new().await;
+                let store = place.open(keys).await.unwrap();
+                collects_only_garbage(store.blobs_of("reef"), Arc::new(store.journal()), "reef").await;
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn the_index_answers_as_a_fold_of_the_journal() {
+            let place = <$place>::new().await;
+            let store = place.open(None).await.unwrap();
+            let journal = store.journal();
+            for n in 0..40u64 {
+                let facts = json!({ "tags": if n % 3 == 0 { vec!["blue"] } else { vec![] } });
+                let brief = format!("brief number {n} of a {}", if n % 2 == 0 { "reef" } else { "forest" });
+                let mut records = team_run(if n % 5 == 0 { "kelp" } else { "reef" }, &brief, facts);
+                records.truncate(if n % 4 == 0 { 9 } else { 16 });
+                for record in &mut records {
+                    record.at_ms += (n * 7_919) % 101 * 1_000;
+                }
+                keep(&journal, &format!("run-{n:02}"), &records).await;
+            }
+            Projects::new(journal.clone()).create("reef", Default::default()).await.unwrap();
+            let index = store.index();
+            let memory = RunIndex::new(journal.clone());
+            assert_eq!(index.refresh().await.unwrap(), 40, "a project's own journal is no run");
+            assert_eq!(index.refresh().await.unwrap(), 0);
+            memory.refresh().await.unwrap();
+            let mut queries = vec![RunQuery::default(); 9];
+            queries[1].project = Some("kelp".into());
+            queries[2].status = Some(RunStatus::Running);
+            queries[2].agent = Some("qa_testing".into());
+            queries[3].tag = Some("blue".into());
+            queries[3].text = Some("FOREST".into());
+            queries[4].phase = Some("build".into());
+            queries[5].min_cost = Some(coral_core::Usd::from_dollars(1.0));
+            queries[6].started_ms = Some(1_020_000..1_060_000);
+            queries[7].text = Some("number 17".into());
+            queries[8].text = Some("no such thing".into());
+            for mut query in queries {
+                for sort in [SortBy::Started, SortBy::Updated, SortBy::Cost, SortBy::Run] {
+                    for descending in [false, true] {
+                        (query.sort, query.descending, query.limit, query.after) = (sort, descending, 7, None);
+                        loop {
+                            let (page, expected) = (index.query(&query).await.unwrap(), memory.query(&query));
+                            let names = |page: &coral_state::RunPage| {
+                                page.runs.iter().map(|run| run.head.run.clone()).collect::<Vec<_>>()
+                            };
+                            assert_eq!(names(&page), names(&expected), "{query:?}");
+                            assert_eq!((page.total, page.exact), (expected.total, true), "{query:?}");
+                            assert_eq!(page.next, expected.next);
+                            for (found, expected) in page.runs.iter().zip(&expected.runs) {
+                                assert_eq!((&found.head, &found.phase), (&expected.head, &expected.phase));
+                                assert_eq!((&found.agents, found.spent), (&expected.agents, expected.spent));
+                            }
+                            query.after = page.next;
+                            if query.after.is_none() {
+                                break;
+                            }
+                        }
+                    }
+                }
+            }
+            let epoch = journal.acquire("run-00").await.unwrap();
+            let rest = &team_run("kelp", "", json!({}))[9..];
+            journal.append("run-00", epoch, 9, rest.to_vec().into()).await.unwrap();
+            assert!(store.remove_run("run-01").await.unwrap());
+            assert_eq!(index.refresh().await.unwrap(), 1);
+            let mut query = RunQuery::default();
+            query.limit = 99;
+            let page = index.query(&query).await.unwrap();
+            assert_eq!(page.total, 39);
+            assert_eq!(index.rebuild().await.unwrap(), 39);
+            assert_eq!(index.query(&query).await.unwrap(), page, "made again it is the same");
+        }
+    };
+}
+
+mod sqlite {
+    use coral_core::Error;
+    use coral_state::{SqliteOptions, SqliteStore};
+
+    struct Place(tempfile::TempDir);
+
+    impl Place {
+        async fn new() -> Self {
+            Place(tempfile::tempdir().unwrap())
+        }
+
+        async fn open(&self, keys: Option<KeyRing>) -> Result<SqliteStore, Error> {
+            let mut options = SqliteOptions::at(self.0.path().join("coral.db"));
+            options.keys = keys;
+            SqliteStore::open_with(options)
+        }
+
+        async fn holds(&self, needle: &str) -> bool {
+            crate::support::holds(self.0.path(), needle.as_bytes())
+        }
+
+        /// In the tables as they are now.
+        async fn holds_now(&self, needle: &str) -> bool {
+            self.holds(needle).await
+        }
+    }
+
+    parity!(Place);
+}
+
+#[cfg(feature = "postgres")]
+mod postgres {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use coral_core::Error;
+    use coral_state::{PostgresOptions, PostgresStore};
+
+    use crate::servers::{shared_postgres, shared_postgres_dir};
+
+    struct Place {
+        config: String,
+        schema: String,
+    }
+
+    impl Place {
+        async fn new() -> Self {
+            static PLACES: AtomicUsize = AtomicUsize::new(0);
+            let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+            Place { config, schema: format!("p{}", PLACES.fetch_add(1, Ordering::Relaxed)) }
+        }
+
+        async fn open(&self, keys: Option<KeyRing>) -> Result<PostgresStore, Error> {
+            let mut options = PostgresOptions::at(&self.config);
+            options.schema.clone_from(&self.schema);
+            options.connections = 2;
+            options.keys = keys;
+            PostgresStore::connect_with(options).await
+        }
+
+        /// In any file of the server, its log included.
+        async fn holds(&self, needle: &str) -> bool {
+            let (client, connection) =
+                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client.batch_execute("CHECKPOINT").await.unwrap();
+            crate::support::holds(&shared_postgres_dir(), needle.as_bytes())
+        }
+
+        /// In the tables as they are now; the server recycles its log in its own time.
+        async fn holds_now(&self, needle: &str) -> bool {
+            let (client, connection) =
+                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
+            tokio::spawn(connection);
+            client.batch_execute("CHECKPOINT").await.unwrap();
+            let select = format!(
+                "SELECT pg_relation_filepath(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+                 WHERE nspname = '{}' AND relkind = 'r'", self.schema
+            );
+            for row in client.query(&select, &[]).await.unwrap() {
+                let bytes = std::fs::read(shared_postgres_dir().join(row.get::<_, String>(0))).unwrap();
+                if bytes.windows(needle.len()).any(|window| window == needle.as_bytes()) {
+                    return true;
+                }
+            }
+            false
+        }
+    }
+
+    parity!(Place);
+}
