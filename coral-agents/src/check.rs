@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use coral_core::{AgentSpec, ErrorKind, Graph, GraphData, OnGap, Partials, PromptAgent, nearest};
+use coral_core::{
+    AgentSpec, ErrorKind, Graph, GraphData, LintRules, OnGap, Partials, PromptAgent, PromptFinding,
+    PromptSeverity, lint_prompt, nearest,
+};
 use minijinja::Environment;
 
 use crate::problem::hint;
@@ -106,6 +109,36 @@ impl Registry {
         check.findings.sort();
         check.findings.dedup();
         check.findings
+    }
+
+    /// Looks at what the prompts of all agents say: variables that are not there or are never used, sections that are
+    /// missing, sentences that contradict each other, what is said twice or at too great a length. This is more of an
+    /// opinion than [`check`](Self::check); see [`lint_prompt`]. Errors come first.
+    ///
+    /// ```
+    /// use coral_agents::Registry;
+    /// use coral_core::LintRules;
+    ///
+    /// assert_eq!(Registry::builtin().lint(&LintRules::default()), []);
+    /// ```
+    pub fn lint(&self, rules: &LintRules) -> Vec<Finding> {
+        let partials: Partials = self.partials().collect();
+        let mut findings: Vec<Finding> = self
+            .agents()
+            .flat_map(|spec| {
+                let finding = |found: PromptFinding| Finding {
+                    severity: match found.severity {
+                        PromptSeverity::Error => Severity::Error,
+                        PromptSeverity::Warning => Severity::Warning,
+                    },
+                    subject: format!("agent `{}`, {}", spec.id, found.place),
+                    message: format!("{}; {}", found.message, found.fix),
+                };
+                lint_prompt(spec, &partials, rules).into_iter().map(finding).collect::<Vec<_>>()
+            })
+            .collect();
+        findings.sort();
+        findings
     }
 }
 

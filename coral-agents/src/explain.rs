@@ -2,18 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use coral_core::{Error, ErrorKind, Graph, GraphData, Join, SkipReason, StepKind};
-use minijinja::value::{Serde, Value as Jinja};
-use minijinja::{Environment, UndefinedBehavior};
+use coral_core::{Condition, Error, Graph, GraphData, Join, SkipReason, StepKind};
 use serde_json::Value;
-
-static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
-    let mut env = Environment::new();
-    env.set_undefined_behavior(UndefinedBehavior::Chainable);
-    env
-});
 
 /// Whether a step would run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +57,7 @@ impl Explanation {
     /// Looks at each step of `graph` in the light of `facts`.
     ///
     /// # Errors
-    /// [`Problems`](ErrorKind::Problems) if the graph can't run at all.
+    /// [`Problems`](coral_core::ErrorKind::Problems) if the graph can't run at all.
     pub fn new(graph: &Arc<GraphData>, facts: &BTreeMap<String, Value>) -> Result<Self, Error> {
         let checked = Graph::new(GraphData::clone(graph))?;
         let index: BTreeMap<&str, usize> =
@@ -184,20 +176,12 @@ impl fmt::Display for Explanation {
 
 /// Whether a condition holds, as far as facts alone can tell.
 fn holds(when: &str, facts: &BTreeMap<String, Value>) -> Result<Verdict, Error> {
-    let failed = |error: minijinja::Error| {
-        Error::new(ErrorKind::Invalid { what: format!("condition `{when}`"), problem: error.to_string() })
-    };
-    let expression = ENVIRONMENT.compile_expression(when).map_err(failed)?;
-    let mut reads: Vec<String> = expression.undeclared_variables(true).into_iter().collect();
-    reads.sort_unstable();
-    let of_the_run = |name: &String| matches!(name.split('.').next(), Some("steps" | "input"));
-    if let Some(name) = reads.into_iter().find(of_the_run) {
+    let condition = Condition::new(when)?;
+    let of_the_run = |name: &&str| matches!(name.split('.').next(), Some("steps" | "input"));
+    if let Some(name) = condition.reads().find(of_the_run) {
         return Ok(Verdict::Open(name.into()));
     }
-    let mut scope = facts.clone();
-    scope.insert("facts".to_owned(), serde_json::to_value(facts).unwrap_or_default());
-    let value = expression.eval(Jinja::from(Serde(&scope))).map_err(failed)?;
-    Ok(if value.is_true() {
+    Ok(if condition.holds_for(facts)? {
         Verdict::Runs
     } else {
         Verdict::Skipped(SkipReason::Condition { when: when.into() })

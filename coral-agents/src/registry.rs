@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 
-use coral_core::{AgentSpec, Error, ErrorKind, GraphData, Partials, PromptAgent, Team};
+use coral_core::{AgentSpec, Error, ErrorKind, GraphData, PromptAgent, PromptService, Team};
 
 use crate::builtin;
 use crate::definition::Definition;
@@ -256,9 +256,18 @@ impl Registry {
     /// # Ok::<(), coral_core::Error>(())
     /// ```
     pub fn team(&self) -> Result<Team, Error> {
-        let partials: Partials = self.partials().collect();
+        self.team_with(&PromptService::builder().build()?)
+    }
+
+    /// The same with a prompt service of your own: its stages, sections, sources, fitting and versions, and the
+    /// partials of this registry.
+    ///
+    /// # Errors
+    /// As [`team`](Self::team).
+    pub fn team_with(&self, prompts: &PromptService) -> Result<Team, Error> {
+        let prompts = prompts.with_partials(self.partials().collect())?;
         self.agents().try_fold(Team::new(), |team, spec| {
-            Ok(team.with_agent(PromptAgent::with_partials(AgentSpec::clone(spec), &partials)?))
+            Ok(team.with_agent(PromptAgent::with_prompts(AgentSpec::clone(spec), &prompts)?))
         })
     }
 

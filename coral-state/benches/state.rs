@@ -446,7 +446,7 @@ fn small_run(n: u64) -> Vec<Record> {
         budget: Default::default(),
         forked_from: None,
     };
-    let status = if n % 3 == 0 { RunStatus::Failed } else { RunStatus::Succeeded };
+    let status = if n.is_multiple_of(3) { RunStatus::Failed } else { RunStatus::Succeeded };
     let finished = Event::RunFinished { status, output: None, error: None };
     let at_ms = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 1_000_000_000;
     vec![
@@ -503,7 +503,7 @@ fn query(runtime: &Runtime, dir: &Path, table: &mut Table) {
         ("by a rare word", |q| q.text = Some("777".into())),
         ("by a word in all", |q| q.text = Some("reef".into())),
         ("by a word in all and an agent", |q| {
-            (q.text, q.agent) = (Some("reef".into()), Some("agent-3".into()))
+            (q.text, q.agent) = (Some("reef".into()), Some("agent-3".into()));
         }),
         ("by time, workflow and status", |q| {
             q.started_ms = Some(900_000_000..1_000_000_000);
@@ -511,7 +511,7 @@ fn query(runtime: &Runtime, dir: &Path, table: &mut Table) {
         }),
         ("by what never meets", |q| {
             (q.workflow, q.project, q.phase) =
-                (Some("workflow-3".into()), Some("project-42".into()), Some("phase-3".into()))
+                (Some("workflow-3".into()), Some("project-42".into()), Some("phase-3".into()));
         }),
         ("by id, last first", |q| (q.sort, q.descending) = (SortBy::Run, true)),
     ];

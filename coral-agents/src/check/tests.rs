@@ -142,3 +142,23 @@ fn a_workflow_without_its_agents_is_found() {
         "{findings:?}"
     );
 }
+
+#[test]
+fn what_prompts_say_is_looked_at() {
+    let registry = registry(&[(
+        "id: a",
+        "Always cite the sources of each claim.\n\nNever cite the sources of a claim.",
+    )]);
+    let findings: Vec<String> =
+        registry.lint(&coral_core::LintRules::default()).iter().map(ToString::to_string).collect();
+    assert!(
+        findings
+            .iter()
+            .any(|f| f.starts_with("warning: agent `a`, template `task`, line 3: ")
+                && f.contains("contradicts")),
+        "{findings:?}"
+    );
+    let builtin: Vec<String> =
+        Registry::builtin().lint(&coral_core::LintRules::default()).iter().map(ToString::to_string).collect();
+    assert_eq!(builtin, [""; 0]);
+}
