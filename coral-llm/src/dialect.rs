@@ -31,6 +31,17 @@ pub struct Dialect {
     pub done_marker: bool,
     /// Whether reasoning text is sent back in later turns.
     pub send_reasoning: bool,
+    /// Whether the `reasoning_details` of chat completions are sent back in later turns.
+    pub reasoning_details: bool,
+    /// How long Anthropic keeps what is marked for its cache, `5m` or `1h`; its own default if none.
+    pub cache_ttl: Option<String>,
+    /// Whether Anthropic marks the end of each conversation for its cache by itself.
+    pub auto_cache: bool,
+    /// Whether OpenAI is told which calls begin alike, by a key that is a hash of all up to the first message that
+    /// is to be cached.
+    pub prompt_cache_key: bool,
+    /// The header that takes the call's idempotency key. The providers themselves know none; gateways do.
+    pub idempotency_header: Option<String>,
     /// Output tokens at the most where the protocol demands a limit and the request has none.
     pub default_max_tokens: u32,
     /// Bytes of one event of a stream, or of a whole answer, at the most.
@@ -49,6 +60,11 @@ impl Default for Dialect {
             stream_usage: true,
             done_marker: true,
             send_reasoning: false,
+            reasoning_details: false,
+            cache_ttl: None,
+            auto_cache: false,
+            prompt_cache_key: false,
+            idempotency_header: None,
             default_max_tokens: 16_000,
             max_event_bytes: 16 * 1024 * 1024,
         }

@@ -221,8 +221,15 @@ pub(crate) fn of_http(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> F
     }
     let said =
         if told.message.is_empty() { String::from_utf8_lossy(body).into_owned() } else { told.message };
-    let problem =
-        if said.trim().is_empty() { format!("HTTP {status}") } else { format!("HTTP {status}: {said}") };
+    let mut problem = format!("HTTP {status}");
+    // What a provider's support asks for first.
+    let id = ["request-id", "x-request-id"].iter().find_map(|name| headers.get(*name)?.to_str().ok());
+    if let Some(id) = id.filter(|id| !id.is_empty()) {
+        problem.push_str(&format!(" (request {id})"));
+    }
+    if !said.trim().is_empty() {
+        problem.push_str(&format!(": {said}"));
+    }
     Failure {
         fault,
         problem,

@@ -61,8 +61,10 @@ pub struct Provider {
     protocol: Protocol,
     base_url: String,
     model: String,
-    key: Option<SecretString>,
+    /// The key, and what the user's own headers say.
+    secrets: Vec<SecretString>,
     headers: Vec<(HeaderName, HeaderValue)>,
+    idempotency_header: Option<HeaderName>,
     extra_body: Map<String, Value>,
     dialect: Dialect,
     info: ModelInfo,
@@ -90,6 +92,13 @@ const MAX_ERROR_BODY: usize = 64 * 1024;
 
 /// How long the end of a connection is waited for after the end of an answer, so that it can be used again.
 const DRAIN: Duration = Duration::from_millis(100);
+
+/// What is shorter can't be a secret, and would be found in any text.
+const MIN_SECRET: usize = 4;
+
+/// From so many output tokens on an answer of Anthropic must be streamed: whole, it might take longer than ten minutes
+/// at the 128,000 tokens an hour that the official clients reckon with, and connections are cut that are silent so long.
+const MAX_WHOLE_ANSWER: u32 = 21_333;
 
 impl Provider {
     /// A provider that is known by name, see [`Vendor`].
@@ -221,6 +230,12 @@ impl ProviderBuilder {
         let base_url = checked_base_url(&self.base_url, self.protocol).map_err(|problem| {
             Error::invalid(what(), problem).with_help("give a URL such as `https://host/v1`")
         })?;
+        let idempotency_header = match &self.dialect.idempotency_header {
+            None => None,
+            Some(name) => Some(HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+                Error::invalid(what(), format!("`idempotency_header`: `{name}` is no name of a header"))
+            })?),
+        };
         let mut headers = Vec::new();
         if let Some(key) = &self.key {
             headers.push(auth_header(self.protocol, &self.dialect, key).ok_or_else(|| {
@@ -244,8 +259,9 @@ impl ProviderBuilder {
             protocol: self.protocol,
             base_url,
             model,
-            key: self.key,
+            secrets: self.key.into_iter().chain(self.headers.into_iter().map(|(_, value)| value)).collect(),
             headers,
+            idempotency_header,
             extra_body: self.extra_body,
             dialect: self.dialect,
             info: self.info,
@@ -269,6 +285,12 @@ fn checked_base_url(base_url: &str, protocol: Protocol) -> Result<String, String
 /// A base URL without the slash at its end, or what is wrong with it.
 pub(crate) fn checked_url(base_url: &str) -> Result<String, String> {
     let trimmed = base_url.trim().trim_end_matches('/');
+    // What follows is shown in errors and in `Debug`, so no secret may stand in it.
+    if trimmed.contains(['@', '?']) {
+        return Err(
+            "the base URL holds a user, a password or a query; give secrets as a key or a header".to_owned()
+        );
+    }
     let uri: http::Uri =
         trimmed.parse().map_err(|error| format!("base URL `{base_url}` is not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
@@ -331,7 +353,15 @@ impl Provider {
         asked.strip_prefix(&*self.vendor).and_then(|rest| rest.strip_prefix('/')).unwrap_or(asked)
     }
 
-    fn http_request(&self, request: &ChatRequest, stream: bool) -> Result<http::Request<Bytes>, Error> {
+    /// Whether the answer is to be streamed, heard or not.
+    fn streams(&self, request: &ChatRequest, cx: &CallContext) -> bool {
+        let is_long =
+            || request.max_output_tokens.unwrap_or(self.dialect.default_max_tokens) > MAX_WHOLE_ANSWER;
+        cx.streams() || (self.protocol == Protocol::Anthropic && is_long())
+    }
+
+    fn http_request(&self, request: &ChatRequest, cx: &CallContext) -> Result<http::Request<Bytes>, Error> {
+        let stream = self.streams(request, cx);
         let wire = self.protocol.encode(request, self.model_of(request), stream, &self.dialect)?;
         let body = self.with_extra_fields(wire.body)?;
         let mut http = http::Request::post(format!("{}{}", self.base_url, wire.path))
@@ -345,6 +375,9 @@ impl Provider {
         }
         for (name, value) in &self.headers {
             http = http.header(name.clone(), value.clone());
+        }
+        if let Some(name) = self.idempotency_header.as_ref().filter(|_| !cx.key().is_empty()) {
+            http = http.header(name, cx.key());
         }
         http.body(body).map_err(|error| Error::invalid("chat request", error.to_string()))
     }
@@ -398,9 +431,12 @@ impl Provider {
     }
 
     /// Providers repeat keys in what they say of them.
-    fn without_key(&self, mut failure: Failure) -> Failure {
-        if let Some(key) = self.key.as_ref().map(ExposeSecret::expose_secret).filter(|key| !key.is_empty()) {
-            failure.problem = failure.problem.replace(key, "[key]");
+    fn without_secrets(&self, mut failure: Failure) -> Failure {
+        let secrets = self.secrets.iter().map(ExposeSecret::expose_secret);
+        for secret in secrets.filter(|secret| secret.len() >= MIN_SECRET) {
+            if failure.problem.contains(secret) {
+                failure.problem = failure.problem.replace(secret, "[secret]");
+            }
         }
         failure
     }
@@ -420,7 +456,7 @@ impl ChatModel for Provider {
         let (asked, answer_tool) = AnswerTool::of(request, &self.dialect);
         let listening = answer_tool.as_ref().map(|tool| tool.listen(cx));
         let terms = listening.as_ref().unwrap_or(cx);
-        let http = self.http_request(&asked, cx.streams())?;
+        let http = self.http_request(&asked, cx)?;
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
             None => self.exchange(http, terms).await,
             Some(limit) => timeout(limit, self.exchange(http, terms)).await.unwrap_or_else(|_| {
@@ -428,7 +464,7 @@ impl ChatModel for Provider {
                 Err(Failure::new(ModelFault::Timeout, problem))
             }),
         };
-        let mut response = outcome.map_err(|failure| self.without_key(failure).into_error(&self.name))?;
+        let mut response = outcome.map_err(|failure| self.without_secrets(failure).into_error(&self.name))?;
         if response.model.is_empty() {
             self.model_of(request).clone_into(&mut response.model);
         }

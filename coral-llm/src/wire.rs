@@ -9,14 +9,17 @@ use crate::failure::Failure;
 
 mod anthropic;
 mod assembly;
+mod call;
 mod framing;
 mod gemini;
 mod ollama;
 mod openai_chat;
 mod openai_responses;
+mod read;
 pub(crate) mod schema;
 
 use assembly::Assembly;
+use call::Call;
 use framing::Framer;
 pub use framing::Framing;
 
@@ -80,12 +83,13 @@ impl Protocol {
         stream: bool,
         dialect: &Dialect,
     ) -> Result<WireRequest, Error> {
+        let call = Call { request, model, stream, dialect };
         match self {
-            Protocol::Anthropic => anthropic::encode(request, model, stream, dialect),
-            Protocol::OpenAiChat => openai_chat::encode(request, model, stream, dialect),
-            Protocol::OpenAiResponses => openai_responses::encode(request, model, stream, dialect),
-            Protocol::Gemini => gemini::encode(request, model, stream, dialect),
-            Protocol::Ollama => ollama::encode(request, model, stream, dialect),
+            Protocol::Anthropic => anthropic::encode(&call),
+            Protocol::OpenAiChat => openai_chat::encode(&call),
+            Protocol::OpenAiResponses => openai_responses::encode(&call),
+            Protocol::Gemini => gemini::encode(&call),
+            Protocol::Ollama => ollama::encode(&call),
         }
     }
 
@@ -170,10 +174,4 @@ impl Decoder {
         }
         self.out.finish()
     }
-}
-
-fn to_bytes(body: &serde_json::Map<String, serde_json::Value>) -> Result<Bytes, Error> {
-    serde_json::to_vec(body)
-        .map(Bytes::from)
-        .map_err(|error| Error::invalid("chat request", error.to_string()))
 }

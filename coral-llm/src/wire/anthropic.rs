@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 
-use coral_core::{ChatRequest, Effort, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
+use coral_core::{Effort, Error, Message, Part, Role, StopReason, Usage};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::call::{Call, Fields, arguments_object, turn};
+use super::read::{count, parse_event, parse_slice};
 use super::{Reader, WireRequest, schema};
-use crate::dialect::{Dialect, Structured};
+use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
 
 const PROVIDER: &str = "anthropic";
@@ -16,100 +18,98 @@ const PROVIDER: &str = "anthropic";
 /// The first version that refuses sampling parameters.
 const WITHOUT_SAMPLING: &str = "2026-10-21";
 
-pub(super) fn encode(
-    request: &ChatRequest,
-    model: &str,
-    stream: bool,
-    dialect: &Dialect,
-) -> Result<WireRequest, Error> {
+/// Marks for the cache that one request may have.
+const MAX_MARKS: usize = 4;
+
+pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
+    let Call { request, dialect, .. } = *call;
     let mut system = Vec::new();
     let mut messages: Vec<Value> = Vec::new();
     for message in &request.messages {
-        let role = match message.role {
-            Role::System => {
-                system.extend(blocks(message));
-                continue;
-            }
-            Role::User | Role::Tool => "user",
-            Role::Assistant => "assistant",
-        };
-        let blocks = blocks(message);
-        if blocks.is_empty() {
-            continue;
-        }
-        // Turns must alternate, and the answers of tools are turns of the user.
-        let same = messages.last_mut().filter(|last| last.get("role").is_some_and(|known| known == role));
-        match same.and_then(|last| last.get_mut("content")).and_then(Value::as_array_mut) {
-            Some(content) => content.extend(blocks),
-            None => messages.push(json!({"role": role, "content": blocks})),
+        let blocks = blocks(message, dialect);
+        match message.role {
+            Role::System => system.extend(blocks),
+            Role::User | Role::Tool => turn(&mut messages, "user", "content", blocks),
+            Role::Assistant => turn(&mut messages, "assistant", "content", blocks),
         }
     }
+    limit_marks(&mut system, &mut messages);
 
-    let mut output_config = Map::new();
-    if let Some(output) = &request.output {
-        match schema::closed(&output.schema).filter(|_| dialect.structured == Structured::Schema) {
-            Some(schema) => {
-                output_config.insert("format".into(), json!({"type": "json_schema", "schema": schema}));
-            }
-            None => system.push(json!({"type": "text", "text": schema::instruction(output)})),
+    let mut output = Fields::default();
+    let schema = call.schema().map(|output| (schema::closed(&output.schema), output));
+    let told = match schema {
+        Some((Some(schema), _)) => {
+            output.set("format", json!({"type": "json_schema", "schema": schema}));
+            None
         }
-    }
-    if let Some(effort) = request.effort.filter(|_| dialect.effort) {
-        output_config.insert("effort".into(), effort_name(effort).into());
-    }
+        Some((None, open)) => Some(schema::instruction(open)),
+        None => call.told_schema(),
+    };
+    system.extend(told.map(|text| json!({"type": "text", "text": text})));
+    output.set_some("effort", call.effort().map(effort_name));
 
-    let mut body = Map::new();
-    body.insert("model".into(), model.into());
-    body.insert("max_tokens".into(), request.max_output_tokens.unwrap_or(dialect.default_max_tokens).into());
-    body.insert("messages".into(), messages.into());
-    if !system.is_empty() {
-        body.insert("system".into(), system.into());
-    }
-    if stream {
-        body.insert("stream".into(), true.into());
-    }
-    if !output_config.is_empty() {
-        body.insert("output_config".into(), output_config.into());
-    }
-    if !request.tools.is_empty() {
-        let tools: Vec<Value> = request
-            .tools
-            .iter()
-            .map(|tool| json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}))
-            .collect();
-        body.insert("tools".into(), tools.into());
-        let choice = match &request.tool_choice {
-            ToolChoice::None => Some(json!({"type": "none"})),
-            ToolChoice::Required => Some(json!({"type": "any"})),
-            ToolChoice::Tool(name) => Some(json!({"type": "tool", "name": name})),
-            _ => None,
-        };
-        if let Some(choice) = choice {
-            body.insert("tool_choice".into(), choice);
-        }
-    }
-    if !request.stop.is_empty() {
-        body.insert("stop_sequences".into(), json!(request.stop));
-    }
-    let takes_sampling = dialect.sampling && dialect.anthropic_version.as_str() < WITHOUT_SAMPLING;
-    if let Some(temperature) = request.temperature.filter(|_| takes_sampling) {
-        body.insert("temperature".into(), temperature.into());
-    }
-    Ok(WireRequest {
-        path: "/v1/messages".to_owned(),
-        headers: vec![("anthropic-version", dialect.anthropic_version.clone())],
-        body: super::to_bytes(&body)?,
-    })
+    let takes_sampling = dialect.anthropic_version.as_str() < WITHOUT_SAMPLING;
+    let mut body = Fields::default();
+    body.set("model", call.model);
+    body.set("max_tokens", request.max_output_tokens.unwrap_or(dialect.default_max_tokens));
+    body.set("messages", messages);
+    body.set_filled("system", system);
+    body.set_some("stream", call.stream.then_some(true));
+    body.set_some("cache_control", dialect.auto_cache.then(|| cache_control(dialect)));
+    body.set_filled("output_config", output);
+    body.set_filled(
+        "tools",
+        call.tools(|tool| {
+            json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
+        }),
+    );
+    body.set_some(
+        "tool_choice",
+        call.tool_choice(
+            json!({"type": "none"}),
+            json!({"type": "any"}),
+            |name| json!({"type": "tool", "name": name}),
+        ),
+    );
+    body.set_filled("stop_sequences", json!(request.stop));
+    body.set_some("temperature", call.temperature().filter(|_| takes_sampling));
+    let mut wire = body.into_request("/v1/messages")?;
+    wire.headers.push(("anthropic-version", dialect.anthropic_version.clone()));
+    Ok(wire)
 }
 
-fn blocks(message: &Message) -> Vec<Value> {
+fn cache_control(dialect: &Dialect) -> Value {
+    match &dialect.cache_ttl {
+        None => json!({"type": "ephemeral"}),
+        Some(ttl) => json!({"type": "ephemeral", "ttl": ttl}),
+    }
+}
+
+fn blocks(message: &Message, dialect: &Dialect) -> Vec<Value> {
     let mut blocks: Vec<Value> = message.parts.iter().filter_map(block).collect();
     if message.cache
         && let Some(Value::Object(last)) = blocks.last_mut()
     {
-        last.insert("cache_control".into(), json!({"type": "ephemeral"}));
+        last.insert(MARK.into(), cache_control(dialect));
     }
     blocks
+}
+
+const MARK: &str = "cache_control";
+
+/// Takes out the marks that are too many: the first stays, which most calls share, and the last ones.
+fn limit_marks(system: &mut [Value], messages: &mut [Value]) {
+    let content = messages.iter_mut().filter_map(|turn| turn.get_mut("content")?.as_array_mut()).flatten();
+    let mut marked: Vec<_> = system
+        .iter_mut()
+        .chain(content)
+        .filter_map(Value::as_object_mut)
+        .filter(|block| block.contains_key(MARK))
+        .collect();
+    let excess = marked.len().saturating_sub(MAX_MARKS);
+    for block in marked.iter_mut().skip(1).take(excess) {
+        block.remove(MARK);
+    }
 }
 
 fn block(part: &Part) -> Option<Value> {
@@ -126,8 +126,7 @@ fn block(part: &Part) -> Option<Value> {
         }
         Part::Opaque { provider, item } if provider == PROVIDER => item.clone(),
         Part::ToolCall(call) => {
-            let input = if call.arguments.is_object() { call.arguments.clone() } else { json!({}) };
-            json!({"type": "tool_use", "id": call.id, "name": call.name, "input": input})
+            json!({"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_object(&call.arguments)})
         }
         Part::ToolResult { call_id, content, is_error, .. } => {
             let mut result = json!({"type": "tool_result", "tool_use_id": call_id, "content": content});
@@ -148,6 +147,17 @@ fn effort_name(effort: Effort) -> &'static str {
         _ => "medium",
     }
 }
+
+/// The events that are read.
+const KNOWN: [&str; 7] = [
+    "message_start",
+    "content_block_start",
+    "content_block_delta",
+    "content_block_stop",
+    "message_delta",
+    "message_stop",
+    "error",
+];
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -190,15 +200,20 @@ struct Head {
 /// Usage as counted by the provider: `input_tokens` leaves out what the cache held or took in.
 #[derive(Clone, Copy, Default, Deserialize)]
 struct Counted {
+    #[serde(default, deserialize_with = "count")]
     input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     output_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     cache_read_input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     cache_creation_input_tokens: Option<u64>,
     output_tokens_details: Option<OutputDetails>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 struct OutputDetails {
+    #[serde(default, deserialize_with = "count")]
     thinking_tokens: Option<u64>,
 }
 
@@ -212,8 +227,9 @@ pub(super) struct Messages {
 
 impl Reader for Messages {
     fn event(&mut self, _name: Option<&str>, data: &str, out: &mut Assembly) -> Result<(), Failure> {
-        let event: Event<'_> = serde_json::from_str(data)
-            .map_err(|error| Failure::malformed(format!("expected an event of Messages: {error}")))?;
+        let Some(event) = parse_event::<Event<'_>>(data, "an event of Messages", &KNOWN)? else {
+            return Ok(());
+        };
         match &*event.kind {
             "message_start" => {
                 if let Some(head) = event.message {
@@ -244,8 +260,7 @@ impl Reader for Messages {
     }
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|error| Failure::malformed(format!("expected a message as JSON: {error}")))?;
+        let value: Value = parse_slice(body, "a message as JSON")?;
         if value.get("type").is_some_and(|kind| kind == "error") {
             return Err(failure::in_stream(&value));
         }

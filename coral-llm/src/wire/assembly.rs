@@ -85,11 +85,6 @@ impl Assembly {
         self.blocks.push(Block::Opaque { provider, item });
     }
 
-    /// Whether a tool call with this key has begun.
-    pub(super) fn has_call(&self, key: u64) -> bool {
-        self.blocks.iter().any(|block| matches!(block, Block::Call { key: known, .. } if *known == key))
-    }
-
     /// A tool call begins. `key` is what the wire tells its calls apart by.
     pub(super) fn call(&mut self, key: u64, id: &str, name: &str) {
         let index = self.calls;

@@ -2,15 +2,15 @@
 
 use std::borrow::Cow;
 
-use coral_core::{
-    ChatRequest, Effort, Error, Message, ModelFault, Part, Role, StopReason, ToolChoice, Usage,
-};
+use coral_core::{Effort, Error, Message, ModelFault, Part, Role, StopReason, Usage};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::call::{Call, Fields, arguments_object, turn};
+use super::read::{count, null_is_empty, parse, parse_slice};
 use super::{Reader, WireRequest, schema};
-use crate::dialect::{Dialect, Structured};
+use crate::dialect::Structured;
 use crate::failure::{self, Failure};
 
 const PROVIDER: &str = "gemini";
@@ -18,97 +18,54 @@ const PROVIDER: &str = "gemini";
 /// The signature of the part that follows it must come back with that part.
 const SIGNATURE: &str = "thoughtSignature";
 
-pub(super) fn encode(
-    request: &ChatRequest,
-    model: &str,
-    stream: bool,
-    dialect: &Dialect,
-) -> Result<WireRequest, Error> {
+pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
+    let Call { request, model, dialect, .. } = *call;
     let mut system: Vec<Value> = Vec::new();
     let mut contents: Vec<Value> = Vec::new();
     for message in &request.messages {
-        let role = match message.role {
-            Role::System => {
-                system.push(json!({"text": message.text()}));
-                continue;
-            }
-            Role::User | Role::Tool => "user",
-            Role::Assistant => "model",
-        };
-        let parts = parts(message);
-        if parts.is_empty() {
-            continue;
-        }
-        let same = contents.last_mut().filter(|last| last.get("role").is_some_and(|known| known == role));
-        match same.and_then(|last| last.get_mut("parts")).and_then(Value::as_array_mut) {
-            Some(known) => known.extend(parts),
-            None => contents.push(json!({"role": role, "parts": parts})),
+        match message.role {
+            Role::System => system.push(json!({"text": message.text()})),
+            Role::User | Role::Tool => turn(&mut contents, "user", "parts", parts(message)),
+            Role::Assistant => turn(&mut contents, "model", "parts", parts(message)),
         }
     }
 
-    let mut config = Map::new();
-    if let Some(output) = &request.output {
-        if dialect.structured == Structured::Instructions {
-            system.push(json!({"text": schema::instruction(output)}));
-        } else {
-            config.insert("responseMimeType".into(), "application/json".into());
-            match schema::closed(&output.schema).filter(|_| dialect.structured == Structured::Schema) {
-                Some(schema) => {
-                    config.insert("responseJsonSchema".into(), schema);
-                }
-                None => system.push(json!({"text": schema::instruction(output)})),
-            }
+    let mut config = Fields::default();
+    if request.output.is_some() && dialect.structured != Structured::Instructions {
+        config.set("responseMimeType", "application/json");
+    }
+    let schema = call.schema().map(|output| (schema::closed(&output.schema), output));
+    let told = match schema {
+        Some((Some(schema), _)) => {
+            config.set("responseJsonSchema", schema);
+            None
         }
-    }
-    if let Some(max) = request.max_output_tokens {
-        config.insert("maxOutputTokens".into(), max.into());
-    }
-    if let Some(temperature) = request.temperature.filter(|_| dialect.sampling) {
-        config.insert("temperature".into(), temperature.into());
-    }
-    if !request.stop.is_empty() {
-        config.insert("stopSequences".into(), json!(request.stop));
-    }
-    if let Some(effort) = request.effort.filter(|_| dialect.effort) {
-        config.insert(
-            "thinkingConfig".into(),
-            json!({"thinkingLevel": effort_name(effort), "includeThoughts": true}),
-        );
-    }
+        Some((None, open)) => Some(schema::instruction(open)),
+        None => call.told_schema(),
+    };
+    system.extend(told.map(|text| json!({"text": text})));
+    config.set_some("maxOutputTokens", request.max_output_tokens);
+    config.set_some("temperature", call.temperature());
+    config.set_filled("stopSequences", json!(request.stop));
+    let thinking = |effort| json!({"thinkingLevel": effort_name(effort), "includeThoughts": true});
+    config.set_some("thinkingConfig", call.effort().map(thinking));
 
-    let mut body = Map::new();
-    body.insert("contents".into(), contents.into());
-    if !system.is_empty() {
-        body.insert("systemInstruction".into(), json!({"parts": system}));
-    }
-    if !config.is_empty() {
-        body.insert("generationConfig".into(), config.into());
-    }
-    if !request.tools.is_empty() {
-        let tools: Vec<Value> = request
-            .tools
-            .iter()
-            .map(|tool| {
-                json!({"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.input_schema})
-            })
-            .collect();
-        body.insert("tools".into(), json!([{"functionDeclarations": tools}]));
-        let choice = match &request.tool_choice {
-            ToolChoice::None => Some(json!({"mode": "NONE"})),
-            ToolChoice::Required => Some(json!({"mode": "ANY"})),
-            ToolChoice::Tool(name) => Some(json!({"mode": "ANY", "allowedFunctionNames": [name]})),
-            _ => None,
-        };
-        if let Some(choice) = choice {
-            body.insert("toolConfig".into(), json!({"functionCallingConfig": choice}));
-        }
-    }
-    let method = if stream { "streamGenerateContent?alt=sse" } else { "generateContent" };
-    Ok(WireRequest {
-        path: format!("/models/{model}:{method}"),
-        headers: Vec::new(),
-        body: super::to_bytes(&body)?,
-    })
+    let tools = call.tools(|tool| {
+        json!({"name": tool.name, "description": tool.description, "parametersJsonSchema": tool.input_schema})
+    });
+    let choice = call.tool_choice(
+        json!({"mode": "NONE"}),
+        json!({"mode": "ANY"}),
+        |name| json!({"mode": "ANY", "allowedFunctionNames": [name]}),
+    );
+    let mut body = Fields::default();
+    body.set("contents", contents);
+    body.set_some("systemInstruction", (!system.is_empty()).then(|| json!({"parts": system})));
+    body.set_filled("generationConfig", config);
+    body.set_some("tools", (!tools.is_empty()).then(|| json!([{"functionDeclarations": tools}])));
+    body.set_some("toolConfig", choice.map(|choice| json!({"functionCallingConfig": choice})));
+    let method = if call.stream { "streamGenerateContent?alt=sse" } else { "generateContent" };
+    body.into_request(format!("/models/{model}:{method}"))
 }
 
 fn parts(message: &Message) -> Vec<Value> {
@@ -120,14 +77,14 @@ fn parts(message: &Message) -> Vec<Value> {
             Part::Text { text } => json!({"text": text}),
             Part::Image { media_type, data } => json!({"inlineData": {"mimeType": media_type, "data": data}}),
             Part::Opaque { provider, item } if provider == PROVIDER => {
-                match item.get(SIGNATURE) {
-                    Some(found) => signature = Some(found.clone()),
-                    None => out.push(item.clone()),
+                if let Some(found) = item.get(SIGNATURE) {
+                    signature = Some(found.clone());
+                    continue;
                 }
-                continue;
+                item.clone()
             }
             Part::ToolCall(call) => {
-                let args = if call.arguments.is_object() { call.arguments.clone() } else { json!({}) };
+                let args = arguments_object(&call.arguments);
                 json!({"functionCall": {"id": call.id, "name": call.name, "args": args}})
             }
             Part::ToolResult { call_id, name, content, is_error } => {
@@ -142,6 +99,8 @@ fn parts(message: &Message) -> Vec<Value> {
         }
         out.push(value);
     }
+    // The signature of an answer without more comes with an empty text.
+    out.extend(signature.map(|signature| json!({"text": "", SIGNATURE: signature})));
     out
 }
 
@@ -157,11 +116,13 @@ fn effort_name(effort: Effort) -> &'static str {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Chunk<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
     candidates: Vec<Candidate<'a>>,
     usage_metadata: Option<Counted>,
-    model_version: Option<String>,
-    response_id: Option<String>,
+    #[serde(borrow)]
+    model_version: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    response_id: Option<Cow<'a, str>>,
     prompt_feedback: Option<Value>,
     error: Option<Value>,
 }
@@ -178,7 +139,7 @@ struct Candidate<'a> {
 
 #[derive(Deserialize)]
 struct Content<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow, default, deserialize_with = "null_is_empty")]
     parts: Vec<Piece<'a>>,
 }
 
@@ -189,12 +150,15 @@ struct Piece<'a> {
     text: Option<Cow<'a, str>>,
     #[serde(default)]
     thought: bool,
-    function_call: Option<Call>,
+    function_call: Option<FunctionCall>,
     thought_signature: Option<String>,
+    executable_code: Option<Value>,
+    code_execution_result: Option<Value>,
+    inline_data: Option<Value>,
 }
 
 #[derive(Deserialize)]
-struct Call {
+struct FunctionCall {
     #[serde(default)]
     id: String,
     name: String,
@@ -202,13 +166,18 @@ struct Call {
 }
 
 #[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 struct Counted {
-    prompt_token_count: u64,
-    candidates_token_count: u64,
-    thoughts_token_count: u64,
-    cached_content_token_count: u64,
-    tool_use_prompt_token_count: u64,
+    #[serde(default, deserialize_with = "count")]
+    prompt_token_count: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
+    candidates_token_count: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
+    thoughts_token_count: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
+    cached_content_token_count: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
+    tool_use_prompt_token_count: Option<u64>,
 }
 
 /// Reads the chunks of generated content.
@@ -219,15 +188,11 @@ pub(super) struct Contents {
 
 impl Reader for Contents {
     fn event(&mut self, _name: Option<&str>, data: &str, out: &mut Assembly) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_str(data)
-            .map_err(|error| Failure::malformed(format!("expected a chunk of generated content: {error}")))?;
-        self.take(chunk, out)
+        self.take(parse(data, "a chunk of generated content")?, out)
     }
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_slice(body)
-            .map_err(|error| Failure::malformed(format!("expected generated content: {error}")))?;
-        self.take(chunk, out)?;
+        self.take(parse_slice(body, "generated content")?, out)?;
         if !out.complete {
             return Err(Failure::malformed("expected generated content with a `finishReason`"));
         }
@@ -244,8 +209,12 @@ impl Contents {
             let problem = format!("the provider's filter stopped the request: {reason}");
             return Err(Failure::new(ModelFault::ContentFiltered, problem));
         }
-        out.id = chunk.response_id.or(out.id.take());
-        out.model = chunk.model_version.or(out.model.take());
+        if out.id.is_none() {
+            out.id = chunk.response_id.map(Cow::into_owned);
+        }
+        if out.model.is_none() {
+            out.model = chunk.model_version.map(Cow::into_owned);
+        }
         if let Some(counted) = chunk.usage_metadata {
             out.usage = usage(counted);
         }
@@ -266,6 +235,16 @@ impl Contents {
         if let Some(signature) = piece.thought_signature {
             out.opaque(PROVIDER, json!({SIGNATURE: signature}));
         }
+        // What the provider's own tools did goes back as it came.
+        for (name, item) in [
+            ("executableCode", piece.executable_code),
+            ("codeExecutionResult", piece.code_execution_result),
+            ("inlineData", piece.inline_data),
+        ] {
+            if let Some(item) = item {
+                out.opaque(PROVIDER, json!({name: item}));
+            }
+        }
         if let Some(call) = piece.function_call {
             // A call comes whole, and its place is its key.
             out.call(self.calls, &call.id, &call.name);
@@ -279,12 +258,13 @@ impl Contents {
 }
 
 fn usage(counted: Counted) -> Usage {
+    let all = |counts: &[Option<u64>]| counts.iter().flatten().fold(0, |sum: u64, n| sum.saturating_add(*n));
     Usage {
-        input_tokens: counted.prompt_token_count.saturating_add(counted.tool_use_prompt_token_count),
-        output_tokens: counted.candidates_token_count.saturating_add(counted.thoughts_token_count),
-        cache_read_tokens: counted.cached_content_token_count,
+        input_tokens: all(&[counted.prompt_token_count, counted.tool_use_prompt_token_count]),
+        output_tokens: all(&[counted.candidates_token_count, counted.thoughts_token_count]),
+        cache_read_tokens: counted.cached_content_token_count.unwrap_or(0),
         cache_write_tokens: 0,
-        reasoning_tokens: counted.thoughts_token_count,
+        reasoning_tokens: counted.thoughts_token_count.unwrap_or(0),
     }
 }
 

@@ -2,78 +2,46 @@
 
 use std::borrow::Cow;
 
-use coral_core::{ChatRequest, Effort, Error, Message, Part, Role, StopReason, Usage};
+use coral_core::{Effort, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::{Reader, WireRequest, schema};
-use crate::dialect::{Dialect, Structured};
+use super::call::{Call, Fields, function, thinking_of};
+use super::read::{count, parse};
+use super::{Reader, WireRequest};
 use crate::failure::{self, Failure};
 
-pub(super) fn encode(
-    request: &ChatRequest,
-    model: &str,
-    stream: bool,
-    dialect: &Dialect,
-) -> Result<WireRequest, Error> {
+pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
+    let request = call.request;
     let mut messages: Vec<Value> = Vec::new();
+    messages.extend(call.told_schema().map(|text| json!({"role": "system", "content": text})));
     for message in &request.messages {
         encode_message(message, &mut messages);
     }
-    let mut body = Map::new();
-    if let Some(output) = &request.output {
-        match dialect.structured {
-            Structured::Schema => {
-                body.insert("format".into(), (*output.schema).clone());
-            }
-            Structured::Json => {
-                body.insert("format".into(), "json".into());
-                messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
-            }
-            Structured::Tool | Structured::Instructions => {
-                messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
-            }
-        }
-    }
-    body.insert("model".into(), model.into());
-    body.insert("messages".into(), messages.into());
-    body.insert("stream".into(), stream.into());
+    let format = match call.schema() {
+        Some(output) => Some((*output.schema).clone()),
+        None => call.wants_json().then(|| "json".into()),
+    };
     // There is no way to ask for a certain tool, or for none, but by what is offered.
-    let offered: Vec<Value> = request
-        .tools
-        .iter()
-        .filter(|tool| match &request.tool_choice {
-            coral_core::ToolChoice::None => false,
-            coral_core::ToolChoice::Tool(name) => tool.name == *name,
-            _ => true,
-        })
-        .map(|tool| {
-            json!({"type": "function", "function": {
-                "name": tool.name, "description": tool.description, "parameters": tool.input_schema,
-            }})
-        })
-        .collect();
-    if !offered.is_empty() {
-        body.insert("tools".into(), offered.into());
-    }
-    let mut options = Map::new();
-    if let Some(temperature) = request.temperature.filter(|_| dialect.sampling) {
-        options.insert("temperature".into(), temperature.into());
-    }
-    if let Some(max) = request.max_output_tokens {
-        options.insert("num_predict".into(), max.into());
-    }
-    if !request.stop.is_empty() {
-        options.insert("stop".into(), json!(request.stop));
-    }
-    if !options.is_empty() {
-        body.insert("options".into(), options.into());
-    }
-    if let Some(effort) = request.effort.filter(|_| dialect.effort) {
-        body.insert("think".into(), think(effort));
-    }
-    Ok(WireRequest { path: "/api/chat".to_owned(), headers: Vec::new(), body: super::to_bytes(&body)? })
+    let offered = request.tools.iter().filter(|tool| match &request.tool_choice {
+        ToolChoice::None => false,
+        ToolChoice::Tool(name) => tool.name == *name,
+        _ => true,
+    });
+    let mut options = Fields::default();
+    options.set_some("temperature", call.temperature());
+    options.set_some("num_predict", request.max_output_tokens);
+    options.set_filled("stop", json!(request.stop));
+    let mut body = Fields::default();
+    body.set("model", call.model);
+    body.set("messages", messages);
+    body.set("stream", call.stream);
+    body.set_some("format", format);
+    body.set_filled("tools", offered.map(function).collect::<Vec<Value>>());
+    body.set_filled("options", options);
+    body.set_some("think", call.effort().map(think));
+    body.into_request("/api/chat")
 }
 
 fn think(effort: Effort) -> Value {
@@ -91,16 +59,13 @@ fn encode_message(message: &Message, out: &mut Vec<Value>) {
         Role::User | Role::Tool => "user",
         Role::Assistant => "assistant",
     };
-    let mut fields = Map::new();
     let mut images = Vec::new();
-    let mut thinking = String::new();
     for part in &message.parts {
         match part {
             Part::ToolResult { name, content, .. } => {
                 out.push(json!({"role": "tool", "tool_name": name, "content": content}));
             }
             Part::Image { data, .. } => images.push(Value::String(data.clone())),
-            Part::Thinking { text, .. } => thinking.push_str(text),
             _ => {}
         }
     }
@@ -112,29 +77,28 @@ fn encode_message(message: &Message, out: &mut Vec<Value>) {
     if text.is_empty() && images.is_empty() && calls.is_empty() {
         return;
     }
-    fields.insert("role".into(), role.into());
-    fields.insert("content".into(), text.into());
-    for (key, values) in [("images", images), ("tool_calls", calls)] {
-        if !values.is_empty() {
-            fields.insert(key.into(), values.into());
-        }
-    }
-    if !thinking.is_empty() {
-        fields.insert("thinking".into(), thinking.into());
-    }
+    let mut fields = Fields::default();
+    fields.set("role", role);
+    fields.set("content", text);
+    fields.set_filled("images", images);
+    fields.set_filled("tool_calls", calls);
+    fields.set_filled("thinking", thinking_of(message));
     out.push(fields.into());
 }
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
-    model: Option<String>,
+    #[serde(borrow)]
+    model: Option<Cow<'a, str>>,
     #[serde(borrow)]
     message: Option<Said<'a>>,
     #[serde(default)]
     done: bool,
     #[serde(borrow)]
     done_reason: Option<Cow<'a, str>>,
+    #[serde(default, deserialize_with = "count")]
     prompt_eval_count: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     eval_count: Option<u64>,
     error: Option<Value>,
 }
@@ -145,11 +109,11 @@ struct Said<'a> {
     content: Option<Cow<'a, str>>,
     #[serde(borrow)]
     thinking: Option<Cow<'a, str>>,
-    tool_calls: Option<Vec<Call>>,
+    tool_calls: Option<Vec<FunctionCall>>,
 }
 
 #[derive(Deserialize)]
-struct Call {
+struct FunctionCall {
     #[serde(default)]
     id: String,
     function: Function,
@@ -169,12 +133,13 @@ pub(super) struct Lines {
 
 impl Reader for Lines {
     fn event(&mut self, _name: Option<&str>, data: &str, out: &mut Assembly) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_str(data)
-            .map_err(|error| Failure::malformed(format!("expected a line of a chat: {error}")))?;
+        let chunk: Chunk<'_> = parse(data, "a line of a chat")?;
         if let Some(error) = chunk.error {
             return Err(failure::in_stream(&json!({"error": error})));
         }
-        out.model = chunk.model.or(out.model.take());
+        if out.model.is_none() {
+            out.model = chunk.model.map(Cow::into_owned);
+        }
         if let Some(said) = chunk.message {
             out.thinking(said.thinking.as_deref().unwrap_or_default());
             out.text(said.content.as_deref().unwrap_or_default());

@@ -1,95 +1,63 @@
 //! OpenAI's chat completions, and the many who speak them.
 
 use std::borrow::Cow;
+use std::fmt;
 
-use coral_core::{ChatRequest, Effort, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use coral_core::{Effort, Error, Message, Part, Role, StopReason, Usage};
+use serde::de::{SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::{Reader, WireRequest, schema};
-use crate::dialect::{Dialect, MaxTokensField, Structured};
+use super::call::{Call, Fields, arguments_text, function, thinking_of};
+use super::read::{count, null_is_empty, parse, parse_slice};
+use super::{Reader, WireRequest};
+use crate::dialect::{Dialect, MaxTokensField};
 use crate::failure::{self, Failure};
 
-pub(super) fn encode(
-    request: &ChatRequest,
-    model: &str,
-    stream: bool,
-    dialect: &Dialect,
-) -> Result<WireRequest, Error> {
+/// Whose parts those are that come in no field of their own.
+const PROVIDER: &str = "openai_chat";
+
+/// Reasoning in a form that some servers want back as it was.
+const REASONING_DETAILS: &str = "reasoning_details";
+
+pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
+    let Call { request, dialect, .. } = *call;
     let mut messages: Vec<Value> = Vec::new();
+    messages.extend(call.told_schema().map(|text| json!({"role": "system", "content": text})));
     for message in &request.messages {
         encode_message(message, dialect, &mut messages);
     }
-    let mut body = Map::new();
-    if let Some(output) = &request.output {
-        match dialect.structured {
-            Structured::Schema => {
-                let strict = schema::strict(&output.schema);
-                let is_strict = strict.is_some();
-                let schema = strict.unwrap_or_else(|| (*output.schema).clone());
-                let format = json!({"name": output.name, "strict": is_strict, "schema": schema});
-                body.insert("response_format".into(), json!({"type": "json_schema", "json_schema": format}));
-            }
-            Structured::Json => {
-                body.insert("response_format".into(), json!({"type": "json_object"}));
-                messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
-            }
-            Structured::Tool | Structured::Instructions => {
-                messages.insert(0, json!({"role": "system", "content": schema::instruction(output)}));
-            }
-        }
-    }
-    body.insert("model".into(), model.into());
-    body.insert("messages".into(), messages.into());
-    if stream {
-        body.insert("stream".into(), true.into());
-        if dialect.stream_usage {
-            body.insert("stream_options".into(), json!({"include_usage": true}));
-        }
-    }
-    if !request.tools.is_empty() {
-        let tools: Vec<Value> = request
-            .tools
-            .iter()
-            .map(|tool| {
-                json!({"type": "function", "function": {
-                    "name": tool.name, "description": tool.description, "parameters": tool.input_schema,
-                }})
-            })
-            .collect();
-        body.insert("tools".into(), tools.into());
-        let choice = match &request.tool_choice {
-            ToolChoice::None => Some(json!("none")),
-            ToolChoice::Required => Some(json!("required")),
-            ToolChoice::Tool(name) => Some(json!({"type": "function", "function": {"name": name}})),
-            _ => None,
-        };
-        if let Some(choice) = choice {
-            body.insert("tool_choice".into(), choice);
-        }
-    }
-    if let Some(max) = request.max_output_tokens {
-        let field = match dialect.max_tokens_field {
-            MaxTokensField::MaxCompletionTokens => "max_completion_tokens",
-            MaxTokensField::MaxTokens => "max_tokens",
-        };
-        body.insert(field.into(), max.into());
-    }
-    if let Some(temperature) = request.temperature.filter(|_| dialect.sampling) {
-        body.insert("temperature".into(), temperature.into());
-    }
-    if let Some(effort) = request.effort.filter(|_| dialect.effort) {
-        body.insert("reasoning_effort".into(), effort_name(effort).into());
-    }
-    if !request.stop.is_empty() {
-        body.insert("stop".into(), json!(request.stop));
-    }
-    Ok(WireRequest {
-        path: "/chat/completions".to_owned(),
-        headers: Vec::new(),
-        body: super::to_bytes(&body)?,
-    })
+    let format = match call.openai_schema() {
+        Some(schema) => Some(json!({"type": "json_schema", "json_schema": schema})),
+        None => call.wants_json().then(|| json!({"type": "json_object"})),
+    };
+    let max_tokens = match dialect.max_tokens_field {
+        MaxTokensField::MaxCompletionTokens => "max_completion_tokens",
+        MaxTokensField::MaxTokens => "max_tokens",
+    };
+    let counts = call.stream && dialect.stream_usage;
+    let mut body = Fields::default();
+    body.set("model", call.model);
+    body.set("messages", messages);
+    body.set_some("response_format", format);
+    body.set_some("stream", call.stream.then_some(true));
+    body.set_some("stream_options", counts.then(|| json!({"include_usage": true})));
+    body.set_filled("tools", call.tools(function));
+    body.set_some(
+        "tool_choice",
+        call.tool_choice(
+            json!("none"),
+            json!("required"),
+            |name| json!({"type": "function", "function": {"name": name}}),
+        ),
+    );
+    body.set_some(max_tokens, request.max_output_tokens);
+    body.set_some("temperature", call.temperature());
+    body.set_some("reasoning_effort", call.effort().map(effort_name));
+    body.set_some("prompt_cache_key", call.prompt_cache_key());
+    body.set_filled("stop", json!(request.stop));
+    body.into_request("/chat/completions")
 }
 
 fn encode_message(message: &Message, dialect: &Dialect, out: &mut Vec<Value>) {
@@ -122,38 +90,31 @@ fn encode_message(message: &Message, dialect: &Dialect, out: &mut Vec<Value>) {
 }
 
 fn assistant(message: &Message, dialect: &Dialect) -> Value {
-    let mut fields = Map::new();
-    fields.insert("role".into(), "assistant".into());
     let text = message.text();
     let calls: Vec<Value> = message
         .tool_calls()
         .map(|call| {
-            let arguments = match &call.arguments {
-                Value::String(text) => text.clone(),
-                value => value.to_string(),
-            };
+            let arguments = arguments_text(&call.arguments);
             json!({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
         })
         .collect();
-    let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() };
-    fields.insert("content".into(), content);
-    if !calls.is_empty() {
-        fields.insert("tool_calls".into(), calls.into());
-    }
+    let mut fields = Fields::default();
+    fields.set("role", "assistant");
+    fields.set("content", if text.is_empty() && !calls.is_empty() { Value::Null } else { text.into() });
+    fields.set_filled("tool_calls", calls);
     if dialect.send_reasoning {
-        let reasoning: String = message
-            .parts
-            .iter()
-            .filter_map(|part| match part {
-                Part::Thinking { text, .. } => Some(text.as_str()),
-                _ => None,
-            })
-            .collect();
-        if !reasoning.is_empty() {
-            fields.insert("reasoning_content".into(), reasoning.into());
-        }
+        fields.set_filled("reasoning_content", thinking_of(message));
     }
-    Value::Object(fields)
+    if dialect.reasoning_details {
+        let details = message.parts.iter().filter_map(|part| match part {
+            Part::Opaque { provider, item } if provider == PROVIDER => {
+                item.get(REASONING_DETAILS)?.as_array()
+            }
+            _ => None,
+        });
+        fields.set_filled(REASONING_DETAILS, details.flatten().cloned().collect::<Vec<Value>>());
+    }
+    fields.into()
 }
 
 pub(super) fn effort_name(effort: Effort) -> &'static str {
@@ -168,8 +129,10 @@ pub(super) fn effort_name(effort: Effort) -> &'static str {
 
 #[derive(Deserialize)]
 struct Chunk<'a> {
-    id: Option<String>,
-    model: Option<String>,
+    #[serde(borrow)]
+    id: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    model: Option<Cow<'a, str>>,
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
     choices: Vec<Choice<'a>>,
     usage: Option<Counted>,
@@ -184,12 +147,13 @@ struct Choice<'a> {
     delta: Option<Said<'a>>,
     #[serde(borrow)]
     finish_reason: Option<Cow<'a, str>>,
+    error: Option<Value>,
 }
 
 #[derive(Deserialize)]
 struct Said<'a> {
     #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
+    content: Option<Content<'a>>,
     #[serde(borrow)]
     refusal: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -197,11 +161,50 @@ struct Said<'a> {
     #[serde(borrow)]
     reasoning: Option<Cow<'a, str>>,
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
-    tool_calls: Vec<Call<'a>>,
+    tool_calls: Vec<CallPiece<'a>>,
+    reasoning_details: Option<Vec<Value>>,
+}
+
+/// Text, or pieces of which some are thinking, as Mistral's models write them.
+enum Content<'a> {
+    Text(Cow<'a, str>),
+    Pieces(Vec<Value>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Content<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text, or a list of pieces")
+            }
+
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Content<'de>, E> {
+                Ok(Content::Text(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Content<'de>, E> {
+                Ok(Content::Text(Cow::Owned(text.to_owned())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Content<'de>, A::Error> {
+                let mut pieces = Vec::new();
+                while let Some(piece) = list.next_element()? {
+                    pieces.push(piece);
+                }
+                Ok(Content::Pieces(pieces))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
 }
 
 #[derive(Deserialize)]
-struct Call<'a> {
+struct CallPiece<'a> {
     index: Option<u64>,
     #[serde(borrow)]
     id: Option<Cow<'a, str>>,
@@ -218,42 +221,47 @@ struct Function<'a> {
 
 #[derive(Clone, Copy, Default, Deserialize)]
 struct Counted {
+    #[serde(default, deserialize_with = "count")]
     prompt_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     completion_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
+    total_tokens: Option<u64>,
     prompt_tokens_details: Option<PromptDetails>,
     completion_tokens_details: Option<CompletionDetails>,
     /// DeepSeek's name for what the cache held.
+    #[serde(default, deserialize_with = "count")]
     prompt_cache_hit_tokens: Option<u64>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 struct PromptDetails {
+    #[serde(default, deserialize_with = "count")]
     cached_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "count")]
     cache_write_tokens: Option<u64>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
 struct CompletionDetails {
+    #[serde(default, deserialize_with = "count")]
     reasoning_tokens: Option<u64>,
-}
-
-fn null_is_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: serde::Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// Reads the chunks of chat completions.
 pub(super) struct Completions {
     done_marker: bool,
     refused: bool,
+    /// The calls that began: the index and the id that the server gave them.
+    calls: Vec<(Option<u64>, String)>,
+    /// Reasoning that the server wants back as it was.
+    details: Vec<Value>,
 }
 
 impl Completions {
     pub(super) fn new(dialect: &Dialect) -> Self {
-        Completions { done_marker: dialect.done_marker, refused: false }
+        let done_marker = dialect.done_marker;
+        Completions { done_marker, refused: false, calls: Vec::new(), details: Vec::new() }
     }
 }
 
@@ -270,17 +278,14 @@ impl Reader for Completions {
         if data.is_empty() {
             return Ok(());
         }
-        let chunk: Chunk<'_> = serde_json::from_str(data)
-            .map_err(|error| Failure::malformed(format!("expected a chunk of a chat completion: {error}")))?;
-        self.take(chunk, out)?;
+        self.take(parse(data, "a chunk of a chat completion")?, out)?;
         // Counts may follow the finish reason.
         out.complete = !self.done_marker && out.stop.is_some();
         Ok(())
     }
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = serde_json::from_slice(body)
-            .map_err(|error| Failure::malformed(format!("expected a chat completion: {error}")))?;
+        let chunk: Chunk<'_> = parse_slice(body, "a chat completion")?;
         if chunk.error.is_none() && chunk.choices.is_empty() {
             return Err(Failure::malformed("expected a chat completion with a choice"));
         }
@@ -296,21 +301,28 @@ impl Completions {
             return Err(failure::in_stream(&json!({"error": error})));
         }
         if out.id.is_none() {
-            out.id = chunk.id;
+            out.id = chunk.id.map(Cow::into_owned);
         }
         if out.model.as_deref().is_none_or(str::is_empty) {
-            out.model = chunk.model;
+            out.model = chunk.model.map(Cow::into_owned);
         }
         if let Some(counted) = chunk.usage {
             out.usage = usage(counted);
         }
         // One answer is asked for; a server that sends more is read for its first.
         for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+            if let Some(error) = choice.error.filter(|error| !error.is_null()) {
+                return Err(failure::in_stream(&json!({"error": error})));
+            }
             if let Some(said) = choice.delta {
                 self.say(said, out)?;
             }
             if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
                 out.stop = Some(if self.refused { StopReason::Refusal } else { stop_reason(&reason) });
+                let details = std::mem::take(&mut self.details);
+                if !details.is_empty() {
+                    out.opaque(PROVIDER, json!({REASONING_DETAILS: details}));
+                }
             }
         }
         Ok(())
@@ -320,47 +332,93 @@ impl Completions {
         if let Some(reasoning) = said.reasoning_content.or(said.reasoning) {
             out.thinking(&reasoning);
         }
-        if let Some(text) = said.content {
-            out.text(&text);
+        self.details.extend(said.reasoning_details.into_iter().flatten());
+        match said.content {
+            Some(Content::Text(text)) => out.text(&text),
+            Some(Content::Pieces(pieces)) => pieces.iter().for_each(|piece| say_piece(piece, out)),
+            None => {}
         }
         if let Some(refusal) = said.refusal {
             self.refused = self.refused || !refusal.is_empty();
             out.text(&refusal);
         }
-        for (place, call) in (0..).zip(said.tool_calls) {
-            let key = call.index.unwrap_or(place);
-            let Some(function) = call.function else { continue };
-            // Some servers repeat id and name with every fragment.
-            if !out.has_call(key) {
-                let Some(name) = function.name.filter(|name| !name.is_empty()) else {
-                    return Err(Failure::malformed(
-                        "expected the name of the tool with a call's first fragment",
-                    ));
-                };
-                out.call(key, call.id.as_deref().unwrap_or_default(), &name);
+        said.tool_calls.into_iter().try_for_each(|piece| self.call(piece, out))
+    }
+
+    fn call(&mut self, piece: CallPiece<'_>, out: &mut Assembly) -> Result<(), Failure> {
+        let Some(function) = piece.function else { return Ok(()) };
+        let id = piece.id.as_deref().unwrap_or_default();
+        let name = function.name.as_deref().unwrap_or_default();
+        let key = match self.known(piece.index, id, name) {
+            Some(key) => key,
+            None if name.is_empty() => {
+                return Err(Failure::malformed("expected the name of the tool with a call's first fragment"));
             }
-            match function.arguments {
-                Some(Value::String(fragment)) => out.arguments(key, &fragment)?,
-                Some(Value::Null) | None => {}
-                // Some servers send the arguments as an object.
-                Some(value) => out.arguments(key, &value.to_string())?,
+            None => {
+                out.call(self.calls.len() as u64, id, name);
+                self.calls.push((piece.index, id.to_owned()));
+                self.calls.len() - 1
+            }
+        };
+        match function.arguments {
+            Some(Value::String(fragment)) => out.arguments(key as u64, &fragment),
+            Some(Value::Null) | None => Ok(()),
+            // Some servers send the arguments as an object.
+            Some(value) => out.arguments(key as u64, &value.to_string()),
+        }
+    }
+
+    /// The call that a fragment goes on with. Some servers repeat id and name with every fragment, some give no index,
+    /// and some give every call the same one: what has a name and another id is another call.
+    fn known(&self, index: Option<u64>, id: &str, name: &str) -> Option<usize> {
+        let last = |is: &dyn Fn(&(Option<u64>, String)) -> bool| self.calls.iter().rposition(is);
+        let found = match index {
+            Some(_) => last(&|(known, _)| *known == index),
+            None if !id.is_empty() => last(&|(_, known)| known == id),
+            None if name.is_empty() => self.calls.len().checked_sub(1),
+            None => None,
+        }?;
+        let (_, known) = self.calls.get(found)?;
+        let is_other = !name.is_empty() && !id.is_empty() && !known.is_empty() && known != id;
+        (!is_other).then_some(found)
+    }
+}
+
+/// One piece of a content that comes in pieces.
+fn say_piece(piece: &Value, out: &mut Assembly) {
+    if let Some(text) = piece.get("text").and_then(Value::as_str) {
+        out.text(text);
+    }
+    match piece.get("thinking") {
+        Some(Value::String(text)) => out.thinking(text),
+        Some(Value::Array(texts)) => {
+            for text in texts.iter().filter_map(|text| text.get("text")?.as_str()) {
+                out.thinking(text);
             }
         }
-        Ok(())
+        _ => {}
     }
 }
 
 fn usage(counted: Counted) -> Usage {
     let details = counted.prompt_tokens_details;
+    let input_tokens = counted.prompt_tokens.unwrap_or(0);
+    let mut output_tokens = counted.completion_tokens.unwrap_or(0);
+    let reasoning_tokens = counted.completion_tokens_details.and_then(|d| d.reasoning_tokens).unwrap_or(0);
+    // Some count reasoning beside the completion, as only their total shows.
+    let beside = input_tokens.saturating_add(output_tokens).saturating_add(reasoning_tokens);
+    if reasoning_tokens > 0 && counted.total_tokens == Some(beside) {
+        output_tokens = output_tokens.saturating_add(reasoning_tokens);
+    }
     Usage {
-        input_tokens: counted.prompt_tokens.unwrap_or(0),
-        output_tokens: counted.completion_tokens.unwrap_or(0),
+        input_tokens,
+        output_tokens,
         cache_read_tokens: details
             .and_then(|d| d.cached_tokens)
             .or(counted.prompt_cache_hit_tokens)
             .unwrap_or(0),
         cache_write_tokens: details.and_then(|d| d.cache_write_tokens).unwrap_or(0),
-        reasoning_tokens: counted.completion_tokens_details.and_then(|d| d.reasoning_tokens).unwrap_or(0),
+        reasoning_tokens,
     }
 }
 

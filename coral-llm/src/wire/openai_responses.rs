@@ -2,24 +2,21 @@
 
 use std::borrow::Cow;
 
-use coral_core::{ChatRequest, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
+use coral_core::{Error, Message, Part, Role, StopReason, Usage};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::assembly::Assembly;
+use super::call::{Call, Fields, arguments_text};
 use super::openai_chat::effort_name;
-use super::{Reader, WireRequest, schema};
-use crate::dialect::{Dialect, Structured};
+use super::read::{number, parse_event, parse_slice};
+use super::{Reader, WireRequest};
 use crate::failure::{self, Failure};
 
 const PROVIDER: &str = "openai";
 
-pub(super) fn encode(
-    request: &ChatRequest,
-    model: &str,
-    stream: bool,
-    dialect: &Dialect,
-) -> Result<WireRequest, Error> {
+pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
+    let request = call.request;
     let mut instructions = String::new();
     let mut input: Vec<Value> = Vec::new();
     for message in &request.messages {
@@ -29,69 +26,44 @@ pub(super) fn encode(
             items(message, &mut input);
         }
     }
-    let mut body = Map::new();
-    if let Some(output) = &request.output {
-        let format = match dialect.structured {
-            Structured::Schema => {
-                let strict = schema::strict(&output.schema);
-                let is_strict = strict.is_some();
-                let schema = strict.unwrap_or_else(|| (*output.schema).clone());
-                Some(
-                    json!({"type": "json_schema", "name": output.name, "strict": is_strict, "schema": schema}),
-                )
-            }
-            Structured::Json => Some(json!({"type": "json_object"})),
-            Structured::Tool | Structured::Instructions => None,
-        };
-        if dialect.structured != Structured::Schema {
-            join(&mut instructions, &schema::instruction(output));
-        }
-        if let Some(format) = format {
-            body.insert("text".into(), json!({"format": format}));
-        }
+    if let Some(text) = call.told_schema() {
+        join(&mut instructions, &text);
     }
-    body.insert("model".into(), model.into());
-    body.insert("input".into(), input.into());
+    let format = match call.openai_schema() {
+        Some(mut schema) => {
+            schema.insert("type".into(), "json_schema".into());
+            Some(Value::Object(schema))
+        }
+        None => call.wants_json().then(|| json!({"type": "json_object"})),
+    };
+    let mut body = Fields::default();
+    body.set("model", call.model);
+    body.set("input", input);
     // The journal keeps the conversation; the provider need not.
-    body.insert("store".into(), false.into());
-    if !instructions.is_empty() {
-        body.insert("instructions".into(), instructions.into());
-    }
-    if stream {
-        body.insert("stream".into(), true.into());
-    }
-    if !request.tools.is_empty() {
-        let tools: Vec<Value> = request
-            .tools
-            .iter()
-            .map(|tool| {
-                json!({"type": "function", "name": tool.name, "description": tool.description,
-                    "parameters": tool.input_schema, "strict": false})
-            })
-            .collect();
-        body.insert("tools".into(), tools.into());
-        let choice = match &request.tool_choice {
-            ToolChoice::None => Some(json!("none")),
-            ToolChoice::Required => Some(json!("required")),
-            ToolChoice::Tool(name) => Some(json!({"type": "function", "name": name})),
-            _ => None,
-        };
-        if let Some(choice) = choice {
-            body.insert("tool_choice".into(), choice);
-        }
-    }
-    if let Some(max) = request.max_output_tokens {
-        body.insert("max_output_tokens".into(), max.into());
-    }
-    if let Some(temperature) = request.temperature.filter(|_| dialect.sampling) {
-        body.insert("temperature".into(), temperature.into());
-    }
-    if let Some(effort) = request.effort.filter(|_| dialect.effort) {
-        body.insert("reasoning".into(), json!({"effort": effort_name(effort), "summary": "auto"}));
+    body.set("store", false);
+    body.set_filled("instructions", instructions);
+    body.set_some("text", format.map(|format| json!({"format": format})));
+    body.set_some("stream", call.stream.then_some(true));
+    body.set_filled(
+        "tools",
+        call.tools(|tool| {
+            json!({"type": "function", "name": tool.name, "description": tool.description,
+                "parameters": tool.input_schema, "strict": false})
+        }),
+    );
+    body.set_some(
+        "tool_choice",
+        call.tool_choice(json!("none"), json!("required"), |name| json!({"type": "function", "name": name})),
+    );
+    body.set_some("max_output_tokens", request.max_output_tokens);
+    body.set_some("temperature", call.temperature());
+    body.set_some("prompt_cache_key", call.prompt_cache_key());
+    if let Some(effort) = call.effort() {
+        body.set("reasoning", json!({"effort": effort_name(effort), "summary": "auto"}));
         // What is not stored must be carried by the caller, sealed.
-        body.insert("include".into(), json!(["reasoning.encrypted_content"]));
+        body.set("include", json!(["reasoning.encrypted_content"]));
     }
-    Ok(WireRequest { path: "/responses".to_owned(), headers: Vec::new(), body: super::to_bytes(&body)? })
+    body.into_request("/responses")
 }
 
 fn join(text: &mut String, more: &str) {
@@ -114,10 +86,7 @@ fn items(message: &Message, out: &mut Vec<Value>) {
                 json!({"type": "input_image", "image_url": format!("data:{media_type};base64,{data}")})
             }
             Part::ToolCall(call) => {
-                let arguments = match &call.arguments {
-                    Value::String(text) => text.clone(),
-                    value => value.to_string(),
-                };
+                let arguments = arguments_text(&call.arguments);
                 out.push(json!({"type": "function_call", "call_id": call.id, "name": call.name, "arguments": arguments}));
                 continue;
             }
@@ -126,7 +95,12 @@ fn items(message: &Message, out: &mut Vec<Value>) {
                 continue;
             }
             Part::Opaque { provider, item } if provider == PROVIDER => {
-                out.push(item.clone());
+                // Reasoning that is not sealed is only a name for what the provider did not store.
+                let is_lost = text_of(item, "type") == "reasoning"
+                    && item.get("encrypted_content").is_none_or(Value::is_null);
+                if !is_lost {
+                    out.push(item.clone());
+                }
                 continue;
             }
             _ => continue,
@@ -141,6 +115,21 @@ fn items(message: &Message, out: &mut Vec<Value>) {
         }
     }
 }
+
+/// The events that are read.
+const KNOWN: [&str; 11] = [
+    "response.output_text.delta",
+    "response.refusal.delta",
+    "response.reasoning_summary_text.delta",
+    "response.reasoning_text.delta",
+    "response.output_item.added",
+    "response.function_call_arguments.delta",
+    "response.output_item.done",
+    "response.completed",
+    "response.incomplete",
+    "response.failed",
+    "error",
+];
 
 #[derive(Deserialize)]
 struct Event<'a> {
@@ -173,8 +162,9 @@ impl Reader for Responses {
         if data.trim() == "[DONE]" {
             return Ok(());
         }
-        let event: Event<'_> = serde_json::from_str(data)
-            .map_err(|error| Failure::malformed(format!("expected an event of Responses: {error}")))?;
+        let Some(event) = parse_event::<Event<'_>>(data, "an event of Responses", &KNOWN)? else {
+            return Ok(());
+        };
         let delta = event.delta.as_deref().unwrap_or_default();
         match &*event.kind {
             "response.output_text.delta" => self.text(delta, out),
@@ -217,8 +207,7 @@ impl Reader for Responses {
     }
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
-        let mut response: Value = serde_json::from_slice(body)
-            .map_err(|error| Failure::malformed(format!("expected a response as JSON: {error}")))?;
+        let mut response: Value = parse_slice(body, "a response as JSON")?;
         match response.get("status").and_then(Value::as_str) {
             Some("completed" | "incomplete") => self.finish(response, out),
             Some("failed") => {
@@ -338,7 +327,7 @@ impl Responses {
 }
 
 fn usage(counted: &Value) -> Usage {
-    let count = |pointer: &str| counted.pointer(pointer).and_then(Value::as_u64).unwrap_or(0);
+    let count = |pointer: &str| counted.pointer(pointer).and_then(number).unwrap_or(0);
     Usage {
         input_tokens: count("/input_tokens"),
         output_tokens: count("/output_tokens"),

@@ -1,0 +1,176 @@
+//! What all encoders ask of a call, and how they write their bodies.
+
+use coral_core::{ChatRequest, Effort, Error, Message, OutputFormat, ToolChoice, ToolDef};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::{WireRequest, schema};
+use crate::dialect::{Dialect, Structured};
+
+/// One call, as an encoder gets it.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) request: &'a ChatRequest,
+    pub(super) model: &'a str,
+    pub(super) stream: bool,
+    pub(super) dialect: &'a Dialect,
+}
+
+impl<'a> Call<'a> {
+    /// The sampling temperature, where the endpoint takes one.
+    pub(super) fn temperature(&self) -> Option<f32> {
+        self.request.temperature.filter(|_| self.dialect.sampling)
+    }
+
+    /// The reasoning effort, where the endpoint takes one.
+    pub(super) fn effort(&self) -> Option<Effort> {
+        self.request.effort.filter(|_| self.dialect.effort)
+    }
+
+    /// The tools in the words of a wire.
+    pub(super) fn tools(&self, word: impl FnMut(&ToolDef) -> Value) -> Vec<Value> {
+        self.request.tools.iter().map(word).collect()
+    }
+
+    /// What is said of the choice of tools, if there are any and the choice is not the model's.
+    pub(super) fn tool_choice(
+        &self,
+        none: Value,
+        required: Value,
+        named: impl Fn(&str) -> Value,
+    ) -> Option<Value> {
+        match &self.request.tool_choice {
+            _ if self.request.tools.is_empty() => None,
+            ToolChoice::None => Some(none),
+            ToolChoice::Required => Some(required),
+            ToolChoice::Tool(name) => Some(named(name)),
+            _ => None,
+        }
+    }
+
+    /// The format of the answer, if the provider can hold the model to it.
+    pub(super) fn schema(&self) -> Option<&'a OutputFormat> {
+        self.request.output.as_ref().filter(|_| self.dialect.structured == Structured::Schema)
+    }
+
+    /// The format of the answer, if the model must be told of it: nobody else holds the model to it.
+    pub(super) fn told_schema(&self) -> Option<String> {
+        let output =
+            self.request.output.as_ref().filter(|_| self.dialect.structured != Structured::Schema)?;
+        Some(schema::instruction(output))
+    }
+
+    /// Whether the provider is to hold the model to JSON, whatever its schema.
+    pub(super) fn wants_json(&self) -> bool {
+        self.request.output.is_some() && self.dialect.structured == Structured::Json
+    }
+
+    /// OpenAI's form of the output schema: strict where it has a strict form.
+    pub(super) fn openai_schema(&self) -> Option<Map<String, Value>> {
+        let output = self.schema()?;
+        let strict = schema::strict(&output.schema);
+        let mut fields = Map::new();
+        fields.insert("name".into(), output.name.as_str().into());
+        fields.insert("strict".into(), strict.is_some().into());
+        fields.insert("schema".into(), strict.unwrap_or_else(|| (*output.schema).clone()));
+        Some(fields)
+    }
+
+    /// A name for the beginning that this call shares with others, so that the provider routes them to one cache:
+    /// what stands before and in the first message that is to be cached.
+    pub(super) fn prompt_cache_key(&self) -> Option<String> {
+        if !self.dialect.prompt_cache_key {
+            return None;
+        }
+        let marked = self.request.messages.iter().position(|message| message.cache)?;
+        let shared = (self.model, &*self.request.tools, self.request.messages.get(..=marked)?);
+        let digest = coral_core::digest(&shared).ok()?;
+        Some(format!("coral-{}", digest.get(..32)?))
+    }
+}
+
+/// A function as chat completions and Ollama offer it.
+pub(super) fn function(tool: &ToolDef) -> Value {
+    json!({"type": "function", "function": {
+        "name": tool.name, "description": tool.description, "parameters": tool.input_schema,
+    }})
+}
+
+/// Arguments as text, the way OpenAI writes them.
+pub(super) fn arguments_text(arguments: &Value) -> String {
+    match arguments {
+        Value::String(text) => text.clone(),
+        value => value.to_string(),
+    }
+}
+
+/// Arguments as an object, for wires that know no other.
+pub(super) fn arguments_object(arguments: &Value) -> Value {
+    if arguments.is_object() { arguments.clone() } else { json!({}) }
+}
+
+/// Adds to the last turn if the same role has it, else begins one: turns must alternate, and the answers of tools
+/// are turns of the user.
+pub(super) fn turn(turns: &mut Vec<Value>, role: &str, list: &str, content: Vec<Value>) {
+    if content.is_empty() {
+        return;
+    }
+    let same = turns.last_mut().filter(|last| last.get("role").is_some_and(|known| known == role));
+    match same.and_then(|last| last.get_mut(list)).and_then(Value::as_array_mut) {
+        Some(known) => known.extend(content),
+        None => turns.push(json!({"role": role, list: content})),
+    }
+}
+
+/// The thinking in a message, joined.
+pub(super) fn thinking_of(message: &Message) -> String {
+    let texts = message.parts.iter().filter_map(|part| match part {
+        coral_core::Part::Thinking { text, .. } => Some(text.as_str()),
+        _ => None,
+    });
+    texts.collect()
+}
+
+/// A JSON object on its way out: what has nothing to say is left out.
+#[derive(Default)]
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    pub(super) fn set(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
+
+    pub(super) fn set_some(&mut self, name: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.set(name, value);
+        }
+    }
+
+    /// Sets a list or an object, unless it is empty.
+    pub(super) fn set_filled(&mut self, name: &str, value: impl Into<Value>) {
+        let value = value.into();
+        let is_empty = match &value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            Value::String(text) => text.is_empty(),
+            _ => false,
+        };
+        if !is_empty {
+            self.set(name, value);
+        }
+    }
+
+    pub(super) fn into_request(self, path: impl Into<String>) -> Result<WireRequest, Error> {
+        Ok(WireRequest { path: path.into(), headers: Vec::new(), body: to_bytes(&self.0)?.into() })
+    }
+}
+
+impl From<Fields> for Value {
+    fn from(fields: Fields) -> Value {
+        Value::Object(fields.0)
+    }
+}
+
+fn to_bytes(body: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(body).map_err(|error| Error::invalid("chat request", error.to_string()))
+}

@@ -1,0 +1,62 @@
+//! What all decoders share: reading JSON of which only a part is known.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::failure::Failure;
+
+/// Reads `text` as `what`.
+pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, Failure> {
+    serde_json::from_str(text).map_err(|error| unexpected(what, &error))
+}
+
+/// Reads `bytes` as `what`.
+pub(super) fn parse_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, Failure> {
+    serde_json::from_slice(bytes).map_err(|error| unexpected(what, &error))
+}
+
+fn unexpected(what: &str, error: &serde_json::Error) -> Failure {
+    Failure::malformed(format!("expected {what}: {error}"))
+}
+
+/// Reads `text` as `what`, an event with a `type`. `None` if it is of a type that is not `known`: such an event may
+/// look as it likes.
+pub(super) fn parse_event<'a, T: Deserialize<'a>>(
+    text: &'a str,
+    what: &str,
+    known: &[&str],
+) -> Result<Option<T>, Failure> {
+    #[derive(Deserialize)]
+    struct Kind<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: Cow<'a, str>,
+    }
+    match serde_json::from_str(text) {
+        Ok(event) => Ok(Some(event)),
+        Err(error) => match serde_json::from_str::<Kind<'_>>(text) {
+            Ok(Kind { kind }) if !known.contains(&&*kind) => Ok(None),
+            _ => Err(unexpected(what, &error)),
+        },
+    }
+}
+
+/// A list, or `null` for an empty one.
+pub(super) fn null_is_empty<'de, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Ok(Option::<Vec<T>>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// A count of tokens. What is no count is none: nothing that a provider says of its usage makes an answer unreadable.
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    Ok(number(&Value::deserialize(deserializer)?))
+}
+
+/// A number of tokens, which some servers write with a fraction.
+pub(super) fn number(value: &Value) -> Option<u64> {
+    value.as_u64().or_else(|| value.as_f64().filter(|n| *n >= 0.0).map(|n| n as u64))
+}
