@@ -168,7 +168,16 @@ impl Told {
             "permission_denied",
         ]) {
             Some(ModelFault::Authentication)
-        } else if self.has(&["overloaded_error", "overloaded", "unavailable", "503", "529"]) {
+        } else if self.has(&[
+            "overloaded_error",
+            "overloaded",
+            "server_is_overloaded",
+            "slow_down",
+            "unavailable",
+            "503",
+            "529",
+        ]) || self.says(&["server busy", "maximum pending requests"])
+        {
             Some(ModelFault::Overloaded)
         } else if self.has(&["rate_limit_error", "rate_limit_exceeded", "resource_exhausted", "429"]) {
             Some(ModelFault::RateLimited)

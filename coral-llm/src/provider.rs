@@ -1,7 +1,10 @@
 //! A provider's model as a [`ChatModel`]: a codec over a transport.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,7 +16,7 @@ use coral_core::{
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Map, Value};
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::answer_tool::AnswerTool;
 use crate::dialect::Dialect;
@@ -397,16 +400,14 @@ impl Provider {
         request: http::Request<Bytes>,
         cx: &CallContext,
     ) -> Result<ChatResponse, Failure> {
-        let silent = |what: &str, limit: Duration| {
-            Failure::new(ModelFault::Timeout, format!("{what} came within {} s", limit.as_secs_f32()))
-        };
-        let first_byte = self.timeouts.first_byte;
-        let response = timeout(first_byte, self.transport.send(request))
+        let mut timer = pin!(None);
+        let Timeouts { first_byte, idle } = self.timeouts;
+        let response = within(timer.as_mut(), first_byte, self.transport.send(request))
             .await
-            .map_err(|_| silent("no answer", first_byte))??;
+            .ok_or_else(|| silent("no answer", first_byte))??;
         let (head, mut body) = response.into_parts();
         if !head.status.is_success() {
-            let said = timeout(self.timeouts.idle, read_error(&mut body)).await.unwrap_or_default();
+            let said = within(timer.as_mut(), idle, read_error(&mut body)).await.unwrap_or_default();
             return Err(failure::of_http(head.status, &head.headers, &said));
         }
         let content_type =
@@ -414,19 +415,19 @@ impl Provider {
         let framing = Framing::of_content_type(content_type);
         let mut decoder = self.protocol.decoder(framing, &self.dialect);
         let mut listener = |delta: &Delta| cx.emit(delta);
-        let idle = self.timeouts.idle;
         while !decoder.is_done() {
-            let piece =
-                timeout(idle, body.next()).await.map_err(|_| silent("no more of the answer", idle))?;
-            let Some(piece) = piece else { break };
+            let piece = within(timer.as_mut(), idle, body.next()).await;
+            let Some(piece) = piece.ok_or_else(|| silent("no more of the answer", idle))? else { break };
             decoder.feed(piece?, &mut listener)?;
         }
         let response = decoder.finish()?;
         if framing == Framing::Whole {
             tell_whole(&response, cx);
+        } else {
+            // A connection is used again only if its answer was read to the end.
+            let drained = async { while let Some(Ok(_)) = body.next().await {} };
+            within(timer, DRAIN, drained).await;
         }
-        // A connection is used again only if its answer was read to the end.
-        let _ = timeout(DRAIN, async { while let Some(Ok(_)) = body.next().await {} }).await;
         Ok(response)
     }
 
@@ -497,7 +498,7 @@ impl Probe for Provider {
         }
         let http =
             http.body(Bytes::new()).map_err(|error| Error::invalid("model probe", error.to_string()))?;
-        let fail = |failure: Failure| self.without_key(failure).into_error(&self.name);
+        let fail = |failure: Failure| self.without_secrets(failure).into_error(&self.name);
         let (head, mut body) = self.transport.send(http).await.map_err(fail)?.into_parts();
         // A server without such a list is up, and so is one that is asked too often.
         if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {
@@ -506,6 +507,45 @@ impl Probe for Provider {
         Err(fail(failure::of_http(head.status, &head.headers, &read_error(&mut body).await)))
     }
 }
+
+fn silent(what: &str, limit: Duration) -> Failure {
+    Failure::new(ModelFault::Timeout, format!("{what} came within {} s", limit.as_secs_f32()))
+}
+
+/// What `future` gives, or `None` if it takes longer than `limit`.
+///
+/// All the waits of a call share one timer, which is set only where there is something to wait for: most pieces of an
+/// answer are there already.
+async fn within<F: Future>(
+    mut timer: Pin<&mut Option<Sleep>>,
+    limit: Duration,
+    future: F,
+) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut is_set = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = future.as_mut().poll(cx) {
+            return Poll::Ready(Some(output));
+        }
+        if !is_set {
+            is_set = true;
+            let now = Instant::now();
+            let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
+            match timer.as_mut().as_pin_mut() {
+                Some(timer) => timer.reset(deadline),
+                None => timer.set(Some(sleep_until(deadline))),
+            }
+        }
+        match timer.as_mut().as_pin_mut() {
+            Some(timer) => timer.poll(cx).map(|()| None),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Some thirty years.
+const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 
 pub(crate) async fn read_error(body: &mut Body) -> Bytes {
     let mut said = BytesMut::new();

@@ -1,6 +1,7 @@
 //! The transport over sockets, by reqwest.
 
 use std::error::Error as _;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,9 @@ use crate::failure::Failure;
 #[derive(Clone, Debug)]
 pub struct HttpTransport {
     client: reqwest::Client,
+    /// The address of the last request: nearly all go to the same one, and parsing it again costs as much as
+    /// reading a short answer.
+    last: Arc<Mutex<Option<(http::Uri, reqwest::Url)>>>,
 }
 
 /// The official client libraries give a connection this long.
@@ -36,7 +40,18 @@ impl HttpTransport {
         let client = builder.build().map_err(|error| {
             Error::invalid("HTTP client", cause_of(&error)).with_help("install the system's CA certificates")
         })?;
-        Ok(HttpTransport { client })
+        Ok(HttpTransport { client, last: Arc::default() })
+    }
+
+    fn url(&self, uri: http::Uri) -> Result<reqwest::Url, Failure> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, url)) = last.as_ref().filter(|(known, _)| *known == uri) {
+            return Ok(url.clone());
+        }
+        let url = reqwest::Url::parse(&uri.to_string())
+            .map_err(|error| Failure::new(ModelFault::InvalidRequest, error.to_string()))?;
+        *last = Some((uri, url.clone()));
+        Ok(url)
     }
 }
 
@@ -67,10 +82,14 @@ fn is_plain(base_url: &str) -> bool {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
-        let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
-        let request = reqwest::Request::try_from(request)
-            .map_err(|error| Failure::new(ModelFault::InvalidRequest, cause_of(&error)))?;
-        let response = self.client.execute(request).await.map_err(|error| of_send(&error, &host))?;
+        let (parts, body) = request.into_parts();
+        let authority = parts.uri.authority().cloned();
+        let mut request = reqwest::Request::new(parts.method, self.url(parts.uri)?);
+        *request.headers_mut() = parts.headers;
+        *request.body_mut() = Some(body.into());
+        let response = self.client.execute(request).await.map_err(|error| {
+            of_send(&error, authority.as_ref().map_or("the server", http::uri::Authority::as_str))
+        })?;
         let response: http::Response<reqwest::Body> = response.into();
         Ok(response.map(Body::net))
     }

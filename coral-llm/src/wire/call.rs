@@ -1,7 +1,6 @@
 //! What all encoders ask of a call, and how they write their bodies.
 
 use coral_core::{ChatRequest, Effort, Error, Message, OutputFormat, ToolChoice, ToolDef};
-use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{WireRequest, schema};
@@ -131,6 +130,9 @@ pub(super) fn thinking_of(message: &Message) -> String {
     texts.collect()
 }
 
+/// Bytes that are set aside for a body, enough for most.
+const USUAL_BODY: usize = 4_096;
+
 /// A JSON object on its way out: what has nothing to say is left out.
 #[derive(Default)]
 pub(super) struct Fields(Map<String, Value>);
@@ -161,7 +163,10 @@ impl Fields {
     }
 
     pub(super) fn into_request(self, path: impl Into<String>) -> Result<WireRequest, Error> {
-        Ok(WireRequest { path: path.into(), headers: Vec::new(), body: to_bytes(&self.0)?.into() })
+        let mut body = Vec::with_capacity(USUAL_BODY);
+        serde_json::to_writer(&mut body, &self.0)
+            .map_err(|error| Error::invalid("chat request", error.to_string()))?;
+        Ok(WireRequest { path: path.into(), headers: Vec::new(), body: body.into() })
     }
 }
 
@@ -169,8 +174,4 @@ impl From<Fields> for Value {
     fn from(fields: Fields) -> Value {
         Value::Object(fields.0)
     }
-}
-
-fn to_bytes(body: &impl Serialize) -> Result<Vec<u8>, Error> {
-    serde_json::to_vec(body).map_err(|error| Error::invalid("chat request", error.to_string()))
 }

@@ -29,6 +29,11 @@ impl Answer {
         Answer::new("200 OK", "text/event-stream", text.as_bytes().chunks(5).map(<[u8]>::to_vec).collect())
     }
 
+    /// A stream of lines of JSON, in one piece.
+    pub(crate) fn lines(text: &str) -> Self {
+        Answer::new("200 OK", "application/x-ndjson", vec![text.as_bytes().to_vec()])
+    }
+
     /// An error.
     pub(crate) fn error(status: &'static str, body: &Value) -> Self {
         Answer { status, ..Answer::json(body) }
