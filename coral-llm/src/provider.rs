@@ -514,32 +514,37 @@ fn silent(what: &str, limit: Duration) -> Failure {
 
 /// What `future` gives, or `None` if it takes longer than `limit`.
 ///
-/// All the waits of a call share one timer, which is set only where there is something to wait for: most pieces of an
-/// answer are there already.
+/// All the waits of a call share one timer. It is set only where there is something to wait for, and not again with each
+/// wait: where it goes off too early it is set to what is left.
 async fn within<F: Future>(
     mut timer: Pin<&mut Option<Sleep>>,
     limit: Duration,
     future: F,
 ) -> Option<F::Output> {
     let mut future = pin!(future);
-    let mut is_set = false;
+    let mut deadline = None;
     poll_fn(|cx| {
         if let Poll::Ready(output) = future.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        if !is_set {
-            is_set = true;
+        let deadline = *deadline.get_or_insert_with(|| {
             let now = Instant::now();
-            let deadline = now.checked_add(limit).unwrap_or(now + FOREVER);
-            match timer.as_mut().as_pin_mut() {
-                Some(timer) => timer.reset(deadline),
-                None => timer.set(Some(sleep_until(deadline))),
+            now.checked_add(limit).unwrap_or(now + FOREVER)
+        });
+        if timer.is_none() {
+            timer.set(Some(sleep_until(deadline)));
+        }
+        let Some(mut timer) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if timer.deadline() == deadline {
+                return Poll::Ready(None);
             }
+            timer.as_mut().reset(deadline);
         }
-        match timer.as_mut().as_pin_mut() {
-            Some(timer) => timer.poll(cx).map(|()| None),
-            None => Poll::Pending,
-        }
+        Poll::Pending
     })
     .await
 }

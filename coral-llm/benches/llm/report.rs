@@ -14,7 +14,7 @@ pub(crate) struct Report {
 impl Report {
     /// One row: `theirs` is what `peer` needs, or the target.
     pub(crate) fn row(&mut self, case: &str, unit: &str, ours: f64, peer: &str, theirs: Option<f64>) {
-        let ratio = theirs.map(|theirs| ours / theirs);
+        let ratio = theirs.filter(|theirs| *theirs > 0.0).map(|theirs| ours / theirs);
         let shown = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
         let _ = writeln!(
             self.text,

@@ -1,14 +1,12 @@
 //! Anthropic's Messages.
 
-use std::borrow::Cow;
-
 use coral_core::{Effort, Error, Message, Part, Role, StopReason, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_object, turn};
-use super::read::{count, parse_event, parse_slice};
+use super::read::{Text, count, parse_event, parse_slice};
 use super::{Reader, WireRequest, schema};
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
@@ -162,7 +160,7 @@ const KNOWN: [&str; 7] = [
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
+    kind: Text<'a>,
     #[serde(default)]
     index: u64,
     #[serde(borrow)]
@@ -176,15 +174,15 @@ struct Event<'a> {
 #[derive(Deserialize)]
 struct Change<'a> {
     #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
+    text: Option<Text<'a>>,
     #[serde(borrow)]
-    thinking: Option<Cow<'a, str>>,
+    thinking: Option<Text<'a>>,
     #[serde(borrow)]
-    signature: Option<Cow<'a, str>>,
+    signature: Option<Text<'a>>,
     #[serde(borrow)]
-    partial_json: Option<Cow<'a, str>>,
+    partial_json: Option<Text<'a>>,
     #[serde(borrow)]
-    stop_reason: Option<Cow<'a, str>>,
+    stop_reason: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]

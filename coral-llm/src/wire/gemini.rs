@@ -1,14 +1,12 @@
 //! Google's Gemini.
 
-use std::borrow::Cow;
-
 use coral_core::{Effort, Error, Message, ModelFault, Part, Role, StopReason, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_object, turn};
-use super::read::{count, null_is_empty, parse, parse_slice};
+use super::read::{Text, count, null_is_empty, parse, parse_slice};
 use super::{Reader, WireRequest, schema};
 use crate::dialect::Structured;
 use crate::failure::{self, Failure};
@@ -120,9 +118,9 @@ struct Chunk<'a> {
     candidates: Vec<Candidate<'a>>,
     usage_metadata: Option<Counted>,
     #[serde(borrow)]
-    model_version: Option<Cow<'a, str>>,
+    model_version: Option<Text<'a>>,
     #[serde(borrow)]
-    response_id: Option<Cow<'a, str>>,
+    response_id: Option<Text<'a>>,
     prompt_feedback: Option<Value>,
     error: Option<Value>,
 }
@@ -134,7 +132,7 @@ struct Candidate<'a> {
     index: u64,
     #[serde(borrow)]
     content: Option<Content<'a>>,
-    finish_reason: Option<Cow<'a, str>>,
+    finish_reason: Option<Text<'a>>,
 }
 
 #[derive(Deserialize)]
@@ -147,7 +145,7 @@ struct Content<'a> {
 #[serde(rename_all = "camelCase")]
 struct Piece<'a> {
     #[serde(borrow)]
-    text: Option<Cow<'a, str>>,
+    text: Option<Text<'a>>,
     #[serde(default)]
     thought: bool,
     function_call: Option<FunctionCall>,
@@ -210,10 +208,10 @@ impl Contents {
             return Err(Failure::new(ModelFault::ContentFiltered, problem));
         }
         if out.id.is_none() {
-            out.id = chunk.response_id.map(Cow::into_owned);
+            out.id = chunk.response_id.map(String::from);
         }
         if out.model.is_none() {
-            out.model = chunk.model_version.map(Cow::into_owned);
+            out.model = chunk.model_version.map(String::from);
         }
         if let Some(counted) = chunk.usage_metadata {
             out.usage = usage(counted);

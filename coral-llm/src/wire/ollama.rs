@@ -1,14 +1,12 @@
 //! Ollama's own chat.
 
-use std::borrow::Cow;
-
 use coral_core::{Effort, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, function, thinking_of};
-use super::read::{count, parse};
+use super::read::{Text, count, parse};
 use super::{Reader, WireRequest};
 use crate::failure::{self, Failure};
 
@@ -89,13 +87,13 @@ fn encode_message(message: &Message, out: &mut Vec<Value>) {
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(borrow)]
-    model: Option<Cow<'a, str>>,
+    model: Option<Text<'a>>,
     #[serde(borrow)]
     message: Option<Said<'a>>,
     #[serde(default)]
     done: bool,
     #[serde(borrow)]
-    done_reason: Option<Cow<'a, str>>,
+    done_reason: Option<Text<'a>>,
     #[serde(default, deserialize_with = "count")]
     prompt_eval_count: Option<u64>,
     #[serde(default, deserialize_with = "count")]
@@ -106,9 +104,9 @@ struct Chunk<'a> {
 #[derive(Deserialize)]
 struct Said<'a> {
     #[serde(borrow)]
-    content: Option<Cow<'a, str>>,
+    content: Option<Text<'a>>,
     #[serde(borrow)]
-    thinking: Option<Cow<'a, str>>,
+    thinking: Option<Text<'a>>,
     tool_calls: Option<Vec<FunctionCall>>,
 }
 
@@ -138,7 +136,7 @@ impl Reader for Lines {
             return Err(failure::in_stream(&json!({"error": error})));
         }
         if out.model.is_none() {
-            out.model = chunk.model.map(Cow::into_owned);
+            out.model = chunk.model.map(String::from);
         }
         if let Some(said) = chunk.message {
             out.thinking(said.thinking.as_deref().unwrap_or_default());

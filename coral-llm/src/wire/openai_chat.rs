@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_text, function, thinking_of};
-use super::read::{count, null_is_empty, parse, parse_slice};
+use super::read::{Text, count, null_is_empty, parse, parse_slice};
 use super::{Reader, WireRequest};
 use crate::dialect::{Dialect, MaxTokensField};
 use crate::failure::{self, Failure};
@@ -130,13 +130,13 @@ pub(super) fn effort_name(effort: Effort) -> &'static str {
 #[derive(Deserialize)]
 struct Chunk<'a> {
     #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
+    id: Option<Text<'a>>,
     #[serde(borrow)]
-    model: Option<Cow<'a, str>>,
-    #[serde(borrow, default, deserialize_with = "null_is_empty")]
-    choices: Vec<Choice<'a>>,
-    usage: Option<Counted>,
-    error: Option<Value>,
+    model: Option<Text<'a>>,
+    #[serde(borrow, default, deserialize_with = "first_choice", rename = "choices")]
+    choice: Option<Choice<'a>>,
+    usage: Option<Box<Counted>>,
+    error: Option<Box<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -146,8 +146,8 @@ struct Choice<'a> {
     #[serde(borrow, alias = "message")]
     delta: Option<Said<'a>>,
     #[serde(borrow)]
-    finish_reason: Option<Cow<'a, str>>,
-    error: Option<Value>,
+    finish_reason: Option<Text<'a>>,
+    error: Option<Box<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -155,14 +155,43 @@ struct Said<'a> {
     #[serde(borrow)]
     content: Option<Content<'a>>,
     #[serde(borrow)]
-    refusal: Option<Cow<'a, str>>,
+    refusal: Option<Text<'a>>,
     #[serde(borrow)]
-    reasoning_content: Option<Cow<'a, str>>,
+    reasoning_content: Option<Text<'a>>,
     #[serde(borrow)]
-    reasoning: Option<Cow<'a, str>>,
+    reasoning: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
     tool_calls: Vec<CallPiece<'a>>,
     reasoning_details: Option<Vec<Value>>,
+}
+
+/// One answer is asked for; a server that sends more is read for its first.
+fn first_choice<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Choice<'a>>, D::Error> {
+    struct First;
+
+    impl<'de> Visitor<'de> for First {
+        type Value = Option<Choice<'de>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of choices")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut first = None;
+            while let Some(choice) = list.next_element::<Choice<'de>>()? {
+                if choice.index == 0 && first.is_none() {
+                    first = Some(choice);
+                }
+            }
+            Ok(first)
+        }
+    }
+
+    deserializer.deserialize_any(First)
 }
 
 /// Text, or pieces of which some are thinking, as Mistral's models write them.
@@ -207,7 +236,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
 struct CallPiece<'a> {
     index: Option<u64>,
     #[serde(borrow)]
-    id: Option<Cow<'a, str>>,
+    id: Option<Text<'a>>,
     #[serde(borrow)]
     function: Option<Function<'a>>,
 }
@@ -215,7 +244,7 @@ struct CallPiece<'a> {
 #[derive(Deserialize)]
 struct Function<'a> {
     #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
+    name: Option<Text<'a>>,
     arguments: Option<Value>,
 }
 
@@ -286,7 +315,7 @@ impl Reader for Completions {
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
         let chunk: Chunk<'_> = parse_slice(body, "a chat completion")?;
-        if chunk.error.is_none() && chunk.choices.is_empty() {
+        if chunk.error.is_none() && chunk.choice.is_none() {
             return Err(Failure::malformed("expected a chat completion with a choice"));
         }
         self.take(chunk, out)?;
@@ -301,16 +330,15 @@ impl Completions {
             return Err(failure::in_stream(&json!({"error": error})));
         }
         if out.id.is_none() {
-            out.id = chunk.id.map(Cow::into_owned);
+            out.id = chunk.id.map(String::from);
         }
         if out.model.as_deref().is_none_or(str::is_empty) {
-            out.model = chunk.model.map(Cow::into_owned);
+            out.model = chunk.model.map(String::from);
         }
         if let Some(counted) = chunk.usage {
-            out.usage = usage(counted);
+            out.usage = usage(*counted);
         }
-        // One answer is asked for; a server that sends more is read for its first.
-        for choice in chunk.choices.into_iter().filter(|choice| choice.index == 0) {
+        if let Some(choice) = chunk.choice {
             if let Some(error) = choice.error.filter(|error| !error.is_null()) {
                 return Err(failure::in_stream(&json!({"error": error})));
             }

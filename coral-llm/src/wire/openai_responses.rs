@@ -1,7 +1,5 @@
 //! OpenAI's Responses.
 
-use std::borrow::Cow;
-
 use coral_core::{Error, Message, Part, Role, StopReason, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -9,7 +7,7 @@ use serde_json::{Value, json};
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_text};
 use super::openai_chat::effort_name;
-use super::read::{number, parse_event, parse_slice};
+use super::read::{Text, number, parse_event, parse_slice};
 use super::{Reader, WireRequest};
 use crate::failure::{self, Failure};
 
@@ -134,11 +132,11 @@ const KNOWN: [&str; 11] = [
 #[derive(Deserialize)]
 struct Event<'a> {
     #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
+    kind: Text<'a>,
     #[serde(borrow)]
-    delta: Option<Cow<'a, str>>,
+    delta: Option<Text<'a>>,
     #[serde(borrow)]
-    item_id: Option<Cow<'a, str>>,
+    item_id: Option<Text<'a>>,
     output_index: Option<u64>,
     item: Option<Value>,
     response: Option<Value>,
