@@ -49,6 +49,7 @@
 //! keeps real exchanges on a [`Cassette`], without keys, to be played again without a network.
 //!
 //! # Crate features
+//! - `otel`: metrics by OpenTelemetry's API, see [`Traced`]. Spans need no feature.
 //! - `tls` (default): HTTPS, by rustls on ring, with the system's certificates.
 #![forbid(unsafe_code)]
 
@@ -61,6 +62,8 @@ mod env;
 mod failure;
 mod fitted;
 mod ledger;
+#[cfg(feature = "otel")]
+mod metrics;
 mod note;
 mod offline;
 mod pool;

@@ -458,6 +458,13 @@ impl ChatModel for Provider {
         let listening = answer_tool.as_ref().map(|tool| tool.listen(cx));
         let terms = listening.as_ref().unwrap_or(cx);
         let http = self.http_request(&asked, cx)?;
+        let span = tracing::Span::current();
+        if let Some(host) = http.uri().host() {
+            span.record("server.address", host);
+        }
+        if let Some(port) = http.uri().port_u16() {
+            span.record("server.port", port);
+        }
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
             None => self.exchange(http, terms).await,
             Some(limit) => timeout(limit, self.exchange(http, terms)).await.unwrap_or_else(|_| {

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
 
+#[cfg(feature = "otel")]
+use crate::metrics::{Metrics, Pieces};
+
 /// A model whose every call is a `tracing` span with the attribute names of the OpenTelemetry conventions for generative
 /// AI (repository `semantic-conventions-genai`, as of November 2026, in development there).
 ///
@@ -23,20 +26,70 @@ use tracing::{Instrument as _, Span};
 ///
 /// let model = Traced::new(OfflineModel::new());
 /// ```
+///
+/// # What to listen to
+/// All spans have the target `coral_llm` and the level `INFO`: `RUST_LOG=coral_llm=info` shows them with
+/// `tracing-subscriber`'s filter, `coral_llm=off` silences them, and `coral_llm=info,hyper_util=debug,reqwest=debug` adds
+/// what happens to connections. Nothing in them holds a key, a prompt or an answer.
+///
+/// # Metrics
+/// With the crate's feature `otel`, `Traced::with_meter` counts calls by the same conventions.
 pub struct Traced<M> {
     model: M,
+    #[cfg(feature = "otel")]
+    metrics: Option<Arc<Metrics>>,
 }
 
 impl<M: ChatModel> Traced<M> {
     /// Makes each call of `model` a span.
     pub fn new(model: M) -> Self {
-        Traced { model }
+        Traced {
+            model,
+            #[cfg(feature = "otel")]
+            metrics: None,
+        }
+    }
+
+    /// Counts and times the calls by `meter` as well.
+    ///
+    /// The instruments are those of the conventions: histograms `gen_ai.client.inference.duration`,
+    /// `….time_to_first_chunk`, `….time_per_output_chunk` (seconds), `….operation.input_tokens` and `….output_tokens`,
+    /// and counters `….usage.*`. Beside them stand `gen_ai.client.operation.duration` and `gen_ai.client.token.usage`,
+    /// their names up to version 1.41, which most dashboards draw, and the counter `coral.cost.usd`.
+    #[cfg(feature = "otel")]
+    #[must_use]
+    pub fn with_meter(mut self, meter: &opentelemetry::metrics::Meter) -> Self {
+        self.metrics = Some(Arc::new(Metrics::new(meter)));
+        self
+    }
+
+    /// The provider in the conventions' words, and the model that is asked.
+    fn asked<'a>(&'a self, request: &'a ChatRequest) -> (&'a str, &'a str) {
+        let name = self.model.name();
+        let (provider, own) = name.split_once('/').unwrap_or((name, name));
+        (provider_name(provider), request.model.as_deref().unwrap_or(own))
+    }
+
+    /// What times the pieces of an answer, if somebody counts.
+    #[cfg(feature = "otel")]
+    fn pieces(&self, request: &ChatRequest, began: Instant) -> Option<Pieces> {
+        let (provider, model) = self.asked(request);
+        self.metrics.clone().map(|metrics| Pieces::new(metrics, Metrics::labels(provider, model), began))
+    }
+
+    #[cfg(feature = "otel")]
+    fn measure(&self, request: &ChatRequest, began: Instant, outcome: &Result<ChatResponse, Error>) {
+        let Some(metrics) = &self.metrics else { return };
+        let (provider, model) = self.asked(request);
+        let labels = Metrics::labels(provider, model);
+        match outcome {
+            Ok(response) => metrics.answered(labels, began.elapsed(), response),
+            Err(error) => metrics.failed(labels, began.elapsed(), error_type(error)),
+        }
     }
 
     fn span(&self, request: &ChatRequest, cx: &CallContext) -> Span {
-        let name = self.model.name();
-        let (provider, own) = name.split_once('/').unwrap_or((name, name));
-        let model = request.model.as_deref().unwrap_or(own);
+        let (provider, model) = self.asked(request);
         let caller = cx.caller();
         let span = tracing::info_span!(
             target: "coral_llm",
@@ -44,7 +97,7 @@ impl<M: ChatModel> Traced<M> {
             otel.name = format!("chat {model}"),
             otel.kind = if self.model.info().offline { "internal" } else { "client" },
             gen_ai.operation.name = "chat",
-            gen_ai.provider.name = provider_name(provider),
+            gen_ai.provider.name = provider,
             gen_ai.request.model = model,
             gen_ai.request.stream = cx.streams(),
             gen_ai.request.max_tokens = request.max_output_tokens,
@@ -62,6 +115,8 @@ impl<M: ChatModel> Traced<M> {
             gen_ai.usage.cache_read.input_tokens = Empty,
             gen_ai.usage.cache_write.input_tokens = Empty,
             gen_ai.usage.reasoning.output_tokens = Empty,
+            server.address = Empty,
+            server.port = Empty,
             coral.step.path = Empty,
             coral.cost.usd = Empty,
             error.r#type = Empty,
@@ -100,8 +155,14 @@ impl<M: ChatModel> ChatModel for Traced<M> {
         let first = Arc::new(OnceLock::new());
         let outcome = if cx.streams() {
             let (listener, first) = (cx.clone(), first.clone());
+            #[cfg(feature = "otel")]
+            let pieces = self.pieces(request, began);
             let cx = cx.clone().on_delta(move |delta| {
                 first.get_or_init(Instant::now);
+                #[cfg(feature = "otel")]
+                if let Some(pieces) = &pieces {
+                    pieces.came();
+                }
                 listener.emit(delta);
             });
             self.model.chat(request, &cx).instrument(span.clone()).await
@@ -111,6 +172,8 @@ impl<M: ChatModel> ChatModel for Traced<M> {
         if let Some(first) = first.get() {
             span.record("gen_ai.response.time_to_first_chunk", (*first - began).as_secs_f64());
         }
+        #[cfg(feature = "otel")]
+        self.measure(request, began, &outcome);
         match &outcome {
             Ok(response) => record(&span, response),
             Err(error) => {

@@ -11,15 +11,19 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use coral_core::{CallContext, Caller, ChatModel, ChatRequest, Error};
+use coral_core::{CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let prompt: Vec<String> = std::env::args().skip(1).collect();
     let prompt =
         if prompt.is_empty() { "Name three corals, one line each.".to_owned() } else { prompt.join(" ") };
-    match ask(&prompt).await {
-        Ok(()) => ExitCode::SUCCESS,
+    let answer = match coral_llm::from_env() {
+        Ok(model) => ask(&model, &prompt).await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(_) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(2)
@@ -27,8 +31,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn ask(prompt: &str) -> Result<(), Error> {
-    let model = coral_llm::from_env()?;
+async fn ask(model: &impl ChatModel, prompt: &str) -> Result<ChatResponse, Error> {
     eprintln!("model: {}", model.name());
     let cx = CallContext::new(Caller::agent("example")).on_delta(|delta| {
         print!("{delta}");
@@ -43,5 +46,41 @@ async fn ask(prompt: &str) -> Result<(), Error> {
         "{} answered: {} tokens in ({} cached), {} out, cost {cost}, stopped by {:?}",
         answer.model, usage.input_tokens, usage.cache_read_tokens, usage.output_tokens, answer.stop
     );
-    Ok(())
+    Ok(answer)
+}
+
+#[cfg(test)]
+#[path = "../../coral-llm/tests/peers/peer.rs"]
+mod peer;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The variables that choose each provider, with `URL` for where it is.
+    const CHOICES: [&[(&str, &str)]; 6] = [
+        &[("ANTHROPIC_API_KEY", "k"), ("ANTHROPIC_BASE_URL", "URL")],
+        &[("OPENAI_API_KEY", "k"), ("OPENAI_BASE_URL", "URL/v1")],
+        &[
+            ("OPENAI_API_KEY", "k"),
+            ("OPENAI_BASE_URL", "URL/v1"),
+            ("CORAL_MODEL", "openai_responses/some-model"),
+        ],
+        &[("GEMINI_API_KEY", "k"), ("GEMINI_BASE_URL", "URL/v1beta")],
+        &[("OLLAMA_HOST", "URL"), ("CORAL_MODEL", "ollama/some-model")],
+        &[("VLLM_BASE_URL", "URL/v1"), ("CORAL_MODEL", "vllm/some-model")],
+    ];
+
+    #[tokio::test]
+    async fn every_provider_answers() {
+        let aimock = peer::aimock();
+        for variables in CHOICES {
+            let model = coral_llm::from_vars(|name| {
+                let (_, value) = variables.iter().find(|(known, _)| *known == name)?;
+                Some(value.replace("URL", &aimock.url))
+            });
+            let answer = ask(&model.unwrap(), "Name three corals.").await.unwrap();
+            assert_eq!(answer.message.text(), "Hello from a server that speaks as many.", "{variables:?}");
+        }
+    }
 }

@@ -399,10 +399,10 @@ impl Completions {
     /// The call that a fragment goes on with. Some servers repeat id and name with every fragment, some give no index,
     /// and some give every call the same one: what has a name and another id is another call.
     fn known(&self, index: Option<u64>, id: &str, name: &str) -> Option<usize> {
-        let last = |is: &dyn Fn(&(Option<u64>, String)) -> bool| self.calls.iter().rposition(is);
+        let mut calls = self.calls.iter();
         let found = match index {
-            Some(_) => last(&|(known, _)| *known == index),
-            None if !id.is_empty() => last(&|(_, known)| known == id),
+            Some(_) => calls.rposition(|(known, _)| *known == index),
+            None if !id.is_empty() => calls.rposition(|(_, known)| known == id),
             None if name.is_empty() => self.calls.len().checked_sub(1),
             None => None,
         }?;

@@ -1,6 +1,5 @@
 //! Every protocol against `aimock`.
 
-use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use coral_core::{
@@ -10,19 +9,9 @@ use coral_core::{
 use coral_llm::Provider;
 use serde_json::json;
 
-use crate::peer::{INSTALLED, Peer, here};
+use crate::peer::{Peer, aimock};
 
-static AIMOCK: LazyLock<Peer> = LazyLock::new(|| {
-    let cli = INSTALLED.join("aimock/node_modules/@copilotkit/aimock/dist/cli.js");
-    let start = format!(
-        "process.stdin.on('end', () => process.exit()).resume(); import({:?})",
-        cli.to_str().unwrap()
-    );
-    let fixtures = here().join("fixtures.json");
-    Peer::start(
-        Command::new("node").args(["-e", &start, "--", "-p", "0", "--validate-on-load", "-f"]).arg(fixtures),
-    )
-});
+static AIMOCK: LazyLock<Peer> = LazyLock::new(aimock);
 
 /// Every protocol, with the path under which `aimock` serves it.
 const VENDORS: [(&str, &str); 5] = [
