@@ -61,7 +61,7 @@ fn is_quick() -> bool {
 }
 
 fn turns() -> usize {
-    if is_quick() { 1 } else { 9 }
+    if is_quick() { 1 } else { 15 }
 }
 
 fn main() {
@@ -135,8 +135,8 @@ async fn calls(url: &str, report: &mut Report) {
         for at_once in [1, 64] {
             let calls = match (is_quick(), stream) {
                 (true, _) => at_once,
-                (false, true) => 400,
-                (false, false) => 4_000,
+                (false, true) => 200,
+                (false, false) => 2_000,
             };
             let ours = || {
                 let (provider, request) = (provider.clone(), request.clone());
@@ -158,9 +158,11 @@ async fn calls(url: &str, report: &mut Report) {
             let mut others = [vec![], vec![]];
             for _ in 0..turns() {
                 let cost = measure(calls, at_once, ours).await;
-                (cpu.push(cost.cpu), rate.push(cost.rate));
+                cpu.push(cost.cpu);
+                rate.push(cost.rate);
                 let cost = measure(calls, at_once, by_hand).await;
-                (bare_cpu.push(cost.cpu), bare_rate.push(cost.rate));
+                bare_cpu.push(cost.cpu);
+                bare_rate.push(cost.rate);
                 for ((peer, _), costs) in PEERS.iter().zip(&mut others) {
                     if let Ok(peers) = &mut peers {
                         costs.push(peers.measure(&json!({

@@ -81,7 +81,7 @@ pub(crate) async fn run(url: &str, client: &str, streams: usize) {
             running.spawn(async move {
                 let first = std::sync::Mutex::new(first);
                 let cx = CallContext::default().on_delta(move |_| first.lock().unwrap()());
-                provider.chat(&request, &cx).await.map(|answer| answer.message.text().len()).unwrap_or(0)
+                provider.chat(&request, &cx).await.map_or(0, |answer| answer.message.text().len())
             });
         } else {
             let bare = bare.clone();
