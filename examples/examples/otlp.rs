@@ -90,6 +90,7 @@ fn run(model: impl ChatModel, endpoint: Option<&str>) -> Outcome {
 }
 
 #[cfg(test)]
+#[allow(dead_code, reason = "not every test that shares this file needs all of it")]
 #[path = "../../coral-llm/tests/peers/peer.rs"]
 mod peer;
 

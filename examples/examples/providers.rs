@@ -50,6 +50,7 @@ async fn ask(model: &impl ChatModel, prompt: &str) -> Result<ChatResponse, Error
 }
 
 #[cfg(test)]
+#[allow(dead_code, reason = "not every test that shares this file needs all of it")]
 #[path = "../../coral-llm/tests/peers/peer.rs"]
 mod peer;
 

@@ -36,7 +36,7 @@ proptest! {
             match how {
                 0 => data[place] = byte,
                 1 => data.insert(place, byte),
-                2 => drop(data.remove(place)),
+                2 if data.len() > 3 => drop(data.remove(place)),
                 _ => data.truncate(place.max(3)),
             }
         }

@@ -6,7 +6,6 @@ use std::sync::LazyLock;
 /// A server in a process of its own.
 pub(crate) struct Peer {
     /// Where it listens, such as `http://127.0.0.1:4000`.
-    #[allow(dead_code, reason = "not every test that shares this file needs it")]
     pub(crate) url: String,
     /// The server ends when the pipe to it closes, which the end of the tests does too.
     process: Child,
@@ -17,7 +16,6 @@ static ROOT: LazyLock<PathBuf> =
     LazyLock::new(|| Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned());
 
 /// Where the tests of coral-llm keep the files of their servers.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub(crate) fn here() -> PathBuf {
     ROOT.join("coral-llm/tests/peers")
 }
@@ -32,7 +30,6 @@ pub(crate) static INSTALLED: LazyLock<PathBuf> = LazyLock::new(|| {
 
 impl Peer {
     /// Starts `command`, and waits until it prints an address.
-    #[allow(dead_code, reason = "not every test that shares this file needs it")]
     pub(crate) fn start(command: &mut Command) -> Peer {
         Peer::listening(command, "http://127.0.0.1:", drop)
     }
@@ -57,7 +54,6 @@ impl Peer {
 }
 
 /// Starts `aimock` with the fixtures of coral-llm.
-#[allow(dead_code, reason = "not every test that shares this file needs it")]
 pub(crate) fn aimock() -> Peer {
     let cli = INSTALLED.join("aimock/node_modules/@copilotkit/aimock/dist/cli.js");
     let start = format!(
