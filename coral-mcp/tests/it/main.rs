@@ -25,6 +25,8 @@ mod profiles;
 mod programs;
 #[cfg(target_os = "linux")]
 mod public;
+#[cfg(target_os = "linux")]
+mod suite;
 #[cfg(feature = "tokens")]
 mod tokens;
 #[cfg(feature = "http")]
