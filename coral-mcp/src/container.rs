@@ -98,15 +98,15 @@ impl Container {
         add(&["--ulimit", "core=0:0", "--ulimit", "nofile=4096:4096"]);
         #[cfg(unix)]
         {
-            use rustix::process::{Resource, getgid, getrlimit, getuid};
-            // An engine's usual bound may be above what this process may set.
-            if let Some(most) = getrlimit(Resource::Nproc).maximum {
-                add(&["--ulimit", &format!("nproc={most}:{most}")]);
-            }
+            use rustix::process::{getgid, getuid};
             // Files that it makes are the user's, as they are without a container.
             let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-            if uid != 0 && self.engine.file_name().is_some_and(|name| name == "podman") {
-                add(&["--userns", "keep-id"]);
+            if self.engine.file_name().is_some_and(|name| name == "podman") {
+                // Its usual bound is above what root without `CAP_SYS_RESOURCE` may set.
+                add(&["--ulimit", "nproc=4096:4096"]);
+                if uid != 0 {
+                    add(&["--userns", "keep-id"]);
+                }
             }
             add(&["--user", &format!("{uid}:{gid}")]);
         }

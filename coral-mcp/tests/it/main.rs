@@ -9,6 +9,8 @@ mod commands;
 mod config;
 #[cfg(feature = "http")]
 mod conformance;
+#[cfg(target_os = "linux")]
+mod container;
 mod delegation;
 mod desk;
 #[cfg(feature = "cedar")]
