@@ -1,8 +1,15 @@
-//! What the sandbox costs: a decision, a whole check, a call in memory, a start in the OS sandbox.
+//! What the sandbox costs: a decision, a call over bare rmcp, a start in the OS sandbox, a start from
+//! a large process.
 //!
-//! `cargo bench -p coral-mcp` prints a table and writes `target/bench/mcp.json`.
+//! ```text
+//! cargo bench -p coral-mcp --bench mcp
+//! ```
+//! What is compared takes turns, and the median of the turns counts. It prints a table and writes
+//! `target/bench/mcp.json`, a list of `{case, unit, ours, peer, peer_value, ratio}`. With `--quick` or
+//! `CORAL_BENCH_QUICK=1` everything is done a few times only, and the figures mean little.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::print_stdout,
     clippy::disallowed_methods,
     reason = "a bench measures time, prints and fails by panicking"
@@ -10,133 +17,290 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use coral_core::{CallContext, Caller, ToolCall, Toolbox};
-use coral_mcp::{Access, Operation, Permissions, Policy, Sandbox, Servers};
+use coral_mcp::{
+    Access, Commands, Operation, Permissions, Policy, PolicyEngine, ProjectPath, Sandbox, Servers,
+};
+use rmcp::ServiceExt;
+use rmcp::model::CallToolRequestParams;
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 struct Row {
-    case: &'static str,
+    case: String,
     unit: &'static str,
     ours: f64,
     /// What it is compared with, and that one's value.
     peer: Option<(&'static str, f64)>,
 }
 
-/// The shortest of five runs: the one that others disturbed least.
-fn best(mut run: impl FnMut() -> Duration) -> Duration {
-    (0..5).map(|_| run()).min().unwrap()
+impl Row {
+    fn new(
+        case: impl Into<String>,
+        unit: &'static str,
+        ours: f64,
+        peer: Option<(&'static str, f64)>,
+    ) -> Self {
+        Row { case: case.into(), unit, ours, peer }
+    }
 }
 
-fn per(times: u32, mut work: impl FnMut()) -> f64 {
-    let spent = best(|| {
-        let began = Instant::now();
+fn quick() -> bool {
+    std::env::args().any(|arg| arg == "--quick") || std::env::var("CORAL_BENCH_QUICK").is_ok_and(|v| v == "1")
+}
+
+fn times(usual: u32) -> u32 {
+    if quick() { usual.min(3) } else { usual }
+}
+
+/// CPU time of all threads of this process, in microseconds.
+fn cpu_us() -> f64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// CPU time of this process for each time that `work` is done, in microseconds: the median of turns.
+fn cpu_of(turns: u32, times: u32, mut work: impl FnMut()) -> f64 {
+    let turn = |_| {
+        let began = cpu_us();
         (0..times).for_each(|_| work());
-        began.elapsed()
-    });
-    spent.as_secs_f64() * 1e6 / f64::from(times)
+        (cpu_us() - began) / f64::from(times)
+    };
+    median((0..turns).map(turn).collect())
 }
 
-/// An agent with `rules` refusals beside its grant.
+/// An agent with `rules` refusals beside its grant, each of a place of its own.
 fn permissions(rules: usize) -> Permissions {
-    let mut text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [filesystem]\n      \
-                    operations: [read, write]\n      paths: [/project/src]\n      deny:\n"
+    let mut text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [filesystem, everything, commands]\n      \
+                    operations: [read, write, execute]\n      paths: [/project]\n      after_untrusted: allow\n      deny:\n"
         .to_owned();
     for i in 0..rules {
-        text += &format!("        - paths: [/project/src/private{i}]\n");
+        text += &format!("        - paths: [/project/src/area{i}/private]\n");
     }
     Permissions::from_yaml(&text, "bench.yaml").unwrap()
+}
+
+fn decisions(rows: &mut Vec<Row>) {
+    let dev = Caller::agent("dev");
+    for rules in [1, 200] {
+        let engine = PolicyEngine::new(permissions(rules)).unwrap();
+        let decide = |paths: &[ProjectPath]| {
+            let access = Access::new(&dev, "filesystem", "write_file", Operation::Write).on(paths);
+            assert!(black_box(engine.decide(black_box(&access))).is_allowed());
+        };
+        let mut n = 0;
+        let new = cpu_of(7, times(2_000), || {
+            n += 1;
+            let path = format!("src/area{}/file{n}.rs", n % 200);
+            decide(&[path.parse().unwrap()]);
+        });
+        rows.push(Row::new(format!("decision, {rules} rules, never asked before"), "µs CPU", new, None));
+        let same = ["src/area7/users.rs".parse().unwrap()];
+        let repeated = cpu_of(7, times(20_000), || decide(&same));
+        rows.push(Row::new(format!("decision, {rules} rules, asked again"), "µs CPU", repeated, None));
+    }
+}
+
+fn call(name: &str, arguments: Value) -> ToolCall {
+    ToolCall { id: "1".into(), name: name.into(), arguments }
+}
+
+/// A call of the built-in file server, both ends in this process, and of it the check.
+fn in_memory(runtime: &tokio::runtime::Runtime, rows: &mut Vec<Row>) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("a.rs"), "fn main() {}\n").unwrap();
+    let builder = Sandbox::builder().permissions(permissions(200)).root(dir.path()).filesystem();
+    let tools = runtime.block_on(builder.build()).unwrap();
+    let call = call("filesystem__get_file_info", json!({"path": "a.rs"}));
+    let dev = Caller::agent("dev");
+    let cx = CallContext::new(dev.clone());
+    runtime.block_on(tools.call(&call, &cx)).unwrap();
+    let check = cpu_of(7, times(2_000), || {
+        assert!(runtime.block_on(tools.explain(&call, &dev)).unwrap().is_allowed())
+    });
+    rows.push(Row::new("whole check, 200 rules", "µs CPU", check, None));
+    let whole = cpu_of(7, times(500), || drop(runtime.block_on(tools.call(&call, &cx)).unwrap()));
+    rows.push(Row::new("call in memory", "µs CPU", whole, Some(("without the check", whole - check))));
+}
+
+/// Where the public servers are installed.
+fn installed() -> Option<PathBuf> {
+    let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent()?.join("target/mcp-servers");
+    let there =
+        target.join("node/node_modules/@modelcontextprotocol/server-everything/dist/index.js").exists();
+    if !there {
+        println!("run tests/setup/mcp.sh to measure public servers");
+    }
+    there.then_some(target)
+}
+
+fn everything(target: &std::path::Path) -> String {
+    target
+        .join("node/node_modules/@modelcontextprotocol/server-everything/dist/index.js")
+        .display()
+        .to_string()
+}
+
+/// A sandbox with the public server `everything` at a level of isolation.
+async fn sandbox(target: &std::path::Path, isolation: &str, root: &std::path::Path) -> Sandbox {
+    let text = format!(
+        "permission_model:\n  agents:\n    dev:\n      mcp_servers: [everything]\n      operations: [execute]\n      \
+         after_untrusted: allow\nservers:\n  everything: {{ isolation: {isolation}, read: [\"{}\"] }}\n",
+        target.display()
+    );
+    let servers = Servers::default().stdio("everything", "node", [everything(target)]).unwrap();
+    Sandbox::builder()
+        .permissions(Permissions::from_yaml(&text, "bench.yaml").unwrap())
+        .servers(servers)
+        .helper(env!("CARGO_BIN_EXE_coral-jail"))
+        .root(root)
+        .build()
+        .await
+        .unwrap()
+}
+
+/// A call of a public server over its pipes, through the sandbox and by bare rmcp, in turns.
+async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = sandbox(target, "kernel", dir.path()).await;
+    let cx = CallContext::new(Caller::agent("dev"));
+    let call = call("everything__echo", json!({"message": "hello"}));
+    let mut child = tokio::process::Command::new("node")
+        .arg(everything(target))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+    let bare = ().serve(pipes).await.unwrap();
+    let params = || {
+        let arguments = call.arguments.as_object().unwrap().clone();
+        CallToolRequestParams::new("echo").with_arguments(arguments)
+    };
+    let count = times(200);
+    let mut spent: [Vec<[f64; 2]>; 2] = [Vec::new(), Vec::new()];
+    for turn in 0..times(40) {
+        // Who goes first changes from turn to turn.
+        for which in [turn % 2, 1 - turn % 2] {
+            let (cpu, wall) = (cpu_us(), Instant::now());
+            for _ in 0..count {
+                if which == 0 {
+                    drop(ours.call(&call, &cx).await.unwrap());
+                } else {
+                    drop(bare.call_tool(params()).await.unwrap());
+                }
+            }
+            let per = |spent: f64| spent / f64::from(count);
+            spent[which as usize].push([per(wall.elapsed().as_secs_f64() * 1e6), per(cpu_us() - cpu)]);
+        }
+    }
+    for (at, what) in ["wall", "client's CPU"].into_iter().enumerate() {
+        let of = |which: usize| median(spent[which].iter().map(|both| both[at]).collect());
+        rows.push(Row::new(format!("call over stdio, {what}"), "µs", of(0), Some(("bare rmcp", of(1)))));
+    }
+    drop(bare);
+}
+
+/// A Node server from its start to its list of tools, at each level, in turns.
+async fn starts(target: &std::path::Path, rows: &mut Vec<Row>) {
+    let dir = tempfile::tempdir().unwrap();
+    let strict =
+        std::process::Command::new("bwrap").arg("--version").output().is_ok_and(|o| o.status.success());
+    let levels: &[&str] = if strict { &["none", "kernel", "strict"] } else { &["none", "kernel"] };
+    let mut spent: Vec<Vec<f64>> = vec![Vec::new(); levels.len()];
+    for _ in 0..times(15) {
+        for (level, spent) in levels.iter().zip(&mut spent) {
+            let tools = sandbox(target, level, dir.path()).await;
+            let began = Instant::now();
+            assert!(!tools.list(&Caller::agent("dev")).await.unwrap().is_empty());
+            spent.push(began.elapsed().as_secs_f64() * 1e3);
+            drop(tools);
+            // What is dropped ends in the background, and should not weigh on the next.
+            tokio::time::sleep(Duration::from_millis(if quick() { 1 } else { 100 })).await;
+        }
+    }
+    let plain = median(spent[0].clone());
+    for (level, spent) in levels.iter().zip(spent).skip(1) {
+        rows.push(Row::new(
+            format!("start of a Node server, {level}"),
+            "ms",
+            median(spent),
+            Some(("plain", plain)),
+        ));
+    }
+}
+
+/// A program that does nothing, run from this process while it is small and while it is large.
+async fn spawns(rows: &mut Vec<Row>) {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes: usize = if quick() { 64 << 20 } else { 2 << 30 };
+    for isolation in ["none", "kernel"] {
+        let text = format!(
+            "permission_model:\n  agents:\n    dev:\n      mcp_servers: [commands]\n      operations: [execute]\n      \
+             paths: [/project]\nservers:\n  commands: {{ isolation: {isolation} }}\n"
+        );
+        let tools = Sandbox::builder()
+            .permissions(Permissions::from_yaml(&text, "bench.yaml").unwrap())
+            .commands(Commands::new().allow("true").unwrap())
+            .helper(env!("CARGO_BIN_EXE_coral-jail"))
+            .root(dir.path())
+            .build()
+            .await
+            .unwrap();
+        let call = call("commands__run", json!({"program": "true"}));
+        let cx = CallContext::new(Caller::agent("dev"));
+        let mut spent = [Vec::new(), Vec::new()];
+        for _ in 0..times(7) {
+            for (size, spent) in [0, bytes].into_iter().zip(&mut spent) {
+                // Every page is written to, so that it is really there.
+                let held = black_box(vec![1_u8; size]);
+                for _ in 0..times(10) {
+                    let began = Instant::now();
+                    assert!(!tools.call(&call, &cx).await.unwrap().is_error);
+                    spent.push(began.elapsed().as_secs_f64() * 1e3);
+                }
+                drop(held);
+            }
+        }
+        let [small, large] = spent.map(median);
+        let size = bytes >> 20;
+        let case = format!("run of `true` from {size} MiB, {isolation}");
+        rows.push(Row::new(case, "ms", large, Some(("from a small process", small))));
+    }
 }
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut rows = Vec::new();
-    let dev = Caller::agent("dev");
-    for (case, rules) in [("decision, 1 rule", 1), ("decision, 200 rules", 200)] {
-        let permissions = permissions(rules);
-        let paths = ["src/api/users.rs".parse().unwrap()];
-        let access = Access::new(&dev, "filesystem", "write_file", Operation::Write).on(&paths);
-        let ours = per(20_000, || assert!(black_box(permissions.decide(black_box(&access))).is_allowed()));
-        rows.push(Row { case, unit: "µs", ours, peer: None });
+    decisions(&mut rows);
+    in_memory(&runtime, &mut rows);
+    if let Some(target) = installed() {
+        runtime.block_on(over_stdio(&target, &mut rows));
+        runtime.block_on(starts(&target, &mut rows));
     }
-    let dir = tempfile::tempdir().unwrap();
-    std::fs::create_dir(dir.path().join("src")).unwrap();
-    std::fs::write(dir.path().join("src/a.rs"), "fn main() {}\n").unwrap();
-    let tools = runtime
-        .block_on(Sandbox::builder().permissions(permissions(200)).root(dir.path()).filesystem().build())
-        .unwrap();
-    let call = ToolCall {
-        id: "1".into(),
-        name: "filesystem__get_file_info".into(),
-        arguments: json!({"path": "src/a.rs"}),
-    };
-    let cx = CallContext::new(dev.clone());
-    runtime.block_on(tools.call(&call, &cx)).unwrap();
-    let check = per(5_000, || assert!(runtime.block_on(tools.explain(&call, &dev)).unwrap().is_allowed()));
-    rows.push(Row { case: "whole check, 200 rules", unit: "µs", ours: check, peer: None });
-    let whole = per(2_000, || drop(runtime.block_on(tools.call(&call, &cx)).unwrap()));
-    // What is left when the check is taken away: rmcp, both ends in this process, and the file.
-    rows.push(Row {
-        case: "call in memory",
-        unit: "µs",
-        ours: whole,
-        peer: Some(("without the check", whole - check)),
-    });
-    rows.extend(start(&runtime));
+    runtime.block_on(spawns(&mut rows));
     report(&rows);
 }
 
-/// A Node server from its start to its list of tools, with and without the OS sandbox.
-fn start(runtime: &tokio::runtime::Runtime) -> Option<Row> {
-    let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent()?.join("target/mcp-servers");
-    let script = target.join("node/node_modules/@modelcontextprotocol/server-everything/dist/index.js");
-    if !script.exists() {
-        println!("run tests/setup/mcp.sh to measure the start of a public server");
-        return None;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let spent = |isolation: &str| {
-        let text = format!(
-            "permission_model:\n  agents:\n    dev:\n      mcp_servers: [everything]\n      operations: [execute]\n\
-             servers:\n  everything: {{ isolation: {isolation}, read: [\"{}\"] }}\n",
-            target.display()
-        );
-        let run = || {
-            let servers =
-                Servers::default().stdio("everything", "node", [script.display().to_string()]).unwrap();
-            let builder = Sandbox::builder()
-                .permissions(Permissions::from_yaml(&text, "bench.yaml").unwrap())
-                .servers(servers)
-                .helper(env!("CARGO_BIN_EXE_coral-jail"))
-                .root(dir.path());
-            runtime.block_on(async {
-                let tools = builder.build().await.unwrap();
-                let began = Instant::now();
-                assert!(!tools.list(&Caller::agent("dev")).await.unwrap().is_empty());
-                began.elapsed()
-            })
-        };
-        best(run).as_secs_f64() * 1e3
-    };
-    let (plain, kernel) = (spent("none"), spent("kernel"));
-    Some(Row {
-        case: "start of a Node server, isolated",
-        unit: "ms",
-        ours: kernel,
-        peer: Some(("plain", plain)),
-    })
-}
-
 fn report(rows: &[Row]) {
-    println!("{:<36} {:>12} {:>26} {:>8}", "case", "ours", "peer", "ratio");
+    println!("{:<44} {:>16} {:>36} {:>8}", "case", "ours", "peer", "ratio");
     let mut json = Vec::new();
     for Row { case, unit, ours, peer } in rows {
         let (shown, ratio) = match peer {
             Some((name, value)) => (format!("{name} {value:.2} {unit}"), format!("{:.2}", ours / value)),
             None => (String::new(), String::new()),
         };
-        println!("{case:<36} {ours:>9.2} {unit} {shown:>26} {ratio:>8}");
+        println!("{case:<44} {:>16} {shown:>36} {ratio:>8}", format!("{ours:.2} {unit}"));
         json.push(json!({
             "case": case,
             "unit": unit,

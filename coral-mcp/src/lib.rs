@@ -55,8 +55,9 @@
 //!   without a shell.
 //! - [`Servers`] reads the `mcpServers` JSON that people have. A server is a process, started when
 //!   it is first needed, with an empty environment but for `PATH` and what its configuration
-//!   names. Under the security policy `no_system_access`, or with `isolation: kernel`, it runs in
-//!   the OS sandbox: see [`sandbox_hook`].
+//!   names. Under the security policy `no_system_access`, or with an `isolation` of `kernel`,
+//!   `strict` or `container`, it runs in the OS sandbox: see [`sandbox_hook`] and, for what each
+//!   level stops, `docs/security.md`.
 //! - [`Profile`]s say what the tools of known servers do, and which of their arguments are paths
 //!   and SQL. Rules of `servers` in the permission file add to them.
 //!

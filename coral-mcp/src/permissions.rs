@@ -80,7 +80,16 @@ struct Quotas {
 /// person's agreement: `after_untrusted` (`ask`, `allow`, `deny`), beside `agents` or of one agent,
 /// says otherwise. `servers`, beside `permission_model`, holds the rules of each server: `profile`,
 /// `tools`, `timeout_s`, `max_result_kib`, `calls_per_minute`, `concurrency`, `trusted`,
-/// `isolation` (`none` or `kernel`), `network`, `read` and `write`.
+/// and, for its process, the following.
+///
+/// # Isolation of processes
+/// `isolation` is `none`, `kernel` (namespaces, limits, Landlock, seccomp), `strict` (the same in a
+/// file system of bubblewrap's making) or `container` (with the `image`, and the `engine` if it is
+/// not the first of `docker` and `podman`). Without it, it is `kernel` under `no_system_access` and
+/// else `none`. `read` lists what the process may read outside of the project, `write` the
+/// directories of the project that it may change. `network` is `false`, `true`, or a list of
+/// `host`, `host:port`, `*.domain` and addresses that it reaches through a proxy. `memory_mib` and
+/// `processes` bound what it takes. `docs/security.md` says what each level stops.
 ///
 /// `operations` are `read`, `write` and `execute`, or names that [profiles](crate::Profile) give to
 /// what tools do, such as `create_pull_request`. `cedar`, beside `agents`, holds Cedar policies of

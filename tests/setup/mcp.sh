@@ -27,6 +27,20 @@ fi
 rm -f "$mark"
 mkdir -p "$dest/node" "$dest/conformance"
 
+# The level `strict` of the OS sandbox needs bubblewrap, and containers need an engine. Without
+# them the tests of both say that they are not there, and check that they are refused.
+missing=
+command -v bwrap > /dev/null || missing=bubblewrap
+command -v podman > /dev/null || missing="$missing podman crun runc"
+if [ -n "$missing" ] && command -v apt-get > /dev/null && [ "$(id -u)" = 0 ]; then
+    {
+        apt-get -qq update &&
+            # Each word is a package.
+            # shellcheck disable=SC2086
+            DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing
+    } > "$dest/apt.log" 2>&1 || echo "not installed: $missing (see $dest/apt.log)" >&2
+fi
+
 npm install --prefix "$dest/node" --ignore-scripts --no-audit --no-fund --save-exact --loglevel=error \
     @modelcontextprotocol/server-filesystem@2026.8.31 \
     @modelcontextprotocol/server-everything@2026.8.31 \

@@ -5,6 +5,7 @@
 //! that it finds, be it in its task or in a tool's answer.
 
 mod files;
+mod rights;
 mod servers;
 
 use std::path::PathBuf;

@@ -1,18 +1,16 @@
-//! Attacks by servers that were captured, or made to attack, and attacks on rights.
+//! Attacks by servers that were captured, or made to attack.
 
 use std::io::Read;
 use std::net::TcpListener;
 use std::time::Duration;
 
-use coral_core::Caller;
 use coral_mcp::{AuditEvent, Servers, Variables, Verdict};
 use serde_json::{Value, json};
 
-use super::{RUN, Scene};
+use super::Scene;
 use crate::programs::{python, script};
 
-/// An agent that may use everything that there is, and another that only looks; results of servers
-/// from outside bar what changes.
+/// An agent that may use everything that there is; what servers from outside say bars changes.
 fn permissions(rules: &str) -> String {
     let [_, prefix] = python();
     let read = format!(r#"read: ["{prefix}", "{}"]"#, script(""));
@@ -25,11 +23,7 @@ permission_model:
       operations: ["read", "write", "execute"]
       paths: ["/project/src"]
       after_untrusted: deny
-    reader:
-      mcp_servers: ["filesystem"]
-      operations: ["read"]
-      paths: ["/project/docs"]
-  security_policies: [no_system_access, audit_all_operations, time_bound_tokens]
+  security_policies: [no_system_access, audit_all_operations]
 servers:
   evil:
     timeout_s: 2
@@ -57,10 +51,6 @@ async fn scene(program: &str, mode: &str, rules: &str) -> Scene {
 
 fn echo() -> (&'static str, Value) {
     ("evil__echo", json!({"text": "hello"}))
-}
-
-fn write() -> (&'static str, Value) {
-    ("filesystem__write_file", json!({"path": "src/pwned.rs", "content": "pwned"}))
 }
 
 /// One call of the server that probes the OS sandbox.
@@ -195,34 +185,6 @@ async fn poisoned_result_leading_to_a_write() {
     assert_eq!(scene.outcomes("evil__echo"), ["ok"]);
     let refused = scene.refused("filesystem__write_file");
     assert!(refused.len() == 1 && refused[0].contains("evil__echo"), "{refused:?}");
-}
-
-#[tokio::test]
-async fn confused_deputy_through_a_sub_agent() {
-    let scene = scene("evil.py", "good", "").await;
-    let agent = |name: &str| Caller { run: RUN.into(), ..Caller::agent(name) };
-    // The reader may only look, and gets another agent to write for it.
-    scene.tools.delegate(&agent("reader"), &agent("dev")).unwrap();
-    scene.attack("dev", &[write(), echo()]).await;
-    scene.unharmed();
-    let refused = scene.refused("filesystem__write_file");
-    assert!(refused.len() == 1 && refused[0].contains("for `reader`"), "{refused:?}");
-    assert_eq!(scene.refused("evil__echo").len(), 1);
-}
-
-#[tokio::test]
-async fn expired_grants() {
-    let scene = Scene::new(
-        &permissions("").replace("evil:\n    timeout_s: 2", "filesystem:\n    timeout_s: 2"),
-        |builder| builder.lifetime(Duration::ZERO),
-    )
-    .await;
-    scene.attack("dev", &[write(), ("filesystem__read_file", json!({"path": "src/main.rs"}))]).await;
-    scene.unharmed();
-    for tool in ["filesystem__write_file", "filesystem__read_file"] {
-        let refused = scene.refused(tool);
-        assert!(refused.len() == 1 && refused[0].contains("time_bound_tokens"), "{refused:?}");
-    }
 }
 
 #[tokio::test]
