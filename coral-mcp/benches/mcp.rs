@@ -124,7 +124,7 @@ fn in_memory(runtime: &tokio::runtime::Runtime, rows: &mut Vec<Row>) {
     let cx = CallContext::new(dev.clone());
     runtime.block_on(tools.call(&call, &cx)).unwrap();
     let check = cpu_of(7, times(2_000), || {
-        assert!(runtime.block_on(tools.explain(&call, &dev)).unwrap().is_allowed())
+        assert!(runtime.block_on(tools.explain(&call, &dev)).unwrap().is_allowed());
     });
     rows.push(Row::new("whole check, 200 rules", "µs CPU", check, None));
     let whole = cpu_of(7, times(500), || drop(runtime.block_on(tools.call(&call, &cx)).unwrap()));
