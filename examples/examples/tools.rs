@@ -17,7 +17,7 @@ use coral_core::{
 };
 use coral_llm::{Reply, ScriptedModel};
 use coral_mcp::{AuditKey, FileAudit, Permissions, Sandbox, Servers, check_audit};
-use serde_json::json;
+use serde_json::{Value, json};
 
 type Done<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -83,7 +83,7 @@ async fn work() -> Done {
         match record?.event {
             Event::EffectIntended { effect: EffectKind::Tool, label, .. } => println!("{label}"),
             Event::EffectDone { outcome: Outcome::Err(error), .. } => println!("  {error}"),
-            Event::QuestionAsked { question } => {
+            Event::QuestionAsked { question, .. } => {
                 let asked: ApprovalRequest = question.question.get()?;
                 println!(
                     "  may `{}` call {} with {}? ({})",
@@ -113,7 +113,7 @@ async fn work() -> Done {
     Ok(())
 }
 
-fn program() -> Done<Program> {
+fn program() -> Done<Program<Brief, Value>> {
     let spec = AgentSpec {
         prompt: PromptTemplate { task_template: "{{ brief.text }}".into(), ..PromptTemplate::default() },
         ..AgentSpec::new("maintainer", "Maintainer")
