@@ -51,8 +51,8 @@
 //! - [`Budget`]: what a run may use, reserved before each call.
 //! - [`resilience`]: layers around models and tools. [`resources`]: what agents of all runs share.
 //!
-//! This crate does no I/O and has no features: it opens no file, socket or process, and reads no clock but
-//! through [`Clock`].
+//! This crate does no I/O: it opens no file, socket or process, and reads no clock but through [`Clock`]. The one
+//! feature, `sim`, brings the module of that name: workflows under crashes and faults, by seeds.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -84,6 +84,8 @@ pub mod resources;
 mod run;
 mod runner;
 mod schema;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod spec;
 mod task;
 mod tool;
