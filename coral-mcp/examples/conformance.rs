@@ -153,7 +153,7 @@ servers:
         match tools.call(&call, &CallContext::new(client.clone())).await {
             Ok(output) => eprintln!("{name}: {}", output.content),
             Err(error) if denied && matches!(error.kind(), ErrorKind::Denied { .. }) => {
-                eprintln!("{name}: {error}")
+                eprintln!("{name}: {error}");
             }
             Err(error) => {
                 eprintln!("{name}: {error}");

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use coral_core::sim::{Explored, Faults, Found, Simulation};
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, CallContext, Caller, EffectClass, Error, Flow, Handle, ToolCall,
-    ToolDef, ToolOutput, Toolbox, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, CallContext, Caller, EffectClass, Error, Flow, Handle,
+    ToolCall, ToolDef, ToolOutput, Toolbox, Workflow,
 };
 use serde_json::json;
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Brief, Clock, EffectClass, Error, Event, Finding, GraphData,
+    Agent, AgentContext, AgentError, AgentSpec, Brief, EffectClass, Error, Event, Finding, GraphData,
     Journal, ManualClock, MemoryJournal, Outcome, Payload, Program, RetryPolicy, Run, Runner, StartOptions,
     StepData, StepKind, Team, digest,
 };

@@ -347,7 +347,7 @@ async fn a_run_answers_what_its_servers_ask_durably_and_from_its_budget() {
         assert!(run.output().await.unwrap().contains("a summary"));
         let budget = StartOptions::new().budget(Budget::new().calls(1));
         let run = second.start_with(&Office, "sample".to_owned(), budget).await.unwrap();
-        assert!(run.output().await.map_or_else(|e| e.to_string(), |said| said).contains("refused"));
+        assert!(run.output().await.unwrap_or_else(|e| e.to_string()).contains("refused"));
     }
 }
 

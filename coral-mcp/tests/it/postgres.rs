@@ -1,12 +1,12 @@
 //! The public Postgres server before a real PostgreSQL. Its own guard can be talked out of reading alone
 //! (`COMMIT; DELETE …`); ours must not be.
 
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use coral_mcp::{Servers, Variables};
 use serde_json::json;
@@ -54,7 +54,8 @@ fn servant() -> Option<(u32, u32)> {
     };
     (id(&["-u"]) == Some(0)).then(|| {
         let (user, group) = (id(&["-u", "postgres"]), id(&["-g", "postgres"]));
-        (user.expect("tests/setup/mcp.sh makes the user `postgres`"), group.unwrap())
+        assert!(user.is_some(), "there is no user `postgres`: run tests/setup/mcp.sh");
+        (user.unwrap(), group.unwrap())
     })
 }
 
@@ -85,7 +86,8 @@ impl Postgres {
             .status()
             .unwrap();
         assert!(made.success(), "initdb failed");
-        let child = program("postgres")
+        let mut child = program("postgres")
+            .stderr(Stdio::piped())
             .args([
                 "-p",
                 &port.to_string(),
@@ -100,12 +102,13 @@ impl Postgres {
             .arg(&data)
             .spawn()
             .unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let server = Postgres { child, port, dir };
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < deadline, "PostgreSQL does not answer");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let said: Vec<String> = log.by_ref().take_while(|line| !line.contains("ready to accept")).collect();
+        let ready = TcpStream::connect(("127.0.0.1", port)).is_ok();
+        assert!(ready, "PostgreSQL does not start: {said:#?}");
+        // Whoever stops reading stops the server.
+        std::thread::spawn(move || log.for_each(drop));
         server
     }
 }
@@ -122,16 +125,6 @@ async fn what_reads_is_let_through_and_what_hides_a_write_is_not() {
     let desk = Desk::with(PERMISSIONS, |b| b.servers(servers)).await;
     let query = |agent, sql: &str| desk.call(agent, "db__query", json!({"sql": sql}));
 
-    let ready = async {
-        // It accepts connections a moment before it answers them.
-        while !query("reader", "SELECT 1 AS ready")
-            .await
-            .is_ok_and(|said| said.content.contains("\"ready\": 1"))
-        {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(30), ready).await.unwrap();
     let names = Desk::ok(query("reader", "SELECT datname FROM pg_database ORDER BY datname").await);
     assert!(names.contains("template1"), "{names}");
     // The server wraps what it is given in a transaction that only reads; this ends that.

@@ -70,7 +70,7 @@ async fn deliver(job: &Job) -> Result<ExitCode, Error> {
     let runner = setup::runner(&ready, &job.out, &progress).await?;
     let run = match ready.begin {
         Begin::Start { ref brief, ref options } => {
-            runner.start_with(&ready.program, brief.clone(), options.clone()).await?
+            runner.start_with(&ready.program, brief.clone(), (**options).clone()).await?
         }
         Begin::Resume { ref run } => runner.resume(&ready.program, run).await?,
     };

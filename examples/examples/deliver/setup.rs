@@ -31,7 +31,7 @@ pub struct Ready {
 }
 
 pub enum Begin {
-    Start { brief: Brief, options: StartOptions },
+    Start { brief: Brief, options: Box<StartOptions> },
     Resume { run: String },
 }
 
@@ -58,7 +58,7 @@ pub async fn check(job: &Job) -> Result<Ready, Error> {
             check_conditions(&graph, conditions.keys())?;
             let mut options = StartOptions::new();
             options.facts.clone_from(conditions);
-            (graph, Begin::Start { brief, options })
+            (graph, Begin::Start { brief, options: Box::new(options) })
         }
         Source::Resume { run } => (recorded_graph(&job.out, run).await?, Begin::Resume { run: run.clone() }),
     };
