@@ -214,6 +214,10 @@ fn report(output: &OutputFormat, asked: &Asked, brief: &Brief, turns: &Turns) ->
         if fields.contains_key("next_agent") {
             fields.remove("next_agent");
         }
+        // Nor has it judged anything that others should mend.
+        if says("send_back") {
+            fields.insert("send_back".into(), json!([]));
+        }
     }
     value.to_string()
 }

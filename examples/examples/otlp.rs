@@ -164,11 +164,15 @@ mod tests {
         assert_eq!(point("gen_ai.client.inference.usage.cache_read.input_tokens", "sum")["asInt"], 5);
         assert_eq!(point("coral.cost.usd", "sum")["asDouble"], 0.25);
         assert_eq!(point("gen_ai.client.operation.duration", "histogram")["count"], "1");
-        let tokens = point("gen_ai.client.token.usage", "histogram");
-        assert_eq!(
-            (&tokens["sum"], attribute(&tokens["attributes"], "gen_ai.token.type")),
-            (&9.0.into(), &"input".into())
-        );
+        let tokens = find(&items, "gen_ai.client.token.usage")["histogram"]["dataPoints"].clone();
+        let tokens = tokens.as_array().unwrap().iter();
+        let mut tokens: Vec<(String, String)> = tokens
+            .map(|point| {
+                (attribute(&point["attributes"], "gen_ai.token.type").to_string(), point["sum"].to_string())
+            })
+            .collect();
+        tokens.sort_unstable();
+        assert_eq!(tokens, [("\"input\"".into(), "9.0".into()), ("\"output\"".into(), "4.0".into())]);
     }
 
     #[test]

@@ -115,7 +115,11 @@ async fn a_team_of_data_agents_hands_over_by_the_protocol() {
             _ => None,
         })
         .unwrap();
-    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let keys = |value: &Value| {
+        let mut keys: Vec<String> = value.as_object().unwrap().keys().cloned().collect();
+        keys.sort_unstable();
+        keys
+    };
     assert_eq!(
         keys(&message),
         ["context", "from_agent", "message_id", "message_type", "next_tasks", "timestamp", "to_agent"]

@@ -1,5 +1,7 @@
 //! JSON schemas in the dialects that providers accept.
 
+use std::collections::BTreeSet;
+
 use coral_core::OutputFormat;
 use serde_json::{Map, Value};
 
@@ -82,7 +84,9 @@ fn close(schema: &Value, all_required: bool) -> Option<Value> {
     }
     let is_object = fields.get("type").is_some_and(|kind| kind == "object");
     if let Some(Value::Object(properties)) = out.get("properties") {
-        let names: Vec<Value> = properties.keys().cloned().map(Value::String).collect();
+        // In one order, whatever `serde_json` keeps: a request must have the same bytes everywhere.
+        let names: BTreeSet<&String> = properties.keys().collect();
+        let names: Vec<Value> = names.into_iter().cloned().map(Value::String).collect();
         if all_required {
             out.insert("required".to_owned(), Value::Array(names));
         }

@@ -254,11 +254,5 @@ async fn a_schema_without_closed_form_goes_into_the_instructions() {
     provider(&server).chat(&request, &CallContext::default()).await.unwrap();
     let seen = server.seen().remove(0).body;
     assert!(seen.get("output_config").is_none(), "{seen}");
-    assert!(
-        seen["system"][0]["text"]
-            .as_str()
-            .unwrap()
-            .contains(r#"{"properties":{"data":true},"type":"object"}"#),
-        "{seen}"
-    );
+    assert!(seen["system"][0]["text"].as_str().unwrap().contains(r#""properties":{"data":true}"#), "{seen}");
 }

@@ -149,10 +149,11 @@ def main():
                 listed["nextCursor"] = str(STATE["lists"])
             answer(request, listed)
         elif method == "tools/call":
-            call(request, message["params"]["name"], message["params"].get("arguments", {}))
             if MODE in ("rug-pull", "quiet-rug-pull"):
-                send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+                # Before the answer, so that whoever has that knows of the change.
                 open("changed", "w").close()
+                send({"jsonrpc": "2.0", "method": "notifications/tools/list_changed"})
+            call(request, message["params"]["name"], message["params"].get("arguments", {}))
         elif request is not None and method is not None:
             send({"jsonrpc": "2.0", "id": request, "error": {"code": -32601, "message": "no such method"}})
 
