@@ -116,12 +116,13 @@ impl Server {
         state.live.retain(|live| !live.connection.is_closed());
         if let Some(live) = state.live.first().cloned() {
             let now_ms = clock.now_ms();
-            let listed_lately = now_ms.saturating_sub(state.listed_at_ms) < BETWEEN_LISTS_MS;
             if live.connection.idle() > PROBE_AFTER && !live.connection.answers().await {
                 state.live.clear();
-            } else if listed_lately || !live.connection.health().take_changed() {
+            } else if !live.connection.health().take_changed() {
                 return Ok(live);
-            } else if let Ok(catalog) = self.list(name, &live.connection, pins).await {
+            } else if let Ok(catalog) =
+                self.list_again(name, &live.connection, pins, state.listed_at_ms, now_ms).await
+            {
                 // The tools are said to be others now, so they are looked at again.
                 let again =
                     Live { connection: Arc::clone(&live.connection), catalog, turn: Arc::clone(&live.turn) };
@@ -135,6 +136,23 @@ impl Server {
             }
         }
         self.connect(name, &mut state, clock, pins).await
+    }
+
+    /// Lists the tools of a server that said that they are others now: not too soon after the last time,
+    /// however often it says so, and before any other call is let through.
+    async fn list_again(
+        &self,
+        name: &str,
+        connection: &Connection,
+        pins: &Pins,
+        listed_at_ms: u64,
+        now_ms: u64,
+    ) -> Result<Catalog, Error> {
+        let early_ms = BETWEEN_LISTS_MS.saturating_sub(now_ms.saturating_sub(listed_at_ms));
+        if early_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(early_ms)).await;
+        }
+        self.list(name, connection, pins).await
     }
 
     /// Another connection, unless it is too early for another try.
