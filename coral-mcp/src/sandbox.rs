@@ -45,7 +45,7 @@ pub struct BlockedTool {
 ///    and no rule refuses it;
 /// 2. the security policies allow it;
 /// 3. a person agreed to this very call, where a rule wants that: it ends with
-///    [`NeedsApproval`](ErrorKind::NeedsApproval) until its context holds an
+///    [`NeedsApproval`](coral_core::ErrorKind::NeedsApproval) until its context holds an
 ///    [approval](CallContext::approval) that covers it;
 /// 4. the decision is in the audit.
 ///

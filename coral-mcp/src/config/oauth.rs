@@ -74,6 +74,7 @@ impl OAuth {
         self
     }
 
+    #[cfg(feature = "http")]
     pub(crate) fn is_for_itself(&self) -> bool {
         self.for_itself
     }
