@@ -44,6 +44,7 @@
 mod breaker;
 mod bulkhead;
 mod fallback;
+mod fallback_agent;
 mod health;
 mod rate;
 mod retry_budget;
@@ -53,6 +54,7 @@ pub use self::breaker::{
 };
 pub use self::bulkhead::{Bounded, Bulkhead, Lane, Slot};
 pub use self::fallback::Fallback;
+pub use self::fallback_agent::FallbackAgent;
 pub use self::health::{Check, Checkup, Health, HealthReport, JournalCheck, ModelCheck, ToolsCheck};
 pub use self::rate::{RateLimit, RateLimited, RatePolicy, Reservation, estimate_tokens};
 pub use self::retry_budget::{Budgeted, RetryBudget, RetryBudgetPolicy};

@@ -312,6 +312,44 @@ fn under_every_seed_each_sample_ends_as_in_calm() {
     }
 }
 
+/// What a machine decides over `recorded`: its commands after each record, and how every step stands in the end.
+fn decisions(graph: &GraphData, recorded: &[coral_core::Record]) -> String {
+    let mut machine = coral_core::Machine::new(Arc::new(coral_core::Graph::new(graph.clone()).unwrap()));
+    let mut decided = String::new();
+    for record in recorded {
+        let mut commands = Vec::new();
+        machine.on_event(&record.event, &mut commands);
+        decided.push_str(&format!("{} {commands:?}\n", record.seq));
+    }
+    format!("{decided}{:?}", machine.steps().collect::<Vec<_>>())
+}
+
+/// Threads and hash seeds change in which order things happen, and nothing of what is decided over it: each hash map
+/// has a seed of its own, so folding twice is folding under two of them.
+#[test]
+fn a_replay_is_the_same_under_any_number_of_threads_and_any_hash_seed() {
+    for graph in samples() {
+        let mut states = Vec::new();
+        for threads in [1, 2, 4] {
+            let runtime =
+                tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_time().build();
+            let world = World::new(&graph);
+            let (recorded, state) = runtime.unwrap().block_on(async {
+                world.live(None).await.unwrap();
+                (records(&*world.journal, "run").await, world.state().await)
+            });
+            let first = decisions(&graph, &recorded);
+            let others = std::thread::scope(|scope| {
+                let fold = || scope.spawn(|| decisions(&graph, &recorded));
+                [fold(), fold(), fold()].map(|thread| thread.join().unwrap())
+            });
+            assert!(others.iter().all(|other| *other == first), "`{}`, {threads} threads", graph.name);
+            states.push(state);
+        }
+        assert!(states.iter().all(|state| *state == states[0]), "`{}`", graph.name);
+    }
+}
+
 /// Where the journals of releases are kept: they load and go on forever.
 fn fixture(release: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/journal-{release}.json"))

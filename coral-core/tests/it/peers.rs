@@ -532,3 +532,48 @@ async fn steps_nest_no_deeper_than_the_budget_says() {
     let run = runner.start_with(&program, Brief::default(), depth(3)).await.unwrap();
     run.output().await.unwrap();
 }
+
+/// Another agent does the work where one fails, in the same attempt, and a resumed step falls back as it did.
+#[tokio::test]
+async fn another_agent_takes_over_where_one_fails() {
+    let stage = Stage::new();
+    let outside = stage.outside.clone();
+    let first: Play =
+        Arc::new(move |_, cx| {
+            let outside = outside.clone();
+            Box::pin(async move {
+                let charge = cx.effect("look", EffectClass::Idempotent, "1", |_| async move {
+                    Ok(outside.happens("first"))
+                });
+                charge.await?;
+                Err(AgentError::user("I can't"))
+            })
+        });
+    let then: Play = Arc::new(|_, cx| {
+        Box::pin(async move { Ok(json!(cx.ask::<String, bool>("ok", &"?".into()).await?)) })
+    });
+    let program = || {
+        let both = coral_core::resilience::FallbackAgent::new(
+            Actor(AgentSpec::new("first", "First"), first.clone()),
+            Actor(AgentSpec::new("then", "Then"), then.clone()),
+        );
+        let steps = vec![agent("first", &[])];
+        let graph = GraphData { name: "play".into(), steps, ..GraphData::default() };
+        Program::from_graph(graph, &Team::new().with_agent(both)).unwrap()
+    };
+    let runner = stage.runner();
+    let run = runner.start_with(&program(), Brief::default(), StartOptions::new().id("run")).await.unwrap();
+    let ids = open(&run, 1).await;
+    runner.shutdown().await;
+    let second = stage.runner();
+    let run = second.resume(&program(), "run").await.unwrap();
+    assert_eq!(open(&run, 1).await, ids);
+    answer_all(&run).await;
+    assert_eq!(run.output().await.unwrap(), json!({"first": true}));
+    assert_eq!(stage.outside.times("first"), 1);
+    let notes = records(&*stage.journal, "run").await;
+    let notes = notes
+        .iter()
+        .filter(|r| matches!(&r.event, Event::Noted { topic, .. } if &**topic == "agent_fell_back"));
+    assert_eq!(notes.count(), 1);
+}

@@ -35,6 +35,7 @@ fn read() -> (&'static str, Value) {
     ("filesystem__read_file", json!({"path": "src/main.rs"}))
 }
 
+/// claude-code 78797, 57068, 43142: a sub-agent escapes the rules that deny its parent.
 #[tokio::test]
 async fn confused_deputy_through_a_sub_agent() {
     let scene = Scene::new(PERMISSIONS, |builder| builder).await;
