@@ -47,9 +47,9 @@ fn streaming() -> CallContext {
 async fn the_known_answer_streamed_and_whole() {
     let peer = llama();
     for protocol in PROTOCOLS {
-        let provider = provider(&peer, protocol);
         for cx in [CallContext::default(), streaming()] {
-            let response = provider.chat(&ChatRequest::new("Be brief.", "Hello?"), &cx).await.unwrap();
+            let request = ChatRequest::new("Be brief.", "Hello?");
+            let response = provider(&peer, protocol).chat(&request, &cx).await.unwrap();
             assert_eq!(response.message.text(), "Hi.", "{protocol:?}");
             assert_eq!(response.stop, StopReason::End, "{protocol:?}");
             assert_eq!(response.usage.output_tokens, 4, "{protocol:?}");
@@ -63,10 +63,11 @@ async fn cached_tokens_count_alike_on_every_route() {
     let mut totals = Vec::new();
     for protocol in PROTOCOLS {
         let peer = llama();
-        let provider = provider(&peer, protocol);
+        // A connection for each call: now and then the server closes one that it has just answered on.
+        let chat = async |cx: &CallContext| provider(&peer, protocol).chat(&prompt, cx).await;
         for cx in [CallContext::default(), streaming()] {
-            let first = provider.chat(&prompt, &cx).await.unwrap().usage;
-            let second = provider.chat(&prompt, &cx).await.unwrap().usage;
+            let first = chat(&cx).await.unwrap().usage;
+            let second = chat(&cx).await.unwrap().usage;
             assert_eq!(first.input_tokens, second.input_tokens, "{protocol:?}");
             assert_eq!(second.cache_read_tokens, second.input_tokens - 1, "{protocol:?}");
             totals.push(second.input_tokens);
