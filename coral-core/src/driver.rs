@@ -508,17 +508,18 @@ impl Driver {
             log.keep(self.kept.before(&path, attempt));
         }
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
-            self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
             self.open_budget(&path, false);
             if matches!(step.body, Body::Agent { .. }) {
                 let mut ledger = self.shared.ledger();
                 let begun = ledger.reserve(&path, ONE_AGENT, self.shared.ports.clock.now_ms());
                 if let Err(error) = begun {
                     drop(ledger);
+                    // It never started, so a replay does not count it either.
                     return self.settle(at, attempt, Err(error));
                 }
                 ledger.settle(&path, ONE_AGENT, ONE_AGENT);
             }
+            self.batch.push((Event::StepStarted { path: path.clone(), attempt }, Some(at)));
         }
         let mut condition = self.machine.condition_holds(at).map(|_| ());
         if matches!(step.body, Body::Composite { .. }) {

@@ -274,10 +274,10 @@ pub enum Event {
     },
 }
 
-impl Event {
-    /// The step that the event is about, if it is about one.
-    pub fn path(&self) -> Option<&Arc<str>> {
-        match self {
+/// The path of the step that an event is about, by reference of either kind.
+macro_rules! path_of {
+    ($event:expr) => {
+        match $event {
             Event::StepStarted { path, .. }
             | Event::ScopeOpened { path, .. }
             | Event::StageEntered { path, .. }
@@ -290,9 +290,9 @@ impl Event {
             | Event::SentBack { path, .. }
             | Event::RetryDue { path, .. }
             | Event::StepSkipped { path, .. }
+            | Event::HandedOff { from: path, .. }
             | Event::QuestionAsked { path, .. }
             | Event::Noted { path, .. } => Some(path),
-            Event::HandedOff { from, .. } => Some(from),
             Event::RunStarted { .. }
             | Event::RunResumed { .. }
             | Event::Migrated { .. }
@@ -302,47 +302,31 @@ impl Event {
             | Event::CancelRequested { .. }
             | Event::RunFinished { .. } => None,
         }
-    }
+    };
 }
 
 impl Event {
-    /// Calls the step that the event is about, and the one that work is handed to, as they are called now.
+    /// The step that the event is about, if it is about one.
+    pub fn path(&self) -> Option<&Arc<str>> {
+        path_of!(self)
+    }
+
+    /// Calls the step that the event is about, and the ones that work is handed to, as they are called now.
     pub(crate) fn rename(&mut self, renamed: &Renamed) {
         let call = |path: &mut Arc<str>| {
             if let Some(new) = renamed_path(path, renamed) {
                 *path = new;
             }
         };
+        if let Some(path) = path_of!(&mut *self) {
+            call(path);
+        }
         match self {
-            Event::StepStarted { path, .. }
-            | Event::ScopeOpened { path, .. }
-            | Event::StageEntered { path, .. }
-            | Event::EffectIntended { path, .. }
-            | Event::EffectDone { path, .. }
-            | Event::CallRetried { path, .. }
-            | Event::CallNoted { path, .. }
-            | Event::StepSucceeded { path, .. }
-            | Event::StepFailed { path, .. }
-            | Event::RetryDue { path, .. }
-            | Event::StepSkipped { path, .. }
-            | Event::QuestionAsked { path, .. }
-            | Event::Noted { path, .. } => call(path),
-            Event::HandedOff { from, to, .. } => {
-                call(from);
-                call(to);
-            }
-            Event::SentBack { path, returned, .. } => {
-                call(path);
+            Event::HandedOff { to, .. } => call(to),
+            Event::SentBack { returned, .. } => {
                 returned.iter_mut().for_each(|returned| call(&mut returned.to));
             }
-            Event::RunStarted { .. }
-            | Event::RunResumed { .. }
-            | Event::Migrated { .. }
-            | Event::BudgetToppedUp { .. }
-            | Event::QuestionAnswered { .. }
-            | Event::SignalReceived { .. }
-            | Event::CancelRequested { .. }
-            | Event::RunFinished { .. } => {}
+            _ => {}
         }
     }
 }

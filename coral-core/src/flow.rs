@@ -11,7 +11,7 @@ use crate::agent::{Agent, ErasedAgent};
 use crate::budget::Budget;
 use crate::error::{AgentError, Error};
 use crate::graph::{GraphData, Input, Join, RetryPolicy, StepData, StepKind};
-use crate::handoff::{Handoff, HandoffContext, OnGap};
+use crate::handoff::{Handoff, HandoffContext, Hop, OnGap};
 use crate::payload::{Data, Payload};
 use crate::program::{Body, Feed, Program};
 
@@ -141,6 +141,90 @@ impl<I: Data> Flow<I> {
         self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
     }
 
+    /// The same, but `default` is the answer if none came within `deadline_ms` milliseconds, restarts included.
+    pub fn ask_within<Q, A, F>(&mut self, name: &str, feed: F, deadline_ms: u64, default: A) -> Handle<A>
+    where
+        Q: Data,
+        A: Data,
+        F: Feeds<Q>,
+    {
+        let answer = schemars::schema_for!(A).to_value();
+        // What can't be JSON becomes `null`, of which building says that a default is needed.
+        let default = serde_json::to_value(default).unwrap_or_default();
+        let kind = StepKind::Ask { answer, deadline_ms: Some(deadline_ms), default };
+        self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
+    }
+
+    /// Adds a step in which agents hand off to one another as they decide themselves, beginning with the
+    /// first that `team` adds. After `max_hops` agents that did not end it, the step fails with
+    /// [`Limit`](crate::ErrorKind::Limit).
+    ///
+    /// ```
+    /// # use async_trait::async_trait;
+    /// # use coral_core::{Agent, AgentContext, AgentError, AgentSpec, Flow, Handle, Hop, Workflow};
+    /// struct Triage(AgentSpec);
+    /// # struct Billing(AgentSpec);
+    ///
+    /// #[async_trait]
+    /// impl Agent for Triage {
+    ///     type Input = String;
+    ///     type Output = Hop<String>;
+    ///
+    ///     async fn run(&self, mail: String, _cx: &mut AgentContext) -> Result<Hop<String>, AgentError> {
+    ///         let ours = mail.contains("invoice");
+    ///         Ok(if ours { Hop::to("billing", mail) } else { Hop::done(mail) })
+    ///     }
+    ///     # fn spec(&self) -> &AgentSpec { &self.0 }
+    /// }
+    /// # #[async_trait]
+    /// # impl Agent for Billing {
+    /// #     type Input = String;
+    /// #     type Output = Hop<String>;
+    /// #     fn spec(&self) -> &AgentSpec { &self.0 }
+    /// #     async fn run(&self, mail: String, _: &mut AgentContext) -> Result<Hop<String>, AgentError> {
+    /// #         Ok(Hop::done(mail))
+    /// #     }
+    /// # }
+    ///
+    /// struct Desk;
+    ///
+    /// impl Workflow for Desk {
+    ///     type Input = String;
+    ///     type Output = Hop<String>;
+    ///
+    ///     fn name(&self) -> &str {
+    ///         "desk"
+    ///     }
+    ///
+    ///     fn build(&self, flow: &mut Flow<String>) -> Handle<Hop<String>> {
+    ///         flow.route("mail", 5, flow.input(), |team| {
+    ///             team.agent(Triage(AgentSpec::new("triage", "Sorts mail")));
+    ///             team.agent(Billing(AgentSpec::new("billing", "Answers about invoices")));
+    ///         })
+    ///     }
+    /// }
+    /// # coral_core::Program::new(&Desk)?;
+    /// # Ok::<(), coral_core::Error>(())
+    /// ```
+    pub fn route<T, F>(
+        &mut self,
+        name: &str,
+        max_hops: u32,
+        feed: F,
+        team: impl FnOnce(&mut RouteTeam<T>),
+    ) -> Handle<Hop<T>>
+    where
+        T: Data,
+        F: Feeds<T>,
+    {
+        let mut members = RouteTeam { agents: Vec::new(), carries: PhantomData };
+        team(&mut members);
+        let agents = members.agents.iter().map(|agent| agent.spec().id.as_str().into()).collect();
+        let bodies = members.agents.into_iter().map(|agent| vec![Body::agent(agent, Hop::<T>::feed())]);
+        let body = Body::Composite { graphs: bodies.collect(), feed: F::feed().then(Hop::<T>::begin) };
+        self.add(name.into(), StepKind::Route { agents, max_hops }, &feed, body)
+    }
+
     /// Adds a step that waits so many milliseconds, restarts included, and gives what `feed` gave it.
     pub fn timer<T, F>(&mut self, name: &str, ms: u64, feed: F) -> Handle<T>
     where
@@ -232,6 +316,19 @@ impl<I: Data> Flow<I> {
         draft.steps.push(StepData { inputs, join: feed.join(), ..StepData::new(name, kind) });
         draft.bodies.push(body);
         Handle { draft: self.draft.clone(), step: Some(step), output: PhantomData }
+    }
+}
+
+/// The agents that may take part in a [`route`](Flow::route).
+pub struct RouteTeam<T> {
+    agents: Vec<Arc<dyn ErasedAgent>>,
+    carries: PhantomData<fn() -> T>,
+}
+
+impl<T: Data> RouteTeam<T> {
+    /// Adds an agent; the first that is added begins.
+    pub fn agent<A: Agent<Input = T, Output = Hop<T>>>(&mut self, agent: A) {
+        self.agents.push(Arc::new(agent));
     }
 }
 

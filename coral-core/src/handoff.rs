@@ -1,5 +1,6 @@
 //! Handing the work of one agent to the next.
 
+mod hop;
 mod review;
 
 use std::collections::BTreeMap;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use self::hop::Hop;
 pub use self::review::{Finding, OnGap, Returned};
 pub(crate) use self::review::{ReviewPolicy, Rework};
 use crate::error::AgentError;

@@ -102,9 +102,11 @@ pub use crate::event::{
     EVENT_FORMAT, EffectKind, Event, ForkPoint, Outcome, Pins, Question, Record, Renamed, RunStatus, Seq,
     SkipReason, Spent, Stage,
 };
-pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, Settle, Workflow};
+pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, RouteTeam, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};
-pub use crate::handoff::{Contribution, Finding, Handoff, HandoffContext, HandoffSource, OnGap, Returned};
+pub use crate::handoff::{
+    Contribution, Finding, Handoff, HandoffContext, HandoffSource, Hop, OnGap, Returned,
+};
 pub use crate::hash::{digest, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append};
 pub use crate::machine::{Command, Machine, StepState};

@@ -308,16 +308,22 @@ impl Machine {
             Event::StepSucceeded { output, .. } => {
                 self.settle(step, StepState::Succeeded(output.clone()), commands);
             }
-            Event::StepFailed { attempt, error, retry_in_ms, .. } => match (retry_in_ms, step) {
-                (Some(delay_ms), Some(step)) if self.cancel.is_none() => {
-                    let (attempt, delay_ms) = (attempt + 1, *delay_ms);
-                    if let Some(slot) = self.slots.get_mut(step) {
-                        slot.state = StepState::Backoff { attempt, delay_ms };
-                    }
-                    commands.push(Command::Timer { step, attempt, delay_ms });
+            Event::StepFailed { attempt, error, retry_in_ms, .. } => {
+                // A start that was refused is the first that is heard of the attempt.
+                if let Some(slot) = step.and_then(|step| self.slots.get_mut(step)) {
+                    slot.attempts = slot.attempts.max(*attempt);
                 }
-                _ => self.settle(step, StepState::Failed(error.clone()), commands),
-            },
+                match (retry_in_ms, step) {
+                    (Some(delay_ms), Some(step)) if self.cancel.is_none() => {
+                        let (attempt, delay_ms) = (attempt + 1, *delay_ms);
+                        if let Some(slot) = self.slots.get_mut(step) {
+                            slot.state = StepState::Backoff { attempt, delay_ms };
+                        }
+                        commands.push(Command::Timer { step, attempt, delay_ms });
+                    }
+                    _ => self.settle(step, StepState::Failed(error.clone()), commands),
+                }
+            }
             Event::SentBack { round, returned, .. } => {
                 if let Some(step) = step {
                     self.send_back(step, *round, returned, commands);

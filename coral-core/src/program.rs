@@ -54,6 +54,16 @@ impl Feed {
         Feed { looks_around: false, ..Feed::convert(convert) }
     }
 
+    /// This, and what it gives turned into something else.
+    pub(crate) fn then(
+        self,
+        turn: impl Fn(&Payload) -> Result<Payload, Error> + Send + Sync + 'static,
+    ) -> Self {
+        let looks_around = self.looks_around;
+        let turned = Feed::convert(move |outputs, cx| turn(&self.apply(outputs, cx)?));
+        Feed { looks_around, ..turned }
+    }
+
     /// Whether it gives the one output as it is.
     pub(crate) fn is_identity(&self) -> bool {
         self.convert.is_none()

@@ -36,20 +36,28 @@ pub trait Toolbox: Send + Sync {
     /// for tools of class [`Reconcile`](EffectClass::Reconcile) only; where nobody can tell, a person
     /// is asked.
     async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
-        let _ = (call, cx);
-        Ok(Reconciled::Unknown)
+        match self.beneath() {
+            Some(toolbox) => toolbox.reconcile(call, cx).await,
+            None => Ok(Reconciled::Unknown),
+        }
     }
 
     /// From now on `to` acts for `from`, whose agent chose it: `to` must not be allowed more than `from`
     /// is. Called before the first call of `to`, and again whenever its run is taken up.
     fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
-        let _ = (from, to);
-        Ok(())
+        self.beneath().map_or(Ok(()), |toolbox| toolbox.delegate(from, to))
     }
 
     /// A run is over, or stands still: what was kept for it may go.
     fn forget(&self, run: &str) {
-        let _ = run;
+        if let Some(toolbox) = self.beneath() {
+            toolbox.forget(run);
+        }
+    }
+
+    /// The toolbox that this one is a layer over, which gets what the layer does not change.
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        None
     }
 }
 
@@ -73,6 +81,10 @@ impl<T: Toolbox + ?Sized> Toolbox for std::sync::Arc<T> {
 
     fn forget(&self, run: &str) {
         (**self).forget(run);
+    }
+
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        (**self).beneath()
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
-use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// When a [`CircuitBreaker`] opens, and for how long.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,60 +199,65 @@ pub struct Trial {
 
 impl Trial {
     /// The endpoint answered.
-    pub fn success(mut self) {
-        self.told = true;
-        let mut state = self.breaker.lock();
-        if state.generation != self.generation {
-            return;
-        }
-        match &mut state.phase {
-            Phase::Closed { failures } => *failures = 0,
-            Phase::HalfOpen { running, succeeded, .. } => {
-                *running = running.saturating_sub(1);
-                *succeeded += 1;
-                if *succeeded >= self.breaker.0.policy.trials.get() {
-                    state.turn(Phase::Closed { failures: 0 });
-                }
-            }
-            Phase::Open { .. } => {}
-        }
+    pub fn success(self) {
+        self.ended(None);
     }
 
     /// The endpoint failed.
     pub fn failure(self) {
-        self.failure_until(0);
+        self.ended(Some(0));
     }
 
     /// The endpoint failed and asks to be left alone for so many milliseconds.
-    pub fn failure_until(mut self, retry_after_ms: u64) {
+    pub fn failure_until(self, retry_after_ms: u64) {
+        self.ended(Some(retry_after_ms));
+    }
+
+    /// Counts the call; gives the breaker's state if this changed it.
+    fn ended(mut self, failed: Option<u64>) -> Option<BreakerState> {
         self.told = true;
         let mut state = self.breaker.lock();
         if state.generation != self.generation {
-            return;
+            return None;
         }
-        match &mut state.phase {
-            Phase::Closed { failures } => {
-                *failures += 1;
-                if *failures >= self.breaker.0.policy.failures.get() {
-                    self.breaker.open(&mut state, 0, retry_after_ms);
+        let policy = &self.breaker.0.policy;
+        match (&mut state.phase, failed) {
+            (Phase::Closed { failures }, None) => *failures = 0,
+            (Phase::HalfOpen { running, succeeded, .. }, None) => {
+                *running = running.saturating_sub(1);
+                *succeeded += 1;
+                if *succeeded >= policy.trials.get() {
+                    state.turn(Phase::Closed { failures: 0 });
+                    return Some(BreakerState::Closed);
                 }
             }
-            Phase::HalfOpen { times, .. } => {
+            (Phase::Closed { failures }, Some(retry_after_ms)) => {
+                *failures += 1;
+                if *failures >= policy.failures.get() {
+                    self.breaker.open(&mut state, 0, retry_after_ms);
+                    return Some(BreakerState::Open);
+                }
+            }
+            (Phase::HalfOpen { times, .. }, Some(retry_after_ms)) => {
                 let times = *times;
                 self.breaker.open(&mut state, times, retry_after_ms);
+                return Some(BreakerState::Open);
             }
-            Phase::Open { .. } => {}
+            (Phase::Open { .. }, _) => {}
         }
+        None
     }
 
-    /// Tells the breaker how a call ended, by its error's kind.
-    fn tell<T>(self, result: &Result<T, Error>) {
-        match result {
-            Ok(_) => self.success(),
-            Err(error) if is_of_endpoint(error) => {
-                self.failure_until(error.retry_after_ms().unwrap_or(0));
-            }
-            Err(_) => {}
+    /// Tells the breaker how a call ended, by its error's kind. A change of its state is noted with the call.
+    fn tell<T>(self, result: &Result<T, Error>, cx: &CallContext) {
+        let failed = match result {
+            Ok(_) => None,
+            Err(error) if is_of_endpoint(error) => Some(error.retry_after_ms().unwrap_or(0)),
+            Err(_) => return,
+        };
+        let breaker = self.breaker.clone();
+        if let Some(state) = self.ended(failed) {
+            cx.note("circuit", json!({"endpoint": breaker.endpoint(), "state": state}));
         }
     }
 }
@@ -289,7 +295,7 @@ fn is_of_endpoint(error: &Error) -> bool {
     }
 }
 
-/// A model behind a [`CircuitBreaker`].
+/// A model behind a [`CircuitBreaker`]. A call that changes the breaker's state notes it as `circuit`.
 #[derive(Clone, Debug)]
 pub struct Guarded<M> {
     breaker: CircuitBreaker,
@@ -313,7 +319,7 @@ impl<M: ChatModel> ChatModel for Guarded<M> {
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let trial = self.breaker.admit().map_err(|refusal| refusal.of_model(self.name()))?;
         let result = self.inner.chat(request, cx).await;
-        trial.tell(&result);
+        trial.tell(&result, cx);
         result
     }
 }
@@ -373,16 +379,8 @@ impl<T: Toolbox> Toolbox for GuardedTools<T> {
         self.inner.list(caller).await
     }
 
-    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
-        self.inner.reconcile(call, cx).await
-    }
-
-    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
-        self.inner.delegate(from, to)
-    }
-
-    fn forget(&self, run: &str) {
-        self.inner.forget(run);
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        Some(&self.inner)
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {
@@ -393,11 +391,11 @@ impl<T: Toolbox> Toolbox for GuardedTools<T> {
         };
         let result = self.inner.call(call, cx).await;
         match trial {
-            Some(trial) => trial.tell(&result),
+            Some(trial) => trial.tell(&result, cx),
             None if result.as_ref().is_err_and(is_of_endpoint) => {
                 let first = self.breakers.of(server, true).and_then(|breaker| breaker.admit().ok());
                 if let Some(trial) = first {
-                    trial.tell(&result);
+                    trial.tell(&result, cx);
                 }
             }
             None => {}

@@ -13,7 +13,7 @@ use crate::call::{CallContext, Caller};
 use crate::error::{Error, ModelFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
 use crate::spec::Category;
-use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// The room of one category.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -161,16 +161,8 @@ impl<T: Toolbox> Toolbox for Bounded<T> {
         self.inner.list(caller).await
     }
 
-    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
-        self.inner.reconcile(call, cx).await
-    }
-
-    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
-        self.inner.delegate(from, to)
-    }
-
-    fn forget(&self, run: &str) {
-        self.inner.forget(run);
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        Some(&self.inner)
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

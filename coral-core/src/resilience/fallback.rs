@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use serde_json::json;
 
 use crate::call::CallContext;
 use crate::error::{Error, ErrorKind, ModelFault};
@@ -22,7 +23,8 @@ const MAX_CALLS: usize = 4_096;
 ///
 /// A request that names a model keeps that name for the first model of the chain; the others
 /// answer with their own. Deltas of an answer that broke off are not taken back: a listener sees
-/// the next model's answer begin after them.
+/// the next model's answer begin after them. A model that is passed over, and the answer of the embedder's
+/// own, are noted with the call as `model_passed_over` and `default_answer`.
 ///
 /// # Example
 /// ```
@@ -219,12 +221,16 @@ impl ChatModel for Fallback {
                 return Err(error);
             }
             tracing::warn!(model = model.name(), %error, "the model is passed over");
+            cx.note("model_passed_over", json!({"model": model.name(), "error": error.to_string()}));
             last = Some(error);
         }
         self.calls().forget(key);
         let error = last.unwrap_or_else(|| Error::invalid("fallback chain", "it has no model"));
         match self.answer.as_ref().and_then(|answer| answer(&request, &error)) {
-            Some(response) => Ok(response),
+            Some(response) => {
+                cx.note("default_answer", json!({"error": error.to_string()}));
+                Ok(response)
+            }
             None => Err(error),
         }
     }

@@ -69,6 +69,13 @@ fn may_help(error: &Error) -> bool {
     )
 }
 
+/// The work of one agent with its own output stage: each brings into shape what it gave itself, and one
+/// that can't has failed.
+async fn work<A: Agent>(agent: &A, input: A::Input, cx: &mut AgentContext) -> Result<A::Output, AgentError> {
+    let output = agent.run(input, cx).await?;
+    agent.process_output(output, cx).await
+}
+
 #[async_trait]
 impl<A, B> Agent for FallbackAgent<A, B>
 where
@@ -83,7 +90,7 @@ where
     }
 
     async fn run(&self, input: A::Input, cx: &mut AgentContext) -> Result<A::Output, AgentError> {
-        let error = match self.first.run(input.clone(), cx).await {
+        let error = match work(&self.first, input.clone(), cx).await {
             Ok(output) => return Ok(output),
             Err(error) => error.into_error(),
         };
@@ -92,7 +99,7 @@ where
         }
         let note = json!({"to": self.then.spec().id, "error": error.to_string()});
         cx.note("agent_fell_back", note).await;
-        self.then.run(input, cx).await
+        work(&self.then, input, cx).await
     }
 
     async fn initialize(&self, cx: &mut AgentContext) -> Result<(), AgentError> {
@@ -111,14 +118,6 @@ where
 
     async fn prepare_context(&self, input: A::Input, cx: &mut AgentContext) -> Result<A::Input, AgentError> {
         self.first.prepare_context(input, cx).await
-    }
-
-    async fn process_output(
-        &self,
-        output: A::Output,
-        cx: &mut AgentContext,
-    ) -> Result<A::Output, AgentError> {
-        self.first.process_output(output, cx).await
     }
 
     fn handoff(&self, output: &A::Output, to: &str, cx: &AgentContext) -> Result<HandoffDraft, AgentError> {

@@ -14,7 +14,7 @@ use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Part};
-use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// How much may be asked in a minute, and how long a call may wait for its turn.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -369,16 +369,8 @@ impl<T: Toolbox> Toolbox for RateLimited<T> {
         self.inner.list(caller).await
     }
 
-    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
-        self.inner.reconcile(call, cx).await
-    }
-
-    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
-        self.inner.delegate(from, to)
-    }
-
-    fn forget(&self, run: &str) {
-        self.inner.forget(run);
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        Some(&self.inner)
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
 use crate::event::{Record, Seq};
 use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead};
 use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Part};
-use crate::tool::{Reconciled, ToolCall, ToolDef, ToolOutput, Toolbox};
+use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// 2025-01-01T00:00:00Z.
 const BEGIN_MS: u64 = 1_735_689_600_000;
@@ -211,15 +211,7 @@ impl<T: Toolbox> Toolbox for FaultyTools<T> {
         Ok(output)
     }
 
-    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
-        self.inner.reconcile(call, cx).await
-    }
-
-    fn delegate(&self, from: &Caller, to: &Caller) -> Result<(), Error> {
-        self.inner.delegate(from, to)
-    }
-
-    fn forget(&self, run: &str) {
-        self.inner.forget(run);
+    fn beneath(&self) -> Option<&dyn Toolbox> {
+        Some(&self.inner)
     }
 }

@@ -148,6 +148,23 @@ async fn a_fan_out_that_runs_away_is_stopped_by_the_number_of_agents() {
     assert!(calls.load(Ordering::SeqCst) <= 40);
 }
 
+/// Starts that were refused are none, whether the run goes on or is taken up.
+#[tokio::test]
+async fn refused_starts_count_for_nothing_when_the_run_is_taken_up() {
+    let calls = Arc::new(AtomicU64::new(0));
+    let runner = runner(0, &calls, true);
+    let options = StartOptions::new().budget(Budget::new().agents(5));
+    let mut run = runner.start_with(&Crowd(16), 1, options).await.unwrap();
+    for agents in [5, 10, 15] {
+        assert_eq!(run.wait().await.unwrap(), RunStatus::Stopped);
+        assert_eq!(run.used().agents, agents);
+        let more = ResumeOptions::new().top_up(Budget::new().agents(5));
+        run = runner.resume_with(&Crowd(16), run.id(), more).await.unwrap();
+    }
+    assert_eq!(run.wait().await.unwrap(), RunStatus::Succeeded);
+    assert_eq!(run.used().agents, 16);
+}
+
 #[tokio::test]
 async fn a_price_that_is_not_known_is_refused_where_money_is_limited() {
     let calls = Arc::new(AtomicU64::new(0));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, CallContext, Caller, Error, ErrorKind, Event, Flow,
-    GraphData, Handle, MemoryJournal, NoTools, Program, RunStatus, Runner, StepData, StepKind, Team,
+    GraphData, Handle, Hop, MemoryJournal, NoTools, Program, RunStatus, Runner, StepData, StepKind, Team,
     ToolCall, ToolDef, ToolOutput, Toolbox, Workflow,
 };
 use serde_json::{Value, json};
@@ -190,10 +190,10 @@ async fn cancelling_reaches_into_graphs_within_graphs() {
 }
 
 /// An agent that hands on to the next of a list of names.
-struct Hop(AgentSpec);
+struct Planned(AgentSpec);
 
 #[async_trait::async_trait]
-impl Agent for Hop {
+impl Agent for Planned {
     type Input = Value;
     type Output = Value;
 
@@ -226,7 +226,7 @@ fn route(max_hops: u32) -> Program<coral_core::Brief, Value> {
         Ok(serde_json::from_str::<Value>(&brief.text).map(|plan| json!({"plan": plan}))?)
     });
     for id in ["triage", "billing", "refunds"] {
-        team = team.with_agent(Hop(AgentSpec::new(id, id)));
+        team = team.with_agent(Planned(AgentSpec::new(id, id)));
     }
     Program::from_graph(graph, &team).unwrap()
 }
@@ -255,6 +255,64 @@ async fn agents_route_among_those_that_the_graph_allows() {
     assert!(
         matches!(output.unwrap_err().kind(), ErrorKind::Limit { limit, .. } if limit == "max_hops of `desk`")
     );
+}
+
+/// One desk of a typed route: passes a ticket on as its plan says.
+struct Clerk(AgentSpec);
+
+#[async_trait::async_trait]
+impl Agent for Clerk {
+    type Input = Vec<String>;
+    type Output = Hop<Vec<String>>;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(
+        &self,
+        mut plan: Vec<String>,
+        _cx: &mut AgentContext,
+    ) -> Result<Hop<Vec<String>>, AgentError> {
+        Ok(if plan.is_empty() { Hop::done(vec![self.0.id.clone()]) } else { Hop::to(plan.remove(0), plan) })
+    }
+}
+
+struct Counter(u32);
+
+impl Workflow for Counter {
+    type Input = Vec<String>;
+    type Output = String;
+
+    fn name(&self) -> &str {
+        "counter"
+    }
+
+    fn build(&self, flow: &mut Flow<Vec<String>>) -> Handle<String> {
+        let done = flow.route("desk", self.0, flow.input(), |team| {
+            for id in ["triage", "billing", "refunds"] {
+                team.agent(Clerk(AgentSpec::new(id, id)));
+            }
+        });
+        // What a hop carries goes on as it is.
+        flow.function("sign", &done, |by: Vec<String>| async move { Ok(by.join(" ")) })
+    }
+}
+
+#[tokio::test]
+async fn typed_agents_route_and_carry_their_work_along() {
+    let runner = Runner::builder().journal(MemoryJournal::new()).build();
+    let plan = |ids: &[&str]| ids.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>();
+    let run = runner.start(&Counter(4), plan(&["refunds", "billing", "refunds"])).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), "refunds");
+    let told = story(&run).await;
+    let line = "handed_off desk/hop[2]/refunds to desk/hop[3]/billing".to_owned();
+    assert!(told.contains(&line), "{told:#?}");
+
+    let error = runner.start(&Counter(4), plan(&["boss"])).await.unwrap().output().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NotFound { name, .. } if name == "boss"), "{error}");
+    let error = runner.start(&Counter(1), plan(&["billing"])).await.unwrap().output().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Limit { max: 1, .. }), "{error}");
 }
 
 /// Hears who acts for whom.

@@ -179,3 +179,38 @@ async fn timers_deadlines_and_signals_survive_a_restart() {
     assert_eq!(signal, "early");
     assert!((71_000..71_200).contains(&(began.elapsed().as_millis())));
 }
+
+struct Vote;
+
+impl Workflow for Vote {
+    type Input = String;
+    type Output = bool;
+
+    fn name(&self) -> &str {
+        "vote"
+    }
+
+    fn build(&self, flow: &mut Flow<String>) -> Handle<bool> {
+        flow.ask_within::<String, _, _>("ship", flow.input(), 5_000, true)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_typed_question_takes_its_default_when_nobody_answered_in_time() {
+    let began = tokio::time::Instant::now();
+    let runner = Runner::builder().clock(TokioClock(began, ManualClock::default())).build();
+    let run = runner.start(&Vote, "ship it?".into()).await.unwrap();
+    assert!(run.output().await.unwrap());
+    assert!((5_000..5_100).contains(&began.elapsed().as_millis()));
+
+    let run = runner.start(&Vote, "ship it?".into()).await.unwrap();
+    let mut questions = run.events(1);
+    let id = loop {
+        let record = questions.next().await.unwrap().unwrap();
+        if let Event::QuestionAsked { question, .. } = &record.event {
+            break question.id.clone();
+        }
+    };
+    run.answer(&id, false, "ada").await.unwrap();
+    assert!(!run.output().await.unwrap());
+}

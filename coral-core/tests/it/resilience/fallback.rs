@@ -1,16 +1,19 @@
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::resilience::{BreakerPolicy, CircuitBreaker, Fallback};
+use coral_core::resilience::{BreakerPolicy, CircuitBreaker, Fallback, FallbackAgent};
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, MemoryJournal, ModelFault,
-    ModelInfo, Price, Runner,
+    Agent, AgentContext, AgentError, AgentSpec, CallContext, ChatModel, ChatRequest, ChatResponse, Error,
+    ErrorKind, Event, Flow, Handle, MemoryJournal, ModelFault, ModelInfo, Price, Runner, Workflow,
 };
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Asks, Count, ask, fault, fault_of, since};
-use crate::support::FnModel;
+use crate::support::{FnModel, records};
 
 /// Answers with its name, or fails as planned; counts.
 struct Named {
@@ -38,6 +41,36 @@ impl ChatModel for Named {
 
 fn calls(count: &Count) -> usize {
     count.load(Ordering::SeqCst)
+}
+
+/// What was decided on the way of one call of `model`, as the journal tells it.
+async fn decisions(model: impl ChatModel + 'static) -> Vec<(String, Value)> {
+    let journal = Arc::new(MemoryJournal::new());
+    let runner = Runner::builder().journal(journal.clone()).model(model).build();
+    let run = runner.start(&Asks, "hello".to_owned()).await.unwrap();
+    let _ = run.output().await;
+    let notes = records(&*journal, run.id()).await.into_iter().filter_map(|record| match record.event {
+        Event::CallNoted { topic, note, .. } => Some((topic.to_string(), note)),
+        _ => None,
+    });
+    notes.collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_journal_tells_what_the_layers_decided() {
+    let policy = BreakerPolicy { failures: NonZeroU32::MIN, ..BreakerPolicy::default() };
+    let breaker = CircuitBreaker::new("large", policy);
+    let (large, _) = named("large", Some(fault(ModelFault::QuotaExhausted)));
+    let (small, _) = named("small", Some(fault(ModelFault::Connect)));
+    let notes = decisions(Fallback::first(large).then(breaker.wrap(small)).or_answer("nobody")).await;
+    let topics: Vec<&str> = notes.iter().map(|(topic, _)| topic.as_str()).collect();
+    assert_eq!(topics, ["model_passed_over", "circuit", "model_passed_over", "default_answer"]);
+    assert_eq!(notes[1].1, json!({"endpoint": "large", "state": "open"}));
+    assert_eq!(notes[2].1["model"], "small");
+
+    tokio::time::sleep(Duration::from_secs(11)).await;
+    let notes = decisions(breaker.wrap(named("small", None).0)).await;
+    assert_eq!(notes, [("circuit".to_owned(), json!({"endpoint": "large", "state": "closed"}))]);
 }
 
 /// Runs one agent that asks `model` once; gives the answer and the milliseconds it took.
@@ -229,4 +262,52 @@ fn a_budget_sees_the_worst_case_of_the_chain() {
     let info = Fallback::first(Priced(Some(1.0), Some(10))).then(Priced(None, None)).info();
     assert_eq!(info.price, None, "one price that is not known makes the worst case unknown");
     assert_eq!(info.max_output_tokens, None);
+}
+
+/// Marks what it gives in its output stage, or fails there.
+struct Marks(AgentSpec, Option<&'static str>);
+
+#[async_trait]
+impl Agent for Marks {
+    type Input = String;
+    type Output = String;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, input: String, _cx: &mut AgentContext) -> Result<String, AgentError> {
+        Ok(input)
+    }
+
+    async fn process_output(&self, output: String, _cx: &mut AgentContext) -> Result<String, AgentError> {
+        let mark = self.1.ok_or_else(|| AgentError::user("not in shape"))?;
+        Ok(format!("{output}{mark}"))
+    }
+}
+
+struct Marked(Option<&'static str>);
+
+impl Workflow for Marked {
+    type Input = String;
+    type Output = String;
+
+    fn name(&self) -> &str {
+        "marked"
+    }
+
+    fn build(&self, flow: &mut Flow<String>) -> Handle<String> {
+        let first = Marks(AgentSpec::new("first", "First"), self.0);
+        let then = Marks(AgentSpec::new("then", "Then"), Some("?"));
+        flow.step(FallbackAgent::new(first, then), flow.input())
+    }
+}
+
+#[tokio::test]
+async fn each_agent_brings_into_shape_what_it_gave_itself() {
+    let runner = Runner::builder().build();
+    for (first, expected) in [(Some("!"), "hello!"), (None, "hello?")] {
+        let run = runner.start(&Marked(first), "hello".to_owned()).await.unwrap();
+        assert_eq!(run.output().await.unwrap(), expected);
+    }
 }
