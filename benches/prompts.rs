@@ -39,6 +39,35 @@ fn main() -> Outcome {
         ];
         compare(&mut report, "render of a prompt", &mut entrants)?;
     }
+    if wanted("render of a prompt, where tokens are counted") {
+        let known = PromptInput { context_tokens: Some(200_000), ..input.clone() };
+        let text: String =
+            agent.prompt(&known)?.messages.iter().map(|message| message.text()).collect::<Vec<_>>().concat();
+        let mut entrants = [
+            entrant("coral", 1, || Ok(agent.prompt(&known)?.messages.len())),
+            entrant("counting the tokens of the text", 1, || {
+                Ok(usize::try_from(UpperEstimate.text(black_box(&text)))?)
+            }),
+        ];
+        compare(&mut report, "render of a prompt, where tokens are counted", &mut entrants)?;
+    }
+    if wanted("first render of a prompt") {
+        let env = environment(spec, &prompts)?;
+        let mut phase = 0;
+        let mut first = input.clone();
+        let mut entrants = [
+            // Nothing is kept of a phase that was not there before.
+            entrant("coral, each in a new phase", 1, || {
+                phase += 1;
+                first.task.phase = phase.to_string();
+                Ok(agent.prompt(&first)?.messages.len())
+            }),
+            entrant("minijinja, compiled, values made for each", 1, || {
+                Ok(bare(&env, &self::scope(spec, &input))?)
+            }),
+        ];
+        compare(&mut report, "first render of a prompt", &mut entrants)?;
+    }
     if wanted("agents of 20 definitions") {
         let each: Partials = registry.partials().collect();
         let mut entrants = [

@@ -95,7 +95,7 @@ impl PromptAgent {
             input.context.entry(source.name().to_owned()).or_insert(Value::Null);
         }
         let used = self.choose(&input.step, self.context_tokens(input.context_tokens));
-        let format = self.answer.format(&self.spec.in_phase(&input.task.phase), false, &[]);
+        let format = self.answer.format(&self.spec, false, &[]);
         self.make(used, input, &format)
     }
 
@@ -118,9 +118,9 @@ impl PromptAgent {
         format: &OutputFormat,
     ) -> Result<RenderedPrompt, Error> {
         let compiled = self.prompts.version(&self.spec, &used.version, &self.own)?;
-        let counter = self.prompts.counter();
         // Where there is no limit, nothing need be counted.
-        let besides = used.context_tokens.map_or(0, |_| counter.tools(&input.tools) + counter.output(format));
+        let besides =
+            used.context_tokens.map_or(0, |_| self.answer.tokens(format, &**self.prompts.counter()));
         self.prompts.make(&compiled, used, input, besides)
     }
 

@@ -1,18 +1,21 @@
 //! The compiled prompt of one version of one agent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use minijinja::value::Value as Jinja;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::draft::{Fit, HANDOFF_NAMES, PromptDraft, SYSTEM_NAMES, Scope, Section, SectionPart, TASK_NAMES};
 use super::pipeline::{DynamicSection, jinja, own_section};
 use super::service::{Parts, section_template, source_names};
 use super::template::{Templates, first_of, line_of};
+use super::tokens::TokenCounter;
 use super::version::PromptText;
 use crate::error::{Error, nearest};
 use crate::spec::AgentSpec;
+use crate::tool::ToolDef;
 
 /// The sections that every prompt may have.
 pub(super) const OWN_SECTIONS: [&str; 10] = [
@@ -36,8 +39,11 @@ const TEMPLATES: [(&str, SectionPart); 4] = [
     ("@output", SectionPart::Task),
 ];
 
-/// Phases whose rendered prefix is kept. A workflow has a few; what names more renders them again.
-const PHASES: usize = 64;
+/// Pairs of a phase and the tools in it for which what they share is kept. A workflow has a few; of more, the oldest goes.
+const KEPT: usize = 64;
+
+/// What a template may ask for whose text is the same for all tasks of a phase with the same tools.
+const FIXED_NAMES: [&str; 5] = ["agent", "config", "deliverables", "phase", "tools"];
 
 /// One version of an agent's prompt, its templates compiled.
 #[derive(Debug)]
@@ -47,17 +53,64 @@ pub(crate) struct Compiled {
     templates: Templates,
     /// The values that the templates of the task place somewhere.
     places: BTreeSet<String>,
-    phases: Mutex<BTreeMap<String, Arc<OfPhase>>>,
+    /// The templates, dynamic sections included, that ask only for what is the same for many tasks.
+    fixed_templates: BTreeSet<String>,
+    fixed: Mutex<Vec<Arc<Fixed>>>,
 }
 
-/// What is the same for all tasks of a phase: the static prefix.
+/// What is the same for all tasks of a phase with the same tools: the static prefix, sections, values, counts. Made once,
+/// and each of the costly ones only when it is asked for.
 #[derive(Debug)]
-pub(crate) struct OfPhase {
-    pub(crate) spec: Arc<AgentSpec>,
-    agent: Jinja,
-    deliverables: Jinja,
-    /// The system sections that stand in the definition, rendered.
-    system: Vec<Section>,
+pub(crate) struct Fixed {
+    phase: String,
+    pub(super) spec: Arc<AgentSpec>,
+    pub(super) tools: Arc<[ToolDef]>,
+    pub(super) config: Arc<Value>,
+    pub(super) values: FixedValues,
+    tool_tokens: OnceLock<u64>,
+    /// The system sections that stand in the definition.
+    system: Vec<(Section, OnceLock<u64>)>,
+    /// By the names of their templates.
+    rendered: BTreeMap<String, FixedText>,
+}
+
+/// For templates.
+#[derive(Debug)]
+pub(super) struct FixedValues {
+    pub(super) agent: Jinja,
+    pub(super) config: Jinja,
+    pub(super) deliverables: Jinja,
+    pub(super) tools: Jinja,
+}
+
+#[derive(Debug, Default)]
+struct FixedText {
+    text: OnceLock<Arc<str>>,
+    tokens: OnceLock<u64>,
+}
+
+impl Fixed {
+    /// The tokens of a text that is one of these.
+    pub(super) fn tokens_of(&self, text: &Arc<str>, counter: &dyn TokenCounter) -> Option<u64> {
+        let system = self.system.iter().map(|(section, tokens)| (&section.text, tokens));
+        let rendered = self.rendered.values().filter_map(|fixed| Some((fixed.text.get()?, &fixed.tokens)));
+        let mut known = system.chain(rendered);
+        let (_, tokens) = known.find(|(known, _)| Arc::ptr_eq(known, text))?;
+        Some(*tokens.get_or_init(|| counter.text(text)))
+    }
+
+    /// The tokens of the tools' definitions.
+    pub(super) fn tool_tokens(&self, counter: &dyn TokenCounter) -> u64 {
+        *self.tool_tokens.get_or_init(|| counter.tools(&self.tools))
+    }
+
+    /// Where the text of a template is kept, if no stage has changed what it depends on.
+    fn kept(&self, template: &str, draft: &PromptDraft) -> Option<&OnceLock<Arc<str>>> {
+        let same = Arc::ptr_eq(&self.tools, &draft.tools)
+            && Arc::ptr_eq(&self.config, &draft.config)
+            && self.phase == draft.task.phase;
+        self.rendered.get(template).filter(|_| same).map(|fixed| &fixed.text)
+    }
 }
 
 impl Compiled {
@@ -98,35 +151,64 @@ impl Compiled {
             let used = templates.variables(&section_template(&section.name))?;
             places.extend(used.iter().map(|variable| first_of(variable).to_owned()));
         }
+        let mut fixed_templates = BTreeSet::new();
+        let all = TEMPLATES.into_iter().map(|(name, _)| name.to_owned());
+        for name in all.chain(parts.sections.iter().map(|section| section_template(&section.name))) {
+            if templates.asks_only_for(&name, &FIXED_NAMES)? {
+                fixed_templates.insert(name);
+            }
+        }
         Ok(Compiled {
             version: text.version(),
             spec: text.apply_to(spec),
             templates,
             places,
-            phases: Mutex::default(),
+            fixed_templates,
+            fixed: Mutex::default(),
         })
     }
 
-    /// The static prefix of a phase: rendered once, and byte for byte the same from then on.
-    pub(super) fn of_phase(&self, phase: &str, parts: &Parts) -> Result<Arc<OfPhase>, Error> {
-        if let Some(fixed) = self.phases.lock().unwrap_or_else(PoisonError::into_inner).get(phase) {
+    /// What the tasks of a phase with these tools share. The static prefix is rendered once, and byte for byte the same
+    /// from then on.
+    pub(super) fn fixed(
+        &self,
+        phase: &str,
+        tools: &Arc<[ToolDef]>,
+        parts: &Parts,
+    ) -> Result<Arc<Fixed>, Error> {
+        let same = |fixed: &&Arc<Fixed>| {
+            fixed.phase == phase && (Arc::ptr_eq(&fixed.tools, tools) || fixed.tools == *tools)
+        };
+        if let Some(fixed) = self.fixed.lock().unwrap_or_else(PoisonError::into_inner).iter().find(same) {
             return Ok(fixed.clone());
         }
         let spec = self.spec.in_phase(phase);
-        let agent = jinja(&spec);
-        let scope = Jinja::from(BTreeMap::from([("agent", agent.clone()), ("config", jinja(&parts.config))]));
+        let values = FixedValues {
+            agent: jinja(&spec),
+            config: jinja(&parts.config),
+            deliverables: jinja(&spec.outputs),
+            tools: jinja(tools),
+        };
+        let scope = [("agent", values.agent.clone()), ("config", values.config.clone())];
+        let scope = Jinja::from(BTreeMap::from(scope));
         let system =
             self.templates.render_value("@system", &scope).map_err(|error| error.at(self.place()))?;
-        let fixed = Arc::new(OfPhase {
-            agent,
-            deliverables: jinja(&spec.outputs),
-            system: system_sections(&spec, system.trim()),
+        let system = system_sections(&spec, system.trim());
+        let fixed = Arc::new(Fixed {
+            phase: phase.to_owned(),
             spec: Arc::new(spec),
+            tools: tools.clone(),
+            config: parts.config.clone(),
+            values,
+            tool_tokens: OnceLock::new(),
+            system: system.into_iter().map(|section| (section, OnceLock::new())).collect(),
+            rendered: self.fixed_templates.iter().map(|name| (name.clone(), FixedText::default())).collect(),
         });
-        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
-        if phases.len() < PHASES {
-            phases.insert(phase.to_owned(), fixed.clone());
+        let mut kept = self.fixed.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.len() == KEPT {
+            kept.remove(0);
         }
+        kept.push(fixed.clone());
         Ok(fixed)
     }
 
@@ -134,14 +216,14 @@ impl Compiled {
     pub(super) fn add_sections(
         &self,
         draft: &mut PromptDraft,
-        fixed: &OfPhase,
         parts: &Parts,
         more: Vec<Section>,
     ) -> Result<(), Error> {
-        let scope = Scope::of(draft, fixed.agent.clone(), fixed.deliverables.clone());
+        let scope = Scope::of(draft);
         let (system, task): (Vec<_>, Vec<_>) =
             parts.sections.iter().partition(|section| section.part == SectionPart::System);
-        let mut sections = fixed.system.clone();
+        let mut sections: Vec<Section> =
+            draft.fixed.system.iter().map(|(section, _)| section.clone()).collect();
         let dynamic = |section: &DynamicSection| {
             Section::from_template(&section.name, section.part, section.fit, section_template(&section.name))
         };
@@ -173,19 +255,22 @@ impl Compiled {
     }
 
     /// Renders the sections that are templates, and those of values that no template places.
-    pub(super) fn render(
-        &self,
-        draft: &mut PromptDraft,
-        fixed: &OfPhase,
-        parts: &Parts,
-    ) -> Result<(), Error> {
-        let scope = Scope::of(draft, fixed.agent.clone(), fixed.deliverables.clone());
-        for section in &mut draft.sections {
-            if let Some(template) = &section.template {
-                let rendered = self.templates.render_value(template, &scope);
-                section.text = trimmed(rendered.map_err(|error| error.at(self.place()))?);
-            }
+    pub(super) fn render(&self, draft: &mut PromptDraft, parts: &Parts) -> Result<(), Error> {
+        let scope = Scope::of(draft);
+        let mut sections = std::mem::take(&mut draft.sections);
+        for section in &mut sections {
+            let Some(template) = &section.template else { continue };
+            let kept = draft.fixed.kept(template, draft);
+            section.text = match kept.and_then(OnceLock::get) {
+                Some(text) => text.clone(),
+                None => {
+                    let rendered = self.templates.render_value(template, &scope);
+                    let text: Arc<str> = rendered.map_err(|error| error.at(self.place()))?.trim().into();
+                    kept.map_or(&text, |kept| kept.get_or_init(|| text.clone())).clone()
+                }
+            };
         }
+        draft.sections = sections;
         for name in source_names(parts).filter(|name| !self.places.contains(*name)) {
             let text = draft.context.get(name).map(|value| own_section(name, value)).unwrap_or_default();
             draft.sections.push(Section::new(name, SectionPart::Task, text));
@@ -201,11 +286,6 @@ impl Compiled {
     pub(crate) fn handoff(&self, scope: &impl Serialize) -> Result<String, Error> {
         self.templates.render("@handoff", scope)
     }
-}
-
-fn trimmed(text: String) -> String {
-    let trimmed = text.trim();
-    if trimmed.len() == text.len() { text } else { trimmed.to_owned() }
 }
 
 /// The sections of the system message that every agent has.

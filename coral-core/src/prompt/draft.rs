@@ -1,5 +1,6 @@
 //! A prompt in the making: sections, and the values that they are rendered with.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -8,6 +9,7 @@ use minijinja::value::{Enumerator, Object, Serde, Value as Jinja};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::compiled::Fixed;
 use super::tokens::{FRAME, TokenCounter};
 use crate::model::Message;
 use crate::spec::AgentSpec;
@@ -67,14 +69,14 @@ pub struct Section {
     /// What may be done with it when the prompt does not fit.
     pub fit: Fit,
     /// Its text: from transformation on as the model gets it.
-    pub text: String,
+    pub text: Arc<str>,
     /// The compiled template that it is rendered from; its text is taken as it stands if there is none.
-    pub(super) template: Option<String>,
+    pub(super) template: Option<Cow<'static, str>>,
 }
 
 impl Section {
     /// A pinned section of text.
-    pub fn new(name: impl Into<String>, part: SectionPart, text: impl Into<String>) -> Self {
+    pub fn new(name: impl Into<String>, part: SectionPart, text: impl Into<Arc<str>>) -> Self {
         Section { name: name.into(), part, fit: Fit::Pinned, text: text.into(), template: None }
     }
 
@@ -82,9 +84,9 @@ impl Section {
         name: &str,
         part: SectionPart,
         fit: Fit,
-        template: impl Into<String>,
+        template: impl Into<Cow<'static, str>>,
     ) -> Self {
-        Section { name: name.to_owned(), part, fit, text: String::new(), template: Some(template.into()) }
+        Section { name: name.to_owned(), part, fit, text: Arc::default(), template: Some(template.into()) }
     }
 
     /// Says what may be done with it when the prompt does not fit.
@@ -119,14 +121,18 @@ pub struct PromptDraft {
     pub task: Arc<Task>,
     /// The tools that the agent may call.
     pub tools: Arc<[ToolDef]>,
-    /// Further values that templates may use, by name: those of sources, and the configuration as `config`.
-    pub context: BTreeMap<String, Value>,
+    /// The values of sources, which templates use by their names.
+    pub context: Arc<BTreeMap<String, Value>>,
+    /// The configuration: the value `config` of templates.
+    pub config: Arc<Value>,
     /// The sections in the order in which they are read.
     pub sections: Vec<Section>,
     /// Tokens that the messages may take, where the model's context is known.
     pub limit: Option<u64>,
     pub(super) counter: Arc<dyn TokenCounter>,
     pub(super) left_out: Vec<LeftOut>,
+    /// What is the same for other tasks, so that it need not be made again.
+    pub(super) fixed: Arc<Fixed>,
 }
 
 impl PromptDraft {
@@ -139,9 +145,13 @@ impl PromptDraft {
     pub fn tokens(&self) -> u64 {
         let of = |section: &Section| match section.text.is_empty() {
             true => 0,
-            false => self.counter.text(&section.text) + 1,
+            false => self.tokens_of(&section.text) + 1,
         };
         self.sections.iter().map(of).sum::<u64>() + 2 * FRAME
+    }
+
+    pub(super) fn tokens_of(&self, text: &Arc<str>) -> u64 {
+        self.fixed.tokens_of(text, &*self.counter).unwrap_or_else(|| self.counter.text(text))
     }
 
     /// The system message and the message that gives the task.
@@ -149,7 +159,7 @@ impl PromptDraft {
         let text = |part: SectionPart| {
             let texts =
                 self.sections.iter().filter(|section| section.part == part && !section.text.is_empty());
-            texts.map(|section| section.text.as_str()).collect::<Vec<_>>().join("\n\n")
+            texts.map(|section| &*section.text).collect::<Vec<_>>().join("\n\n")
         };
         let mut messages =
             vec![Message::system(text(SectionPart::System)), Message::user(text(SectionPart::Task))];
@@ -180,48 +190,55 @@ pub(crate) const HANDOFF_NAMES: [&str; 3] = ["agent", "report", "to"];
 
 /// The values of a draft, made into those of templates when one asks for them, once.
 pub(super) struct Scope {
-    agent: Jinja,
-    deliverables: Jinja,
+    fixed: Arc<Fixed>,
     task: Arc<Task>,
-    tools: Arc<[ToolDef]>,
-    context: BTreeMap<String, Value>,
-    made: [OnceLock<Jinja>; 5],
+    /// Where a stage has changed them.
+    tools: Option<Arc<[ToolDef]>>,
+    config: Option<Arc<Value>>,
+    context: Arc<BTreeMap<String, Value>>,
+    made: [OnceLock<Jinja>; 6],
 }
 
 impl Scope {
-    /// `agent` and `deliverables` are those of the draft's spec, which are the same for many drafts.
-    pub(super) fn of(draft: &PromptDraft, agent: Jinja, deliverables: Jinja) -> Jinja {
+    pub(super) fn of(draft: &PromptDraft) -> Jinja {
+        let fixed = draft.fixed.clone();
         Jinja::from_object(Scope {
-            agent,
-            deliverables,
             task: draft.task.clone(),
-            tools: draft.tools.clone(),
+            tools: (!Arc::ptr_eq(&draft.tools, &fixed.tools)).then(|| draft.tools.clone()),
+            config: (!Arc::ptr_eq(&draft.config, &fixed.config)).then(|| draft.config.clone()),
             context: draft.context.clone(),
             made: Default::default(),
+            fixed,
         })
     }
 }
 
 impl Object for Scope {
     fn get_value(self: &Arc<Self>, key: &Jinja) -> Option<Jinja> {
-        let [brief, inputs, available, instructions, tools] = &self.made;
+        let [brief, inputs, available, instructions, tools, config] = &self.made;
         let made = |slot: &OnceLock<Jinja>, make: &dyn Fn() -> Jinja| Some(slot.get_or_init(make).clone());
         match key.as_str()? {
-            "agent" => Some(self.agent.clone()),
-            "deliverables" => Some(self.deliverables.clone()),
+            "agent" => Some(self.fixed.values.agent.clone()),
+            "deliverables" => Some(self.fixed.values.deliverables.clone()),
             "phase" => Some(Jinja::from(self.task.phase.as_str())),
             "brief" => made(brief, &|| Jinja::from(Serde(&self.task.brief))),
             "inputs" => made(inputs, &|| Jinja::from(Serde(&self.task.inputs))),
             "available" => made(available, &|| Jinja::from(Serde(&self.task.available))),
             "instructions" => made(instructions, &|| Jinja::from(Serde(&self.task.instructions))),
-            "tools" => made(tools, &|| Jinja::from(Serde(&self.tools))),
+            "tools" => match &self.tools {
+                None => Some(self.fixed.values.tools.clone()),
+                Some(changed) => made(tools, &|| Jinja::from(Serde(changed))),
+            },
+            "config" => match &self.config {
+                None => Some(self.fixed.values.config.clone()),
+                Some(changed) => made(config, &|| Jinja::from(Serde(changed))),
+            },
             name => self.context.get(name).map(|value| Jinja::from(Serde(value))),
         }
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        let names = TASK_NAMES.iter().copied().filter(|name| *name != "config").map(str::to_owned);
-        let names = names.chain(self.context.keys().cloned());
+        let names = TASK_NAMES.iter().copied().map(str::to_owned).chain(self.context.keys().cloned());
         Enumerator::Values(names.map(Jinja::from).collect())
     }
 }

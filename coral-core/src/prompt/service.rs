@@ -60,7 +60,7 @@ pub(super) struct Parts {
     stages: Vec<(PromptPhase, Arc<dyn PromptStage>)>,
     sources: Vec<Arc<dyn ContextSource>>,
     /// The configuration, as the value `config`.
-    pub(super) config: Value,
+    pub(super) config: Arc<Value>,
     pub(super) fit: FitPolicy,
     pub(super) counter: Arc<dyn TokenCounter>,
 }
@@ -178,7 +178,7 @@ impl PromptServiceBuilder {
             sections: self.sections,
             stages: self.stages,
             sources: self.sources,
-            config: Value::Object(self.config),
+            config: Arc::new(Value::Object(self.config)),
             fit: self.fit,
             counter: self.counter,
         };
@@ -277,7 +277,7 @@ impl PromptService {
     /// not get.
     pub fn with_partials(&self, partials: Partials) -> Result<PromptService, Error> {
         let parts = &self.parts;
-        let Value::Object(config) = parts.config.clone() else {
+        let Value::Object(config) = Value::clone(&parts.config) else {
             return Err(Error::invalid("configuration", "it is no object"));
         };
         let builder = PromptServiceBuilder {
@@ -382,7 +382,7 @@ impl PromptService {
         Ok(compiled)
     }
 
-    /// Takes a prompt through its stages. `besides` are the tokens that tools and output format take.
+    /// Takes a prompt through its stages. `besides` are the tokens that the output format takes.
     pub(crate) fn make(
         &self,
         compiled: &Compiled,
@@ -391,30 +391,31 @@ impl PromptService {
         besides: u64,
     ) -> Result<RenderedPrompt, Error> {
         let parts = &self.parts;
-        let fixed = compiled.of_phase(&what.task.phase, parts)?;
+        let fixed = compiled.fixed(&what.task.phase, &what.tools, parts)?;
         let room = used.context_tokens.map(|context| {
             let output = fixed.spec.model.max_output_tokens.map_or(parts.fit.reserved_output, u64::from);
             // A small model must not lose all its room to an answer that it can't give anyway.
-            context.saturating_sub(output.min(context / 2)).saturating_sub(besides)
+            let tools = fixed.tool_tokens(&*parts.counter);
+            context.saturating_sub(output.min(context / 2)).saturating_sub(tools).saturating_sub(besides)
         });
-        let mut context = what.context;
-        context.insert("config".to_owned(), parts.config.clone());
         let mut draft = PromptDraft {
             agent: fixed.spec.clone(),
             task: Arc::new(what.task),
-            tools: what.tools,
-            context,
+            tools: fixed.tools.clone(),
+            context: Arc::new(what.context),
+            config: parts.config.clone(),
             sections: Vec::new(),
             limit: room.map(|room| FitPolicy::percent(room, parts.fit.prompt_percent)),
             counter: parts.counter.clone(),
             left_out: Vec::new(),
+            fixed,
         };
         check_task(&draft)?;
         self.run_added(PromptPhase::Validation, &mut draft)?;
-        compiled.add_sections(&mut draft, &fixed, parts, what.sections)?;
+        compiled.add_sections(&mut draft, parts, what.sections)?;
         self.run_added(PromptPhase::Enrichment, &mut draft)?;
         let fitted = fit(&mut draft, &parts.fit, |draft| {
-            compiled.render(draft, &fixed, parts)?;
+            compiled.render(draft, parts)?;
             self.run_added(PromptPhase::Transformation, draft)?;
             self.run_added(PromptPhase::Optimisation, draft)
         })?;

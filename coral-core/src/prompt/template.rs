@@ -148,6 +148,24 @@ impl Templates {
         Ok(variables)
     }
 
+    /// Whether a template asks for nothing but `names`, as far as can be known: not if it includes by a variable.
+    pub(crate) fn asks_only_for(&self, name: &str, names: &[&str]) -> Result<bool, Error> {
+        let known = self.variables(name)?.iter().all(|variable| names.contains(&first_of(variable)));
+        let mut seen = BTreeSet::new();
+        let mut next = vec![name.to_owned()];
+        while let Some(name) = next.pop() {
+            let text = self.source(&name).unwrap_or_default();
+            let literal: Vec<String> = includes(&text).map(str::to_owned).collect();
+            if literal.len() != tags(&text).filter(|(_, tag)| named_by(tag).is_some()).count() {
+                return Ok(false);
+            }
+            if seen.insert(name) {
+                next.extend(literal);
+            }
+        }
+        Ok(known)
+    }
+
     /// What is declared by an including template (a loop's variable) is not asked for by the included one.
     fn collect(
         &self,
@@ -200,11 +218,16 @@ pub(crate) fn first_of(variable: &str) -> &str {
 /// The names that a template includes as literals.
 pub(crate) fn includes(text: &str) -> impl Iterator<Item = &str> {
     tags(text).filter_map(|(_, tag)| {
-        let words = ["include", "import", "extends", "from"];
-        let name = words.iter().find_map(|word| tag.strip_prefix(word))?.trim_start();
+        let name = named_by(tag)?;
         let quote = name.chars().next().filter(|c| matches!(c, '"' | '\''))?;
         name.get(1..)?.split(quote).next()
     })
+}
+
+/// What stands behind the word of a tag that names another template.
+fn named_by(tag: &str) -> Option<&str> {
+    let words = ["include", "import", "extends", "from"];
+    Some(words.iter().find_map(|word| tag.strip_prefix(word))?.trim_start())
 }
 
 /// The names that a template declares: by `set`, in loops, as macros.

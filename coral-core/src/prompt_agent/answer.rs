@@ -1,12 +1,13 @@
 //! What counts as the answer of a data agent.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind, ModelFault};
 use crate::model::{ChatResponse, OutputFormat, StopReason};
+use crate::prompt::TokenCounter;
 use crate::schema::Schema;
 use crate::spec::AgentSpec;
 use crate::task::Report;
@@ -16,6 +17,8 @@ use crate::task::Report;
 pub(super) struct Answer {
     schema: Option<Schema>,
     format: OutputFormat,
+    /// Those of `format`.
+    tokens: OnceLock<u64>,
 }
 
 impl Answer {
@@ -25,7 +28,7 @@ impl Answer {
         let schema = spec.output_schema.clone().map(Schema::new).transpose().map_err(at)?;
         let format =
             OutputFormat { name: "report".to_owned(), schema: Arc::new(report_schema(schema.as_ref())) };
-        Ok(Answer { schema, format })
+        Ok(Answer { schema, format, tokens: OnceLock::new() })
     }
 
     /// The output format, with room for the agent to hand on to where the model `routes`, and for what
@@ -59,6 +62,14 @@ impl Answer {
             }
         }
         OutputFormat { name: self.format.name.clone(), schema: Arc::new(schema) }
+    }
+
+    /// The tokens of a format that was made here; an agent has one counter.
+    pub(super) fn tokens(&self, format: &OutputFormat, counter: &dyn TokenCounter) -> u64 {
+        match Arc::ptr_eq(&format.schema, &self.format.schema) {
+            true => *self.tokens.get_or_init(|| counter.output(format)),
+            false => counter.output(format),
+        }
     }
 
     /// The report in `text`, or what is wrong with it.

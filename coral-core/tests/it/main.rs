@@ -10,6 +10,7 @@ mod nesting;
 mod peers;
 mod people;
 mod prompt_agent;
+mod prompt_fit;
 mod prompts;
 mod properties;
 mod resilience;

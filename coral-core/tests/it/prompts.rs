@@ -429,7 +429,7 @@ impl PromptStage for Shout {
 
     fn apply(&self, draft: &mut PromptDraft) -> Result<(), Error> {
         let section = draft.section("task").ok_or_else(|| Error::invalid("draft", "it has no task"))?;
-        section.text = section.text.to_uppercase();
+        section.text = section.text.to_uppercase().into();
         Ok(())
     }
 }
@@ -487,6 +487,60 @@ fn stages_and_sections_of_ones_own_make_the_prompt() {
     let (system, task) = render(lawyer, &input);
     assert!(system.ends_with("- Reefs\n\nThe law of Lummerland."), "{system}");
     assert_eq!(task, "DO THIS: A REEF\n\nAnswer with a report.\n\nLook at 1 tools.\n\nFix it.\n\nAdded.");
+}
+
+/// For some tasks, other tools, configuration and phase than were given.
+struct Otherwise;
+
+impl PromptStage for Otherwise {
+    fn name(&self) -> &str {
+        "otherwise"
+    }
+
+    fn apply(&self, draft: &mut PromptDraft) -> Result<(), Error> {
+        if &*draft.task.brief.text == "otherwise" {
+            draft.tools = Arc::new([]);
+            draft.config = json!({"land": "Kummerland"}).into();
+            Arc::make_mut(&mut draft.task).phase = "late".into();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn what_is_kept_for_later_prompts_is_never_another_prompt_s() {
+    let prompts = service()
+        .config("land", "Lummerland")
+        .stage(PromptPhase::Enrichment, Otherwise)
+        .section(DynamicSection::new("where", "{% for name in ['place'] %}{% include name %}{% endfor %}"))
+        .build()
+        .unwrap()
+        .with_partials(partials().with("place", "{{ brief.text }}"))
+        .unwrap();
+    let mut spec = spec("a");
+    spec.prompt.output_format = "{{ tools|length }} tools in {{ config.land }}, {{ phase }}.".into();
+    let agent = PromptAgent::with_prompts(spec, &prompts).unwrap();
+    let tool = |name: &str| ToolDef {
+        name: name.into(),
+        description: String::new(),
+        input_schema: json!({}),
+        effect: Default::default(),
+    };
+    let say = |text: &str, phase: &str, tools: &[&str]| {
+        let task = Task { brief: brief(text), phase: phase.into(), ..Task::default() };
+        let tools = tools.iter().map(|name| tool(name)).collect();
+        agent.prompt(&PromptInput { task, tools, ..PromptInput::default() }).unwrap().messages[1].text()
+    };
+    for _ in 0..2 {
+        assert_eq!(say("one", "p", &["x"]), "Do this: one\n\n1 tools in Lummerland, p.\n\none");
+        assert_eq!(say("two", "p", &["x"]), "Do this: two\n\n1 tools in Lummerland, p.\n\ntwo");
+        assert_eq!(say("one", "p", &["x", "y"]), "Do this: one\n\n2 tools in Lummerland, p.\n\none");
+        assert_eq!(say("one", "q", &["y"]), "Do this: one\n\n1 tools in Lummerland, q.\n\none");
+        assert_eq!(
+            say("otherwise", "p", &["x"]),
+            "Do this: otherwise\n\n0 tools in Kummerland, late.\n\notherwise"
+        );
+    }
 }
 
 #[test]
