@@ -2,8 +2,8 @@
 //!
 //! A change of a prompt or a model is an experiment. The cases say what a good answer has;
 //! candidates (another prompt version, another model) run them all, and the report sets them
-//! side by side. Whatever a [`Runner`] works with will do: a real provider, recorded answers, a
-//! scripted or the offline model.
+//! side by side. Whatever a [`Runner`] works with will do: a real provider, recorded answers (the
+//! `Cassette` of `coral-llm`), a scripted or the offline model.
 
 mod cases;
 mod compare;
@@ -18,7 +18,7 @@ use std::sync::{Arc, LazyLock};
 
 use coral_core::{
     AgentSpec, Brief, CallContext, Caller, ChatModel, ChatRequest, Error, Event, GraphData, OutputFormat,
-    Partials, Program, PromptAgent, Runner, StartOptions, StepData, StepKind, Team, Usage, Usd,
+    Program, PromptAgent, PromptService, Runner, StartOptions, StepData, StepKind, Team, Usage, Usd,
 };
 use futures_util::StreamExt;
 use minijinja::value::{Serde, Value as Jinja};
@@ -42,6 +42,44 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
 });
 
 /// Something to be evaluated: a program and the runner, with its model, that runs it.
+///
+/// Two versions of a prompt, on answers that are played from a cassette; with `Cassette::load` it is one that a
+/// `Recorder` took down from a provider, so that an evaluation costs nothing when it is run again:
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use coral_agents::{Candidate, EvaluationOptions, Registry, parse_agent, parse_cases};
+/// use coral_core::{Error, Partials, PromptService, PromptStore, PromptText, Runner};
+/// use coral_llm::{Cassette, Provider};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Error> {
+/// let mut registry = Registry::new();
+/// let text = "---\nid: greeter\nname: Greeter\n---\n## Task\nGreet: {{ brief.text }}\n";
+/// registry.insert(parse_agent("greeter.md", text)?)?;
+/// let mut warmer = registry.agent("greeter")?.as_ref().clone();
+/// warmer.prompt.task_template = "Greet warmly: {{ brief.text }}".into();
+///
+/// let mut store = PromptStore::new();
+/// let first = store.commit("greeter", PromptText::of(registry.agent("greeter")?, &Partials::new()), "first")?;
+/// let second = store.commit("greeter", PromptText::of(&warmer, &Partials::new()), "warmer")?;
+/// let candidate = |version: &str, says: &str| {
+///     let report = format!(r#"{{"summary":"{says}","deliverables":[],"decisions":[],"next_tasks":[]}}"#);
+///     let answer = serde_json::json!({"choices": [{"finish_reason": "stop", "message": {"content": report}}]});
+///     let cassette = Cassette::new().answer(200, "application/json", answer.to_string());
+///     let model = Provider::vendor("openai")?.model("gpt-x").key("k").transport(Arc::new(cassette)).build()?;
+///     let mut pinned = store.clone();
+///     pinned.pin("greeter", version)?;
+///     let prompts = PromptService::builder().store(pinned).build()?;
+///     Candidate::agent_with(version, &Runner::builder().model(model).build(), &registry, "greeter", "", &prompts)
+/// };
+/// let cases = "name: greetings\ncases:\n  - {name: ada, brief: Ada, expect: [contains: dear]}\n";
+/// let candidates = [candidate(&first, "Hello Ada")?, candidate(&second, "Dear Ada")?];
+/// let report = parse_cases("greetings.yaml", cases)?.run(&candidates, &EvaluationOptions::new()).await;
+/// let comparison = report.compare(0, 1).expect("two candidates");
+/// assert_eq!((comparison.better, comparison.verdict()), (1, "too few cases to tell a difference from chance"));
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Candidate {
     name: String,
@@ -61,7 +99,21 @@ impl Candidate {
         registry: &Registry,
         workflow: &GraphData,
     ) -> Result<Self, Error> {
-        let program = Program::from_graph(workflow.clone(), &registry.team()?)?;
+        Self::workflow_with(name, runner, registry, workflow, &PromptService::builder().build()?)
+    }
+
+    /// A workflow whose agents have their prompts made by `prompts`: in another version, with other sections or sources.
+    ///
+    /// # Errors
+    /// As [`workflow`](Self::workflow).
+    pub fn workflow_with(
+        name: impl Into<String>,
+        runner: &Runner,
+        registry: &Registry,
+        workflow: &GraphData,
+        prompts: &PromptService,
+    ) -> Result<Self, Error> {
+        let program = Program::from_graph(workflow.clone(), &registry.team_with(prompts)?)?;
         Ok(Candidate { name: name.into(), runner: runner.clone(), program, workspaces: None })
     }
 
@@ -80,10 +132,25 @@ impl Candidate {
         agent: &str,
         phase: &str,
     ) -> Result<Self, Error> {
+        Self::agent_with(name, runner, registry, agent, phase, &PromptService::builder().build()?)
+    }
+
+    /// One agent by itself, whose prompts are made by `prompts`: in another version, with other sections or sources.
+    ///
+    /// # Errors
+    /// As [`agent`](Self::agent).
+    pub fn agent_with(
+        name: impl Into<String>,
+        runner: &Runner,
+        registry: &Registry,
+        agent: &str,
+        phase: &str,
+        prompts: &PromptService,
+    ) -> Result<Self, Error> {
         let mut spec = AgentSpec::clone(registry.agent(agent)?);
         spec.dependencies.clear();
         spec.phases.values_mut().for_each(|phase| phase.dependencies = None);
-        let partials: Partials = registry.partials().collect();
+        let prompts = prompts.with_partials(registry.partials().collect())?;
         let mut step = StepData::new(spec.id.as_str(), StepKind::Agent(spec.id.as_str().into()));
         step.phase = phase.into();
         let graph = GraphData {
@@ -92,7 +159,7 @@ impl Candidate {
             output: Some(step.name.clone()),
             steps: vec![step],
         };
-        let team = Team::new().with_agent(PromptAgent::with_partials(spec, &partials)?);
+        let team = Team::new().with_agent(PromptAgent::with_prompts(spec, &prompts)?);
         Ok(Candidate {
             name: name.into(),
             runner: runner.clone(),

@@ -26,7 +26,7 @@ use coral_agents::{
     Candidate, EvaluationOptions, Explanation, Format, Registry, Severity, export_agent, export_team,
     parse_cases,
 };
-use coral_core::{AgentSpec, ChatModel, Error, Runner};
+use coral_core::{AgentSpec, ChatModel, Error, LintRules, Runner};
 use coral_mcp::{Permissions, Sandbox};
 use serde_json::Value;
 
@@ -116,7 +116,9 @@ async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)
             format!("{explanation}\n{}", explanation.mermaid())
         }
         ["check"] => {
-            let findings = registry.check();
+            let mut findings = registry.check();
+            findings.extend(registry.lint(&LintRules::default()));
+            findings.sort();
             let mut text: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
             let _ = writeln!(
                 text,

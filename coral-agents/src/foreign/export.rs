@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use coral_core::{AgentSpec, Error};
-use minijinja::{Environment, UndefinedBehavior, context};
+use coral_core::{AgentSpec, Error, Templates};
+use serde_json::json;
 
 use super::tools;
 use super::{Fate, Note};
@@ -172,22 +172,15 @@ fn description(spec: &AgentSpec) -> String {
 }
 
 fn body(spec: &AgentSpec, registry: &Registry) -> Result<String, Error> {
-    let mut environment = Environment::new();
-    environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    let failed = |error: minijinja::Error| {
-        let detail = error.detail().map(|detail| format!(": {detail}")).unwrap_or_default();
-        Error::invalid(
-            format!("system instructions of agent `{}`", spec.id),
-            format!("{}{detail}", error.kind()),
-        )
-    };
+    let mut templates = Templates::new();
     for (name, text) in registry.partials() {
-        environment.add_template(name, text).map_err(failed)?;
+        templates.add(name, text)?;
     }
-    let system = environment
-        .template_from_str(&spec.prompt.system_instructions)
-        .and_then(|template| template.render(context! { agent => minijinja::value::Serde(spec) }))
-        .map_err(failed)?;
+    // No partial is called so: theirs are names of files.
+    let system = templates
+        .add("system instructions", spec.prompt.system_instructions.as_str())
+        .and_then(|()| templates.render("system instructions", &json!({ "agent": spec })))
+        .map_err(|error| error.at(format!("agent `{}`", spec.id)))?;
     let mut parts = vec![spec.role_description.trim().to_owned(), system.trim().to_owned()];
     for (title, list) in [("Expertise", &spec.expertise_areas), ("Methods", &spec.methodologies)] {
         if !list.is_empty() {

@@ -8,6 +8,7 @@
 
 mod corpus;
 mod directory;
+mod evaluation;
 mod prompts;
 mod running;
 mod workflows;
