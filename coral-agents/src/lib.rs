@@ -35,6 +35,9 @@
 //! - [`Evaluation`] runs an agent or a workflow on cases, scores the answers by assertions and
 //!   graded rubrics, and sets prompts or models side by side.
 //!
+//! # Features
+//! - `watch`: `LiveRegistry::follow`, which is told by the operating system when a file changes.
+//!
 //! The crate depends on `coral-core` alone among the crates of Coral. It reads files, and does no
 //! other I/O.
 #![forbid(unsafe_code)]
@@ -65,6 +68,8 @@ pub use crate::foreign::{
     Exported, Fate, Format, Import, Imported, Note, export_agent, export_team, import_instructions,
     import_skill, import_subagent,
 };
-pub use crate::live::{Changes, Following, LiveRegistry};
+#[cfg(feature = "watch")]
+pub use crate::live::Following;
+pub use crate::live::{Changes, LiveRegistry};
 pub use crate::registry::{Loaded, Registry, Skipped, Source};
 pub use crate::workflow::parse_workflow;

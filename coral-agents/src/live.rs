@@ -1,16 +1,19 @@
 //! A registry that follows its directory.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
-use std::{fs, thread};
 
 use coral_core::Error;
 
+#[cfg(feature = "watch")]
+pub use self::follow::Following;
 use crate::registry::{Kind, Loaded, Registry, Skipped, Source, SourceFile, paths_in, read_dir};
+
+#[cfg(feature = "watch")]
+mod follow;
 
 /// What a reload changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,7 +37,7 @@ pub struct Changes {
 /// [`current`](Self::current) is a snapshot: a run that was started with it keeps it.
 /// [`refresh`](Self::refresh) reads the directory again; call it before each run, on a timer or
 /// on a signal. [`poll`](Self::poll) first looks whether any file could have changed, and
-/// [`follow`](Self::follow) does so from a thread of its own, again and again. A file that is broken in the
+/// `follow` (feature `watch`) is told by the operating system when one does. A file that is broken in the
 /// middle of an edit does no harm: its last good version stays in force until it is mended or
 /// deleted.
 ///
@@ -52,7 +55,7 @@ pub struct Changes {
 #[derive(Debug)]
 pub struct LiveRegistry {
     base: Registry,
-    dir: PathBuf,
+    pub(super) dir: PathBuf,
     state: Mutex<State>,
 }
 
@@ -92,27 +95,6 @@ impl Stamps {
             stamps.files.insert(path, stamp);
         }
         Ok(stamps)
-    }
-}
-
-/// The thread that follows a directory; it ends when this is dropped.
-#[derive(Debug)]
-#[must_use = "the directory is followed as long as this is held"]
-pub struct Following {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        // A listener that drops this on its own thread can't wait for itself.
-        if let Some(thread) =
-            self.thread.take().filter(|thread| thread.thread().id() != thread::current().id())
-        {
-            // A listener that panicked has said so.
-            let _ = thread.join();
-        }
     }
 }
 
@@ -159,35 +141,6 @@ impl LiveRegistry {
             !state.stamps.fresh && state.stamps.files == stamps.files
         };
         if unchanged { Ok(None) } else { self.read_again(stamps) }
-    }
-
-    /// [`poll`](Self::poll)s every so often from a thread of its own, and tells `listener` what changed or
-    /// went wrong, until the answer is dropped.
-    pub fn follow(
-        self: &Arc<Self>,
-        every: Duration,
-        listener: impl Fn(Result<Changes, Error>) + Send + 'static,
-    ) -> Following {
-        let (stop, stopped) = channel();
-        let registry = self.clone();
-        let thread = thread::spawn(move || {
-            let mut failed = None;
-            while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-                match registry.poll() {
-                    Ok(changes) => {
-                        failed = None;
-                        changes.into_iter().for_each(|changes| listener(Ok(changes)));
-                    }
-                    // Said once, not at every look.
-                    Err(error) if failed.as_ref() == Some(&error) => {}
-                    Err(error) => {
-                        failed = Some(error.clone());
-                        listener(Err(error));
-                    }
-                }
-            }
-        });
-        Following { stop: Some(stop), thread: Some(thread) }
     }
 
     /// Reads the directory, which stood as `stamps` say just before.

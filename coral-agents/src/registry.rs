@@ -446,6 +446,9 @@ pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
     Ok((files, skipped))
 }
 
+/// The directories in a directory that hold agents, partials and workflows.
+pub(crate) const KIND_DIRS: [&str; 3] = ["agents", "partials", "workflows"];
+
 /// Where the files of a registry directory are, in the order of their names.
 pub(crate) fn paths_in(dir: &Path) -> Result<Vec<(Kind, PathBuf)>, Error> {
     let mut paths = Vec::new();
@@ -455,11 +458,12 @@ pub(crate) fn paths_in(dir: &Path) -> Result<Vec<(Kind, PathBuf)>, Error> {
             paths.push((kind, path));
             continue;
         }
-        let kind = match path.file_name().and_then(|name| name.to_str()) {
-            Some("agents") => Kind::Agent,
-            Some("partials") => Kind::Partial,
-            Some("workflows") => Kind::Workflow,
-            _ => continue,
+        let name = path.file_name().and_then(|name| name.to_str());
+        let kind = match KIND_DIRS.iter().position(|dir| Some(*dir) == name) {
+            Some(0) => Kind::Agent,
+            Some(1) => Kind::Partial,
+            Some(_) => Kind::Workflow,
+            None => continue,
         };
         if !path.is_dir() {
             continue;

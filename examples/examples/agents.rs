@@ -8,6 +8,7 @@
 //! cargo run --example agents -- workflows
 //! cargo run --example agents -- explain documentation_first needs_mobile=true
 //! cargo run --example agents -- check my-agents
+//! cargo run --example agents -- watch --dir my-agents
 //! cargo run --example agents -- import path/to/project
 //! cargo run --example agents -- export path/to/project
 //! cargo run --example agents -- evaluate coral-agents/evaluations/project_architect.yaml project_architect
@@ -23,15 +24,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use coral_agents::{
-    Candidate, EvaluationOptions, Explanation, Format, Registry, Severity, export_agent, export_team,
-    parse_cases,
+    Candidate, EvaluationOptions, Explanation, Format, LiveRegistry, Registry, Severity, export_agent,
+    export_team, parse_cases,
 };
 use coral_core::{AgentSpec, ChatModel, Error, LintRules, Runner};
 use coral_mcp::{Permissions, Sandbox};
 use serde_json::Value;
 
 const USAGE: &str = "usage: agents [--dir DIR] (list | search WORDS | show AGENT | handoffs | workflows | \
-                     explain WORKFLOW [FACT=VALUE]… | check [DIR] | import DIR | export DIR | evaluate CASES AGENT)";
+                     explain WORKFLOW [FACT=VALUE]… | check [DIR] | watch | import DIR | export DIR | evaluate CASES AGENT)";
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -132,12 +133,29 @@ async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)
                 skipped.is_empty() && findings.iter().all(|finding| finding.severity != Severity::Error);
             return Ok(Some((text, good)));
         }
+        ["watch"] => match dir {
+            Some(dir) => watch(dir)?,
+            None => return Ok(None),
+        },
         ["import", dir] => registry.import_dir(dir)?.to_string(),
         ["export", dir] => export(&registry, Path::new(dir))?,
         ["evaluate", cases, agent] => evaluate(&registry, dir, Path::new(cases), agent).await?,
         _ => return Ok(None),
     };
     Ok(Some((text, true)))
+}
+
+/// Says what changes in a directory, until a line is entered.
+fn watch(dir: &Path) -> Result<String, Error> {
+    let (live, loaded) = LiveRegistry::open(Registry::builtin(), dir)?;
+    println!("{} agents of {}; change a file, or press Enter to end", loaded.agents.len(), dir.display());
+    let _following = Arc::new(live).follow(|changes| match changes {
+        Ok(changes) => println!("{changes:#?}"),
+        Err(error) => eprintln!("error: {error}"),
+    })?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).map_err(|error| Error::storage("reading the input", error))?;
+    Ok(String::new())
 }
 
 fn list<'a>(agents: impl Iterator<Item = &'a AgentSpec>) -> String {
