@@ -1,18 +1,17 @@
 //! A look at a prompt before a model gets it: what is wrong, where, and what to do.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::draft::{HANDOFF_NAMES, SYSTEM_NAMES, TASK_NAMES};
-use super::template::{Partials, Templates, declares, first_of, line_of};
+use super::template::Partials;
 use super::tokens::{TokenCounter, UpperEstimate};
-use crate::error::{ErrorKind, nearest};
 use crate::spec::AgentSpec;
-use crate::task::{Brief, Report};
+
+mod conflicts;
+mod variables;
 
 /// How bad a [`PromptFinding`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -158,93 +157,6 @@ impl Lint<'_> {
         self.findings.push(PromptFinding { severity, place: place.into(), message, fix: fix.into() });
     }
 
-    fn variables(&mut self, partials: &Partials, rules: &LintRules) {
-        use PromptSeverity::{Error, Warning};
-        let mut templates = Templates::new();
-        for (name, text) in partials.iter() {
-            // A partial that can't be read is reported where it is included.
-            let _ = templates.add(name, text);
-        }
-        let mut used = BTreeSet::new();
-        for (name, text, known) in templates_of(self.spec) {
-            let place = format!("template `{name}`");
-            let own = format!("@{name}");
-            if let Err(error) = templates.add(&own, text) {
-                let problem = match error.kind() {
-                    ErrorKind::Invalid { problem, .. } => problem.clone(),
-                    other => other.to_string(),
-                };
-                self.add(Error, place, problem, "mend the template");
-                continue;
-            }
-            for include in super::template::includes(text) {
-                if partials.get(include).is_none() {
-                    let fix = match nearest(include, partials.iter().map(|(name, _)| name)) {
-                        Some(near) => format!("did you mean `{near}`?"),
-                        None => "add the partial".to_owned(),
-                    };
-                    self.add(
-                        Error,
-                        &place,
-                        format!("it includes `{include}`, and no partial is called that"),
-                        fix,
-                    );
-                }
-            }
-            let known: Vec<&str> = known
-                .iter()
-                .copied()
-                .chain(rules.names.iter().filter(|_| known == TASK_NAMES).map(String::as_str))
-                .collect();
-            for path in templates.variables(&own).unwrap_or_default() {
-                used.insert(first_of(&path).to_owned());
-                let Some((wrong, near)) = unknown(&path, &known) else { continue };
-                let at = line_of(text, &wrong).map(|line| format!("{place}, line {line}"));
-                let at = at.or_else(|| {
-                    let in_partial =
-                        |(name, text)| Some(format!("partial `{name}`, line {}", line_of(text, &wrong)?));
-                    partials.iter().find_map(in_partial)
-                });
-                let fix = match near {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => format!("it gets {}", known.join(", ")),
-                };
-                self.add(Error, at.unwrap_or(place.clone()), format!("variable `{wrong}` is not known"), fix);
-            }
-        }
-        let unused: Vec<(String, String)> = self
-            .texts
-            .iter()
-            .filter(|text| text.place.starts_with("template") || text.place.starts_with("partial"))
-            .flat_map(|text| unused_sets(&text.text).map(|name| (text.place.clone(), name)))
-            .collect();
-        for (place, name) in unused {
-            self.add(Warning, place, format!("`{name}` is set and never used"), "use it or take it out");
-        }
-        let spec = self.spec;
-        let depends = !spec.dependencies.is_empty() || !spec.optional_dependencies.is_empty();
-        let names_paths = spec.outputs.iter().all(|output| spec.prompt.output_format.contains(&output.path));
-        for (name, of_use, what) in [
-            ("brief", !spec.prompt.task_template.is_empty(), "the model never sees what is wanted"),
-            ("inputs", depends && !used.contains("available"), "the model never sees what it depends on"),
-            (
-                "deliverables",
-                !spec.outputs.is_empty() && !names_paths,
-                "the model never sees what it is to deliver",
-            ),
-        ] {
-            if of_use && !used.contains(name) {
-                let message = format!("no template uses `{name}`, so {what}");
-                self.add(
-                    Warning,
-                    "prompt",
-                    message,
-                    format!("show `{{{{ {name} }}}}` in a template of the task"),
-                );
-            }
-        }
-    }
-
     fn sections(&mut self) {
         let spec = self.spec;
         let empty = |text: &str| text.trim().is_empty();
@@ -278,35 +190,6 @@ impl Lint<'_> {
             if missing {
                 self.add(PromptSeverity::Warning, place, message.to_owned(), fix);
             }
-        }
-    }
-
-    fn conflicts(&mut self) {
-        let statements: Vec<Statement> =
-            self.texts.iter().flat_map(|text| statements(&text.place, &text.text)).collect();
-        let mut found = Vec::new();
-        for (i, one) in statements.iter().enumerate() {
-            for other in statements.iter().skip(i + 1) {
-                if one.contradicts(other) {
-                    let message = format!("`{}` contradicts `{}` ({})", other.said, one.said, one.place);
-                    found.push((
-                        other.place.clone(),
-                        message,
-                        "keep the one that is meant, or say when each holds",
-                    ));
-                } else if let (Some(a), Some(b)) = (one.format, other.format)
-                    && a != b
-                {
-                    let message = format!(
-                        "`{}` demands {b} only, and `{}` ({}) demands {a} only",
-                        other.said, one.said, one.place
-                    );
-                    found.push((other.place.clone(), message, "demand one format"));
-                }
-            }
-        }
-        for (place, message, fix) in found {
-            self.add(PromptSeverity::Warning, place, message, fix);
         }
     }
 
@@ -344,48 +227,6 @@ impl Lint<'_> {
     }
 }
 
-/// JSON Schemas of the values whose attributes are known.
-static SHAPES: LazyLock<BTreeMap<&str, Value>> = LazyLock::new(|| {
-    BTreeMap::from([
-        ("agent", schemars::schema_for!(AgentSpec).to_value()),
-        ("brief", schemars::schema_for!(Brief).to_value()),
-        ("report", schemars::schema_for!(Report).to_value()),
-    ])
-});
-
-/// The part of `path` that is not known, and the nearest name that is.
-fn unknown(path: &str, known: &[&str]) -> Option<(String, Option<String>)> {
-    let mut segments = path.split('.');
-    let first = segments.next()?;
-    if !known.contains(&first) {
-        return Some((first.to_owned(), nearest(first, known.iter().copied()).map(str::to_owned)));
-    }
-    let root = SHAPES.get(first)?;
-    let (mut shape, mut so_far) = (root, first.to_owned());
-    for segment in segments {
-        if let Some(reference) = shape.get("$ref").and_then(Value::as_str) {
-            shape = root.pointer(reference.strip_prefix('#')?)?;
-        }
-        let properties = shape.get("properties")?.as_object()?;
-        let Some(next) = properties.get(segment) else {
-            let near = nearest(segment, properties.keys().map(String::as_str));
-            return Some((format!("{so_far}.{segment}"), near.map(|near| format!("{so_far}.{near}"))));
-        };
-        so_far = format!("{so_far}.{segment}");
-        shape = next;
-    }
-    None
-}
-
-/// Names that a text sets and uses nowhere else.
-fn unused_sets(text: &str) -> impl Iterator<Item = String> {
-    let sets = declares(text).into_iter().filter(|name| text.contains(&format!("set {name} ")));
-    sets.filter(|name| {
-        let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
-        words.filter(|word| word == name).count() < 2
-    })
-}
-
 /// The paragraphs of a text that are no code and no tags, with their lines, blanks made even.
 fn paragraphs(text: &str) -> Vec<(usize, String)> {
     let mut paragraphs = Vec::new();
@@ -402,131 +243,6 @@ fn paragraphs(text: &str) -> Vec<(usize, String)> {
         line += block.matches('\n').count() + 2;
     }
     paragraphs
-}
-
-/// A sentence that tells the model to do or not to do something, whatever happens.
-struct Statement {
-    place: String,
-    said: String,
-    forbids: bool,
-    words: BTreeSet<String>,
-    /// The format that it demands of answers, if it demands one only.
-    format: Option<&'static str>,
-}
-
-/// Words that make a sentence hold sometimes only.
-const CONDITIONS: [&str; 12] = [
-    "if",
-    "when",
-    "unless",
-    "where",
-    "except",
-    "until",
-    "once",
-    "otherwise",
-    "without",
-    "while",
-    "only",
-    "instead",
-];
-
-const FORBIDDING: [&str; 7] = ["never", "not", "don't", "avoid", "no", "cannot", "can't"];
-
-/// Words that say nothing of what a sentence is about.
-const EMPTY: [&str; 36] = [
-    "the", "a", "an", "and", "or", "of", "to", "in", "on", "at", "for", "with", "is", "are", "be", "it",
-    "its", "your", "you", "that", "this", "as", "by", "do", "does", "must", "should", "may", "always", "all",
-    "any", "every", "each", "will", "have", "has",
-];
-
-impl Statement {
-    fn contradicts(&self, other: &Statement) -> bool {
-        if self.forbids == other.forbids {
-            return false;
-        }
-        let common = self.words.intersection(&other.words).count();
-        let all = self.words.union(&other.words).count();
-        common >= 2 && common * 4 >= all * 3
-    }
-}
-
-fn statements(place: &str, text: &str) -> Vec<Statement> {
-    let mut statements = Vec::new();
-    for (line, paragraph) in lines_of_prose(text) {
-        for sentence in paragraph.split(['.', '!', ';', ':', '?']) {
-            let words: Vec<String> = sentence
-                .split(|c: char| !c.is_alphanumeric() && c != '\'')
-                .filter(|word| !word.is_empty())
-                .map(str::to_lowercase)
-                .collect();
-            let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
-            let format = format_only(&words);
-            if format.is_none() && has(&CONDITIONS) {
-                continue;
-            }
-            let forbids = has(&FORBIDDING);
-            let content: BTreeSet<String> = words
-                .iter()
-                .filter(|word| !EMPTY.contains(&word.as_str()) && !FORBIDDING.contains(&word.as_str()))
-                .map(|word| stem(word).to_owned())
-                .collect();
-            if format.is_none() && !(2..=12).contains(&content.len()) {
-                continue;
-            }
-            statements.push(Statement {
-                place: format!("{place}, line {line}"),
-                said: sentence.split_whitespace().collect::<Vec<_>>().join(" "),
-                forbids,
-                words: content,
-                format,
-            });
-        }
-    }
-    statements
-}
-
-/// `answer only in JSON`, `reply with nothing but Markdown`.
-fn format_only(words: &[String]) -> Option<&'static str> {
-    let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
-    if !has(&["answer", "respond", "reply", "return", "output"])
-        || !has(&["only", "nothing", "solely", "exclusively"])
-    {
-        return None;
-    }
-    let formats = [
-        ("json", "JSON"),
-        ("markdown", "Markdown"),
-        ("yaml", "YAML"),
-        ("xml", "XML"),
-        ("html", "HTML"),
-        ("csv", "CSV"),
-    ];
-    let mut named = formats.iter().filter(|(word, _)| words.iter().any(|found| found == word));
-    // Two in one sentence: who can say which one is meant.
-    named.next().filter(|_| named.next().is_none()).map(|(_, format)| *format)
-}
-
-/// A word without the commonest endings of English.
-fn stem(word: &str) -> &str {
-    ["ing", "ed", "es", "s"]
-        .iter()
-        .find_map(|ending| word.strip_suffix(ending).filter(|stem| stem.len() >= 3))
-        .unwrap_or(word)
-}
-
-/// The lines of a text that are prose, with their numbers: no code, headings, tables, tags.
-fn lines_of_prose(text: &str) -> Vec<(usize, &str)> {
-    let mut fenced = false;
-    let mut lines = Vec::new();
-    for (i, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if line.starts_with("```") {
-            fenced = !fenced;
-        } else if !fenced && !line.starts_with(['#', '|']) && !line.contains("{%") && !line.contains("{{") {
-            lines.push((i + 1, line));
-        }
-    }
-    lines
 }
 
 #[cfg(test)]
