@@ -12,8 +12,12 @@ use serde::{Deserialize, Serialize};
 use crate::ledger::{is_erased, is_ledger};
 use crate::views::{Spending, WorkflowState};
 
-/// Characters of a run's input that are searched.
+/// Characters of a run's input, and of its error, that are searched.
 const TEXT: usize = 2_000;
+/// Characters of a word that tell it from others.
+const WORD: usize = 100;
+/// Characters from which on a word stands for all that begin with it.
+const BEGINNING: usize = 3;
 
 /// A run in a line: what lists show and queries ask for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,9 +38,9 @@ pub struct RunSummary {
     pub total: usize,
     /// What it used and cost.
     pub spent: Spending,
-    /// What text queries look in, in lower case.
+    /// The words that text queries look among, each between spaces.
     #[serde(skip)]
-    text: Box<str>,
+    words: Box<str>,
 }
 
 impl RunSummary {
@@ -47,8 +51,10 @@ impl RunSummary {
             text.extend(input.to_string().chars().take(TEXT));
         }
         if let Some(error) = &state.error {
-            text.push_str(&error.to_string());
+            text.push('\n');
+            text.extend(error.to_string().chars().take(TEXT));
         }
+        let words: BTreeSet<String> = words(&text).into_iter().collect();
         RunSummary {
             head: head.clone(),
             phase: state.current_phase().cloned().unwrap_or_default(),
@@ -62,21 +68,34 @@ impl RunSummary {
             done: progress.done,
             total: progress.total,
             spent: state.spent,
-            text: text.to_lowercase().into(),
+            words: words.iter().flat_map(|word| [" ", word]).chain([" "]).collect::<String>().into(),
         }
     }
 
-    /// What text queries look in.
+    /// The words that text queries look among, each once.
     #[cfg(any(feature = "sqlite", feature = "postgres"))]
-    pub(crate) fn text(&self) -> &str {
-        &self.text
+    pub(crate) fn words(&self) -> impl Iterator<Item = &str> {
+        self.words.split_ascii_whitespace()
+    }
+
+    fn has(&self, word: &str) -> bool {
+        match is_beginning(word) {
+            true => self.words.contains(&format!(" {word}")),
+            false => self.words.contains(&format!(" {word} ")),
+        }
     }
 }
 
 /// The words of a text, in lower case.
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub(crate) fn words(text: &str) -> impl Iterator<Item = String> {
-    text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_lowercase)
+pub(crate) fn words(text: &str) -> Vec<String> {
+    let lower = text.to_lowercase();
+    let words = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
+    words.map(|word| word.chars().take(WORD).collect()).collect()
+}
+
+/// Whether a word that is asked for stands for all that begin with it.
+pub(crate) fn is_beginning(word: &str) -> bool {
+    word.chars().nth(BEGINNING - 1).is_some()
 }
 
 /// What runs are sorted by; equal ones by id.
@@ -128,7 +147,9 @@ pub struct RunQuery {
     pub min_cost: Option<Usd>,
     /// Only runs that cost at most this.
     pub max_cost: Option<Usd>,
-    /// Only runs whose id, names, input or error holds all words of this text, in any case.
+    /// Only runs whose id, names, input or error holds all words of this text, in any case: runs of
+    /// letters and digits. One of three characters or more stands for all that begin with it, but in
+    /// an index that is encrypted.
     pub text: Option<String>,
     /// The order.
     pub sort: SortBy,
@@ -174,7 +195,7 @@ impl RunQuery {
             && self.started_ms.as_ref().is_none_or(|time| time.contains(&run.head.started_at_ms))
             && self.min_cost.is_none_or(|least| run.spent.cost >= least)
             && self.max_cost.is_none_or(|most| run.spent.cost <= most)
-            && words.iter().all(|word| run.text.contains(&**word))
+            && words.iter().all(|word| run.has(word))
     }
 
     fn key(&self, run: &RunSummary) -> u64 {
@@ -337,8 +358,7 @@ impl RunIndex {
 
     /// One page of the runs that match, as of the last refresh.
     pub fn query(&self, query: &RunQuery) -> RunPage {
-        let words: Vec<String> =
-            query.text.iter().flat_map(|text| text.split_whitespace()).map(str::to_lowercase).collect();
+        let words = query.text.as_deref().map(words).unwrap_or_default();
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let mut found: Vec<(u64, &Arc<RunSummary>)> = match known.candidates(query) {
             Some(ids) => self.matching(query, &words, ids.iter().filter_map(|id| known.runs.get(id))),

@@ -36,6 +36,10 @@ mod codec;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 #[cfg(feature = "encryption")]
+#[cfg_attr(
+    not(any(feature = "sqlite", feature = "postgres")),
+    expect(dead_code, reason = "without a store, keys only make pseudonyms")
+)]
 mod crypto;
 mod directory;
 mod export;
@@ -76,7 +80,9 @@ pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
 pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
 pub use crate::ledger::is_run;
 #[cfg(feature = "postgres")]
-pub use crate::postgres::{PostgresBlobs, PostgresIndex, PostgresJournal, PostgresOptions, PostgresStore};
+pub use crate::postgres::{
+    PostgresBlobs, PostgresCache, PostgresIndex, PostgresJournal, PostgresOptions, PostgresStore,
+};
 #[cfg(feature = "privacy")]
 pub use crate::privacy::{
     Anonymizer, Detector, PiiFinding, PiiKind, PrivacyPolicy, PrivateModel, PrivateWriter, Treatment,

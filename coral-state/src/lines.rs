@@ -6,13 +6,10 @@ use std::sync::Arc;
 use coral_core::{Error, Journal, RunHead};
 
 use crate::crypto::{DataKey, Tokens};
-use crate::index::{RunSummary, words};
+use crate::index::{RunSummary, is_beginning, words};
 use crate::ledger::is_erased;
 use crate::snapshots::Snapshots;
 use crate::views::WorkflowState;
-
-/// Letters from which on a word stands for all that begin with it.
-const BEGINNING: usize = 3;
 
 /// A run as its index keeps it.
 pub(crate) struct Line {
@@ -51,7 +48,7 @@ impl Line {
             phase: writing.phase(&summary.phase),
             cost: i64::try_from(summary.spent.cost.as_pico()).unwrap_or(i64::MAX),
             terms: agents.chain(tags).collect(),
-            words: writing.words(summary.text()),
+            words: writing.words(summary.words()),
             summary: json.into(),
             head: head.clone(),
         })
@@ -85,28 +82,28 @@ impl Writing {
         }
     }
 
-    /// The words of a text, each once, between spaces.
-    pub(crate) fn words(&self, text: &str) -> String {
-        let each: BTreeSet<String> = words(text)
-            .map(|word| match self {
-                Writing::Plain => word,
-                Writing::Hashed(tokens) => tokens.of("word", &word),
-            })
-            .collect();
-        each.into_iter().collect::<Vec<_>>().join(" ")
+    /// Words as they are kept, between spaces.
+    pub(crate) fn words<'a>(&self, words: impl Iterator<Item = &'a str>) -> String {
+        match self {
+            Writing::Plain => words.collect::<Vec<_>>().join(" "),
+            Writing::Hashed(tokens) => {
+                // In an order that tells nothing of the words.
+                let hashed: BTreeSet<String> = words.map(|word| tokens.of("word", word)).collect();
+                hashed.into_iter().collect::<Vec<_>>().join(" ")
+            }
+        }
     }
 
     /// The words that are asked for; the flag says whether those that begin so will do.
     pub(crate) fn search(&self, text: &str) -> Vec<(String, bool)> {
-        words(text)
-            .map(|word| match self {
-                Writing::Plain => {
-                    let begins = word.chars().count() >= BEGINNING;
-                    (word, begins)
-                }
-                Writing::Hashed(tokens) => (tokens.of("word", &word), false),
-            })
-            .collect()
+        let kept = |word: String| match self {
+            Writing::Plain => {
+                let begins = is_beginning(&word);
+                (word, begins)
+            }
+            Writing::Hashed(tokens) => (tokens.of("word", &word), false),
+        };
+        words(text).into_iter().map(kept).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "sqlite")]
 mod backup;
 mod blobs;
+mod cache;
 mod connection;
 mod index;
 mod journal;
@@ -20,6 +21,7 @@ use tokio_postgres::types::FromSql;
 use tokio_postgres::{Config, Row};
 
 pub use self::blobs::PostgresBlobs;
+pub use self::cache::PostgresCache;
 pub use self::index::PostgresIndex;
 pub use self::journal::PostgresJournal;
 
@@ -109,8 +111,8 @@ impl fmt::Debug for PostgresOptions {
     }
 }
 
-/// A schema on a PostgreSQL server with a journal, blobs, snapshots and an index in it, for workers
-/// on several machines.
+/// A schema on a PostgreSQL server with a journal, blobs, a cache, snapshots and an index in it, for
+/// workers on several machines.
 ///
 /// Clones share the connections. Connections are plain unless the feature `postgres-tls` is on and
 /// [`PostgresOptions`] says how they are encrypted: use a local socket or a private network.
@@ -188,6 +190,11 @@ impl PostgresStore {
     /// The blob store of one project: in an encrypted store its blobs are erased with it.
     pub fn blobs_of(&self, project: &str) -> PostgresBlobs {
         PostgresBlobs::new(self.clone(), project)
+    }
+
+    /// The cache in this schema, of at most `max_entries`.
+    pub fn cache(&self, max_entries: usize) -> PostgresCache {
+        PostgresCache::new(self.clone(), max_entries)
     }
 
     /// The index of the runs in this schema.

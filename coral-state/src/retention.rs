@@ -114,6 +114,9 @@ pub(crate) trait Upkeep: Send + Sync {
     async fn remove(&self, run: &str) -> Result<bool, Error>;
     /// Changes the records of a run that is over, all at once; whether anything changed.
     async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error>;
+    /// Forgets all that is cached; says how much that was.
+    #[cfg(feature = "privacy")]
+    async fn empty_cache(&self) -> Result<usize, Error>;
     /// Sees to it that what was rewritten lies nowhere any more.
     #[cfg(feature = "privacy")]
     async fn scrubbed(&self) -> Result<(), Error>;

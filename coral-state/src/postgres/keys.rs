@@ -225,6 +225,8 @@ impl PostgresStore {
         ] {
             transaction.execute(erase, &[&project]).await.map_err(failed)?;
         }
+        // Its entries belong to no project, so any may hold something of this one.
+        transaction.execute("DELETE FROM cache", &[]).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)?;
         vault.forget(project);
         scrub(&client).await?;

@@ -81,6 +81,20 @@ const MIGRATIONS: &[&str] = &[
     CREATE INDEX run_index_by_term ON run_index USING GIN (terms);
     CREATE INDEX run_index_by_word ON run_index USING GIN (words);
 "#,
+    r#"
+    -- Unlogged: what is cached is quick to write, and neither the server's log nor a replica has it.
+    CREATE UNLOGGED TABLE cache (
+        id BIGINT GENERATED ALWAYS AS IDENTITY,
+        key BYTEA PRIMARY KEY,
+        value BYTEA NOT NULL,
+        until_ms BIGINT NOT NULL
+    );
+    ALTER TABLE cache ALTER COLUMN value SET STORAGE EXTERNAL;
+    CREATE UNIQUE INDEX cache_by_age ON cache (id);
+    CREATE INDEX cache_by_until ON cache (until_ms);
+    -- Words are counted otherwise since: lines are folded again.
+    DELETE FROM run_index;
+"#,
 ];
 
 /// Makes the schema what this release needs. Any number of processes may do so at once.

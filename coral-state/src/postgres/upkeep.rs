@@ -22,8 +22,8 @@ impl PostgresStore {
     }
 
     /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
-    /// gone, and the store is written anew so that nothing lies on. Runs keep their records'
-    /// numbers, times and shape. Backups and logs of the server are the caller's to let expire.
+    /// gone, the cache is emptied, and the store is written anew so that nothing lies on. Runs keep
+    /// their records' numbers, times and shape. Caches elsewhere, in memory or on Redis, backups and logs of the server are the caller's to let expire.
     ///
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if a word for the person is one of the format's;
@@ -133,9 +133,15 @@ impl Upkeep for PostgresStore {
     }
 
     #[cfg(feature = "privacy")]
+    async fn empty_cache(&self) -> Result<usize, Error> {
+        let rows = self.0.pool.query("empty the cache", "DELETE FROM cache RETURNING 1", &[]).await?;
+        Ok(rows.len())
+    }
+
+    #[cfg(feature = "privacy")]
     async fn scrubbed(&self) -> Result<(), Error> {
         let client = self.0.pool.own().await?;
-        for table in ["chunks", "blobs", "snapshots", "run_index"] {
+        for table in ["chunks", "blobs", "snapshots", "run_index", "cache"] {
             let vacuum = format!("VACUUM FULL {table}");
             client.batch_execute(&vacuum).await.map_err(|e| storage("write the tables anew", &e))?;
         }

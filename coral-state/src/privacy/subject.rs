@@ -173,7 +173,7 @@ impl Subject {
     }
 
     /// Takes the person out of everything in `store`: what spoke of them says `[erased]`, blobs
-    /// that did are gone. Records keep their number, time and shape, so runs stay whole.
+    /// that did are gone, and the cache is empty. Records keep their number, time and shape, so runs stay whole.
     pub(crate) async fn erase(&self, store: &impl Upkeep) -> Result<SubjectErasure, Error> {
         let mut erasure = SubjectErasure::default();
         let journal = store.upkept();
@@ -220,7 +220,9 @@ impl Subject {
                 }
             }
         }
-        if !erasure.rewritten.is_empty() || !erasure.blobs.is_empty() {
+        // What a cached value is about can't be told by its key; all of it can be made again.
+        let cached = store.empty_cache().await?;
+        if !erasure.rewritten.is_empty() || !erasure.blobs.is_empty() || cached > 0 {
             store.scrubbed().await?;
         }
         Ok(erasure)

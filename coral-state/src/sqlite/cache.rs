@@ -8,6 +8,7 @@ use coral_core::{Cache, Clock, Error, SystemClock};
 use rusqlite::{OptionalExtension, params};
 
 use super::{SqliteStore, unsealed};
+use crate::vault::about_entry;
 
 /// Puts between two looks at what is too much.
 const TRIM_EVERY: usize = 64;
@@ -41,10 +42,6 @@ impl std::fmt::Debug for SqliteCache {
     }
 }
 
-fn about(key: &str) -> Vec<u8> {
-    [b"cache\0", key.as_bytes()].concat()
-}
-
 fn column(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
 }
@@ -59,7 +56,7 @@ impl Cache for SqliteCache {
             .read("read the cache", move |conn| {
                 conn.prepare_cached("SELECT value FROM cache WHERE key = ?1 AND until_ms > ?2")?
                     .query_row(params![key, now], |row| {
-                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about(&key)))
+                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about_entry(&key)))
                     })
                     .optional()
             })
@@ -68,7 +65,7 @@ impl Cache for SqliteCache {
     }
 
     async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
-        let value = self.store.sealed("", &about(key), value).await?;
+        let value = self.store.sealed("", &about_entry(key), value).await?;
         let key: Box<str> = key.into();
         let now = self.clock.now_ms();
         let until = ttl_ms.map_or(i64::MAX, |ttl| column(now.saturating_add(ttl)));

@@ -28,8 +28,7 @@ const COUNTED: usize = 1_000;
 /// An index of all runs of a [`SqliteStore`], kept in its file.
 ///
 /// [`refresh`](SqliteIndex::refresh) folds in what is new; [`query`](SqliteIndex::query) answers
-/// from the file, whichever process folded. Words of a text query match words, and, from three
-/// letters on, their beginnings. [`RunPage::total`] counts up to a thousand.
+/// from the file, whichever process folded. [`RunPage::total`] counts up to a thousand.
 ///
 /// In an encrypted store the line of a run is sealed by its project's key. Phases, agents, tags and
 /// words are kept as keyed hashes, which show that two runs share one and nothing else, so words

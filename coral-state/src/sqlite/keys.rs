@@ -201,6 +201,8 @@ impl SqliteStore {
                     "DELETE FROM snapshots WHERE run_id IN (SELECT id FROM runs WHERE project = ?1)",
                     [&scope],
                 )?;
+                // Its entries belong to no project, so any may hold something of this one.
+                conn.execute("DELETE FROM cache", [])?;
             }
             Ok(())
         })

@@ -102,6 +102,14 @@ const MIGRATIONS: &[&str] = &["
     CREATE VIRTUAL TABLE run_text USING fts5 (
         words, content = '', contentless_delete = 1, detail = none, prefix = '3'
     );
+", "
+    -- Words come as they are to be found: the tokenizer must not split or fold them any further.
+    DROP TABLE run_text;
+    CREATE VIRTUAL TABLE run_text USING fts5 (
+        words, content = '', contentless_delete = 1, detail = none, prefix = '3', tokenize = 'ascii'
+    );
+    DELETE FROM run_index;
+    DELETE FROM run_terms;
 "];
 
 /// The connection of the writer, on a file brought up to this release.

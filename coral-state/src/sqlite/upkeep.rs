@@ -53,8 +53,8 @@ impl SqliteStore {
     }
 
     /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
-    /// gone, and the store is written anew so that nothing lies on. Runs keep their records'
-    /// numbers, times and shape. Backups and logs of the server are the caller's to let expire.
+    /// gone, the cache is emptied, and the store is written anew so that nothing lies on. Runs keep
+    /// their records' numbers, times and shape. Caches elsewhere, in memory or on Redis, backups and logs of the server are the caller's to let expire.
     ///
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if a word for the person is one of the format's;
@@ -196,6 +196,11 @@ impl Upkeep for SqliteStore {
 
     async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error> {
         self.rewritten(run, change).await
+    }
+
+    #[cfg(feature = "privacy")]
+    async fn empty_cache(&self) -> Result<usize, Error> {
+        self.write("empty the cache", |conn| conn.execute("DELETE FROM cache", [])).await
     }
 
     #[cfg(feature = "privacy")]

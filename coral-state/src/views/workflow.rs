@@ -66,6 +66,13 @@ pub struct StepView {
 }
 
 impl StepView {
+    /// Takes back how it ended: it begins anew.
+    fn reopen(&mut self) {
+        self.status = StepStatus::Waiting;
+        self.ended_at_ms = None;
+        self.error = None;
+    }
+
     fn took_ms(&self) -> Option<u64> {
         Some(self.ended_at_ms?.saturating_sub(self.started_at_ms?))
     }
@@ -290,8 +297,7 @@ impl WorkflowState {
                     ..old
                 };
                 if restarted.contains(&step.name) {
-                    step.status = StepStatus::Waiting;
-                    step.ended_at_ms = None;
+                    step.reopen();
                 }
             }
         }
@@ -313,11 +319,7 @@ impl WorkflowState {
             }
             steps.extend(behind);
         }
-        for step in self.steps.iter_mut().filter(|step| steps.contains(&step.name)) {
-            step.status = StepStatus::Waiting;
-            step.ended_at_ms = None;
-            step.error = None;
-        }
+        self.steps.iter_mut().filter(|step| steps.contains(&step.name)).for_each(StepView::reopen);
     }
 
     fn place(&mut self) {

@@ -136,7 +136,7 @@ macro_rules! parity {
     ($place:ty) => {
         use std::sync::Arc;
 
-        use coral_core::{Blobs, Clock, Journal, RunFilter, RunStatus, SystemClock};
+        use coral_core::{Blobs, Cache, Clock, Journal, ManualClock, RunFilter, RunStatus, SystemClock};
         use coral_state::{
             DataClass, KeyRing, MasterKey, ProjectDraft, Projects, RetentionAction, RetentionRule, RunIndex,
             RunQuery, Sessions, SortBy, WorkflowState,
@@ -169,6 +169,7 @@ macro_rules! parity {
             let records = team_run("reef", MARKER, json!({ "tags": [MARKER] }));
             keep(&store.journal(), "run", &records).await;
             let blob = store.blobs_of("reef").put(MARKER.as_bytes()).await.unwrap();
+            store.cache(9).put("key", MARKER.as_bytes().into(), None).await.unwrap();
             assert_eq!(store.index().refresh().await.unwrap(), 1);
             assert!(!place.holds(MARKER).await);
             assert!(place.holds("delivery").await, "the search finds what is not encrypted");
@@ -179,6 +180,7 @@ macro_rules! parity {
             let kept = store.blobs_of("reef").get(&blob).await.unwrap();
             assert_eq!(kept.as_deref(), Some(MARKER.as_bytes()));
             assert_eq!(store.blobs().get(&blob).await.unwrap(), None, "another scope");
+            assert_eq!(store.cache(9).get("key").await.unwrap().as_deref(), Some(MARKER.as_bytes()));
             for (field, word) in [("text", MARKER), ("tag", MARKER), ("agent", "qa_testing"), ("phase", "check")] {
                 let mut query = RunQuery::default();
                 match field {
@@ -236,7 +238,9 @@ macro_rules! parity {
             let journal = store.journal();
             assert_eq!(journal.read("reef", 1, 99).await.unwrap(), reef);
             assert!(WorkflowState::open(&journal, &store, "reef").await.unwrap().is_some());
+            store.cache(9).put("key", MARKER.as_bytes().into(), None).await.unwrap();
             let stone = store.erase_project("reef").await.unwrap();
+            assert_eq!(store.cache(9).get("key").await.unwrap(), None);
             assert_eq!((&*stone.project, stone.signature), ("reef", Some(true)));
             assert!(stone.keys >= 2);
             assert_eq!(store.erase_project("reef").await.unwrap(), stone, "the first tombstone stays");
@@ -323,6 +327,8 @@ macro_rules! parity {
                 let blob = store.blobs_of("reef").put(format!("Dear {person},").as_bytes()).await.unwrap();
                 let other = store.blobs_of("reef").put(b"Dear Bob,").await.unwrap();
                 store.index().refresh().await.unwrap();
+                let cache = store.cache(9);
+                cache.put("answer", format!("Dear {person},").as_bytes().into(), None).await.unwrap();
                 assert_eq!(place.holds(person).await, keys.is_none());
 
                 let subject = Subject::known_by([person, "Ada Lovelace"]).unwrap();
@@ -342,6 +348,7 @@ macro_rules! parity {
                 assert_eq!((erasure.rewritten, erasure.at_work), (vec!["at-work".to_owned()], Vec::new()));
                 assert!(subject.export(&journal).await.unwrap().records.is_empty());
                 assert_eq!(journal.read("other", 1, 99).await.unwrap(), team_run("reef", "bob@example.org", json!({})));
+                assert_eq!(cache.get("answer").await.unwrap(), None);
                 let about = journal.read("about", 1, 99).await.unwrap();
                 let shape = |records: &[coral_core::Record]| {
                     records.iter().map(|record| (record.seq, record.at_ms)).collect::<Vec<_>>()
@@ -378,6 +385,74 @@ macro_rules! parity {
                 let store = place.open(keys).await.unwrap();
                 collects_only_garbage(store.blobs_of("reef"), Arc::new(store.journal()), "reef").await;
             }
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn the_cache_expires_outlives_its_store_and_stays_bounded() {
+            let place = <$place>::new().await;
+            let clock = Arc::new(ManualClock::at_ms(1_000));
+            let open = async || place.open(None).await.unwrap().cache(10).with_clock(clock.clone());
+            let cache = open().await;
+            let value = || Arc::<[u8]>::from(*b"value");
+            let odd = format!("\0 {}", "long".repeat(2_000));
+            cache.put("brief", value(), Some(10)).await.unwrap();
+            cache.put("lasting", Arc::from(*b"another"), None).await.unwrap();
+            cache.put("lasting", value(), None).await.unwrap();
+            cache.put("removed", value(), None).await.unwrap();
+            cache.put(&odd, value(), None).await.unwrap();
+            cache.remove("removed").await.unwrap();
+            drop(cache);
+            let cache = open().await;
+            assert_eq!(cache.get("brief").await.unwrap(), Some(value()));
+            assert_eq!(cache.get("removed").await.unwrap(), None);
+            assert_eq!(cache.get(&odd).await.unwrap(), Some(value()));
+            clock.advance_ms(10);
+            assert_eq!(cache.get("brief").await.unwrap(), None);
+            assert_eq!(cache.get("lasting").await.unwrap(), Some(value()));
+            let mut left = 0;
+            for n in 0..200 {
+                cache.put(&format!("k{n}"), value(), None).await.unwrap();
+            }
+            for n in 0..200 {
+                left += usize::from(cache.get(&format!("k{n}")).await.unwrap().is_some());
+            }
+            assert!((10..=10 + 64).contains(&left), "{left} entries");
+            assert_eq!(cache.get("lasting").await.unwrap(), None, "the oldest goes first");
+            assert_eq!(cache.get("k199").await.unwrap(), Some(value()));
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_word_means_the_same_to_every_index() {
+            const WORDS: [&str; 12] = [
+                "café", "CAFE", "Ubuntu-24.04", "straße", "İstanbul", "ΟΔΟΣ", "東京タワー", "naïve_name", "a1b2",
+                "नमस्ते", "o'brien", "x",
+            ];
+            let place = <$place>::new().await;
+            let store = place.open(None).await.unwrap();
+            let journal = store.journal();
+            let endless = "ä".repeat(5_000);
+            for (n, word) in WORDS.iter().chain([&&*endless]).enumerate() {
+                keep(&journal, &format!("run-{n:02}"), &team_run("", word, json!({}))).await;
+            }
+            let (index, memory) = (store.index(), RunIndex::new(journal.clone()));
+            index.refresh().await.unwrap();
+            memory.refresh().await.unwrap();
+            let mut found = 0;
+            for word in WORDS.iter().chain([&&*endless, &"!?"]) {
+                for length in [1, 2, 3, 4, usize::MAX] {
+                    for case in [str::to_owned, str::to_lowercase, str::to_uppercase] {
+                        let mut query = RunQuery::default();
+                        query.text = Some(case(&word.chars().take(length).collect::<String>()));
+                        let names = |page: coral_state::RunPage| {
+                            page.runs.iter().map(|run| run.head.run.clone()).collect::<Vec<_>>()
+                        };
+                        let expected = names(memory.query(&query));
+                        found += expected.len();
+                        assert_eq!(names(index.query(&query).await.unwrap()), expected, "{:?}", query.text);
+                    }
+                }
+            }
+            assert!(found > WORDS.len() * 3, "whole words are found, and those that begin so");
         }
 
         #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! A snapshot and what came after it are the whole.
 
-use coral_core::{Event, Journal, Outcome, Payload, Record, Returned, Spent, Usd};
+use coral_core::{Event, Input, Journal, Outcome, Payload, Record, Returned, Spent, Usd};
 use coral_state::{Durability, Snapshots, SqliteOptions, SqliteStore, WorkflowState};
 use proptest::prelude::*;
 use serde_json::json;
@@ -98,4 +98,44 @@ async fn a_run_that_began_anew_and_a_snapshot_of_another_release_are_folded_agai
     let second = WorkflowState::open(&journal, &store, "run").await.unwrap().unwrap();
     assert_eq!(second.last_seq, 700);
     assert_ne!(first.input, second.input);
+}
+
+#[test]
+fn a_migrated_run_keeps_what_both_definitions_have() {
+    let mut records = team_run("reef", "a reef", json!({}));
+    records.truncate(8);
+    let Event::RunStarted { graph, pins, .. } = &records[0].event else { unreachable!("it begins a run") };
+    let mut graph = (**graph).clone();
+    graph.steps.retain(|step| &*step.name != "ui");
+    let build = graph.steps.iter_mut().find(|step| &*step.name == "api").unwrap();
+    build.name = "backend".into();
+    build.phase = "service".into();
+    graph.steps.last_mut().unwrap().inputs = vec![Input::required("backend")];
+    let migrated = |restarted: &[&str]| Event::Migrated {
+        graph: graph.clone().into(),
+        pins: pins.clone(),
+        renamed: std::sync::Arc::new([("api".into(), "backend".into())].into_iter().collect()),
+        restarted: restarted.iter().map(|name| (*name).into()).collect(),
+        reason: "the front end moved out".into(),
+    };
+    let fold = |restarted: &[&str]| {
+        let mut state = WorkflowState::new("run");
+        records.iter().for_each(|record| state.apply(record));
+        state.apply(&Record { seq: 9, at_ms: 2_000_000, event: migrated(restarted) });
+        state
+    };
+    let state = fold(&[]);
+    let names: Vec<_> = state.steps.iter().map(|step| &*step.name).collect();
+    assert_eq!(names, ["design", "backend", "test"]);
+    let (design, backend) = (&state.steps[0], &state.steps[1]);
+    assert!(design.status.is_over());
+    assert_eq!((backend.attempts, &*backend.phase), (1, "service"), "its past, and what it is now");
+    assert!(backend.error.is_some());
+    assert_eq!(state.spent.cost, Usd::from_dollars(0.5));
+
+    let restarted = fold(&["design", "backend"]);
+    assert!(!restarted.steps[0].status.is_over());
+    assert_eq!(restarted.steps[1].error, None, "nothing of the attempt that was given up is left");
+    let next: Vec<&str> = restarted.next_actions().into_iter().map(|name| &**name).collect();
+    assert_eq!(next, ["design"]);
 }

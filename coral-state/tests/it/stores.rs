@@ -1,8 +1,6 @@
-//! Blob stores and caches.
+//! Blob stores.
 
-use std::sync::Arc;
-
-use coral_core::{BlobRef, Blobs, Cache, ManualClock};
+use coral_core::{BlobRef, Blobs};
 use coral_state::{DirectoryBlobs, SqliteStore};
 
 async fn keeps_blobs(open: impl Fn() -> Box<dyn Blobs>) {
@@ -63,33 +61,4 @@ async fn racing_puts_of_one_blob_all_succeed() {
         puts.spawn(async move { blobs.put(b"the same").await.unwrap() });
     }
     assert!(puts.join_all().await.into_iter().all(|name| name == BlobRef::of(b"the same")));
-}
-
-#[tokio::test]
-async fn the_cache_expires_outlives_its_process_and_stays_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("coral.db");
-    let clock = Arc::new(ManualClock::at_ms(1_000));
-    let open = || SqliteStore::open(&path).unwrap().cache(10).with_clock(clock.clone());
-    let cache = open();
-    let value = || Arc::<[u8]>::from(*b"value");
-    cache.put("brief", value(), Some(10)).await.unwrap();
-    cache.put("lasting", value(), None).await.unwrap();
-    cache.put("removed", value(), None).await.unwrap();
-    cache.remove("removed").await.unwrap();
-    drop(cache);
-    let cache = open();
-    assert_eq!(cache.get("brief").await.unwrap(), Some(value()));
-    assert_eq!(cache.get("removed").await.unwrap(), None);
-    clock.advance_ms(10);
-    assert_eq!(cache.get("brief").await.unwrap(), None);
-    assert_eq!(cache.get("lasting").await.unwrap(), Some(value()));
-    for n in 0..200 {
-        cache.put(&format!("k{n}"), value(), None).await.unwrap();
-    }
-    assert_eq!(cache.get("lasting").await.unwrap(), None, "the oldest goes first");
-    assert_eq!(cache.get("k199").await.unwrap(), Some(value()));
-    let conn = rusqlite::Connection::open(&path).unwrap();
-    let count: u32 = conn.query_row("SELECT count(*) FROM cache", [], |row| row.get(0)).unwrap();
-    assert!(count <= 10 + 64, "{count} entries");
 }
