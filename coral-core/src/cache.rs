@@ -23,6 +23,21 @@ pub trait Cache: Send + Sync {
     async fn remove(&self, key: &str) -> Result<(), Error>;
 }
 
+#[async_trait]
+impl<C: Cache + ?Sized> Cache for Arc<C> {
+    async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Error> {
+        (**self).get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        (**self).put(key, value, ttl_ms).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), Error> {
+        (**self).remove(key).await
+    }
+}
+
 /// A [`Cache`] in memory that holds a bounded number of entries and drops the oldest first.
 pub struct MemoryCache {
     max_entries: usize,

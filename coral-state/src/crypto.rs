@@ -159,6 +159,14 @@ impl MasterKey {
         Some(Zeroizing::new(plain[..].try_into().ok()?))
     }
 
+    fn cache_keys(&self) -> CacheKeys {
+        let derived = |what: &str| Zeroizing::new(hmac_sha256::HMAC::mac(what, &self.secret[..]));
+        CacheKeys {
+            names: derived("coral cache names"),
+            values: DataKey { id: 0, cipher: cipher(&derived("coral cache values")) },
+        }
+    }
+
     /// What makes pseudonyms and turns them back.
     #[cfg(feature = "privacy")]
     pub(crate) fn pseudonyms(&self) -> Pseudonyms {
@@ -205,6 +213,11 @@ impl Pseudonyms {
     }
 }
 
+/// What the value under a key of a cache is sealed as.
+pub(crate) fn about_entry(key: &str) -> Vec<u8> {
+    [b"cache\0", key.as_bytes()].concat()
+}
+
 fn about_key(scope: &str) -> Vec<u8> {
     [b"coral data key 1\0", scope.as_bytes()].concat()
 }
@@ -240,6 +253,11 @@ impl KeyRing {
     /// The key that wraps.
     pub fn current(&self) -> &MasterKey {
         &self.current
+    }
+
+    /// What seals caches, by the current key and by each older one.
+    pub(crate) fn cache_keys(&self) -> Vec<CacheKeys> {
+        std::iter::once(&self.current).chain(&self.older).map(MasterKey::cache_keys).collect()
     }
 
     /// The key of that id, if the ring has it.
@@ -285,6 +303,12 @@ pub(crate) struct DataKey {
     cipher: Aes256GcmSiv,
 }
 
+/// What seals a cache that is no store's.
+pub(crate) struct CacheKeys {
+    pub(crate) names: Secret,
+    pub(crate) values: DataKey,
+}
+
 /// The first byte of what is sealed; see [`crate::codec`].
 pub(crate) const SEALED: u8 = 2;
 const HEADER: usize = 1 + 4 + 4 + NONCE;
@@ -314,6 +338,11 @@ impl DataKey {
         // One nonce used for one text: as good as a key drawn for this alone.
         let made = self.cipher.encrypt(&Nonce::from([0; NONCE]), &b"coral tokens 1"[..]);
         Ok(Tokens(Zeroizing::new(made.map_err(|_| unsealable())?)))
+    }
+
+    /// What was sealed as `about`, if it was by this key.
+    pub(crate) fn unseal(&self, bytes: &[u8], about: &[u8]) -> Option<Vec<u8>> {
+        self.open(&Sealed::parse(bytes)?, about).ok()
     }
 
     /// What was sealed as `about`.

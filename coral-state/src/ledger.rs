@@ -14,12 +14,16 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::Mutex;
 
+use crate::snapshots::{self, Snapshots};
+
 /// Times that a change is tried while other processes change the same ledger.
 const TRIES: usize = 32;
 const BATCH: usize = 1_024;
+/// Records beyond the last snapshot that are worth a new one.
+const WORTH: Seq = 32;
 
 /// What a ledger folds into.
-pub(crate) trait View: Clone + Send + Sync {
+pub(crate) trait View: Clone + Serialize + DeserializeOwned + Send + Sync {
     /// The name of the ledger's workflow.
     const WORKFLOW: &'static str;
     /// What an id begins with.
@@ -79,13 +83,19 @@ pub(crate) fn is_erased(error: &Error) -> bool {
 pub(crate) struct Ledger {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
+    snapshots: Option<Arc<dyn Snapshots>>,
     /// Within a process changes take turns, so that they need not fence one another.
     turn: Mutex<()>,
 }
 
 impl Ledger {
     pub(crate) fn new(journal: Arc<dyn Journal>, clock: Arc<dyn Clock>) -> Self {
-        Ledger { journal, clock, turn: Mutex::default() }
+        Ledger { journal, clock, snapshots: None, turn: Mutex::default() }
+    }
+
+    pub(crate) fn with_snapshots(mut self, snapshots: Arc<dyn Snapshots>) -> Self {
+        self.snapshots = Some(snapshots);
+        self
     }
 
     pub(crate) fn journal(&self) -> &Arc<dyn Journal> {
@@ -95,8 +105,13 @@ impl Ledger {
     /// The state of one ledger, and its last seq; `None` if there is no such ledger.
     pub(crate) async fn get<V: View>(&self, id: &str) -> Result<Option<(V, Seq)>, Error> {
         let run = format!("{}{id}", V::PREFIX);
-        let mut view = V::empty(id);
-        let mut last = 0;
+        let kept = match &self.snapshots {
+            Some(snapshots) => snapshots::load(&*self.journal, &**snapshots, &run).await?,
+            None => None,
+        };
+        let (mut view, mut last) = kept.unwrap_or_else(|| (V::empty(id), 0));
+        let before = last;
+        let mut at_ms = 0;
         loop {
             let records = match self.journal.read(&run, last + 1, BATCH).await {
                 Err(error) if is_erased(&error) => return Ok(Some((V::erased(id), Seq::MAX))),
@@ -104,7 +119,7 @@ impl Ledger {
             };
             let count = records.len();
             for record in records {
-                last = record.seq;
+                (last, at_ms) = (record.seq, record.at_ms);
                 if let Event::Noted { note, .. } = record.event {
                     let change = serde_json::from_value(note).map_err(|e| {
                         Error::storage("read the journal", format!("an unknown change: {e}"))
@@ -115,9 +130,13 @@ impl Ledger {
                 }
             }
             if count < BATCH {
-                return Ok((last > 0).then_some((view, last)));
+                break;
             }
         }
+        if let Some(snapshots) = self.snapshots.as_ref().filter(|_| last >= before + WORTH) {
+            snapshots::save(&**snapshots, &run, (last, at_ms), &view).await?;
+        }
+        Ok((last > 0).then_some((view, last)))
     }
 
     /// All ledgers of a kind, in the order of their ids.

@@ -23,6 +23,7 @@
 //! - `encryption`: keys and what they seal; the stores switch it on.
 //! - `layers`: a cache in layers, memory in front of what is shared and what lasts.
 //! - `redis`: a cache on a Redis server, best as one of those layers.
+//! - `redis-tls`: encrypted connections to it.
 //! - `privacy`: finding and replacing personal data in texts, prompts and exports.
 //! - `yaml`: reading exported projects as YAML; they are written as YAML without it.
 //! - `conformance`: the exam for journals, for the tests of a backend of your own.
@@ -60,6 +61,8 @@ mod projects;
 mod redis;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod retention;
+#[cfg(feature = "encryption")]
+mod sealed;
 mod sessions;
 mod snapshots;
 #[cfg(feature = "sqlite")]
@@ -96,8 +99,10 @@ pub use crate::redis::RedisCache;
 pub use crate::retention::{
     DataClass, Holding, RetentionAction, RetentionOverview, RetentionReport, RetentionRule,
 };
+#[cfg(feature = "encryption")]
+pub use crate::sealed::SealedCache;
 pub use crate::sessions::Sessions;
-pub use crate::snapshots::Snapshots;
+pub use crate::snapshots::{CachedSnapshots, Snapshots};
 #[cfg(feature = "sqlite")]
 pub use crate::sqlite::{
     Durability, SqliteBlobs, SqliteCache, SqliteIndex, SqliteJournal, SqliteOptions, SqliteStore,

@@ -14,12 +14,32 @@ use tokio::sync::Mutex;
 /// [`LayeredCache`](crate::LayeredCache), which does without it while the server is away.
 ///
 /// The server is reached when it is first needed, and again whenever the connection broke.
-/// Connections are not encrypted: use a local socket, a private network or a tunnel.
+/// Connections are plain, so use a local socket or a private network, unless the feature `redis-tls`
+/// is on and the URL begins with `rediss://`. Values are kept as they are; a
+/// [`SealedCache`](crate::SealedCache) around this one encrypts them.
 pub struct RedisCache {
     client: Client,
     prefix: String,
     connection: Mutex<Option<MultiplexedConnection>>,
     timeout: Duration,
+}
+
+fn bad_url(error: &redis::RedisError) -> Error {
+    let help = match cfg!(feature = "redis-tls") {
+        true => "write `redis://host:port/db`, or `rediss://` for an encrypted connection",
+        false => "write `redis://host:port/db`; `rediss://` needs the feature `redis-tls`",
+    };
+    Error::invalid("Redis URL", error.category()).with_help(help)
+}
+
+/// The client asks the process for its cryptography, and a process with several to choose from
+/// must have chosen.
+#[cfg(feature = "redis-tls")]
+fn provide_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Should another thread be quicker, its choice is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
 }
 
 impl RedisCache {
@@ -30,15 +50,42 @@ impl RedisCache {
     /// [`Invalid`](ErrorKind::Invalid) if the URL is not one. It is not repeated in the error, as
     /// it may hold a password.
     pub fn new(url: &str, prefix: impl Into<String>) -> Result<Self, Error> {
-        let client = Client::open(url).map_err(|e| {
-            Error::invalid("Redis URL", e.category()).with_help("write `redis://host:port/db`")
-        })?;
-        Ok(RedisCache {
+        #[cfg(feature = "redis-tls")]
+        provide_crypto();
+        Ok(Self::with(Client::open(url).map_err(|e| bad_url(&e))?, prefix))
+    }
+
+    /// The same over an encrypted connection, `rediss://host:port/db`, to a server whose certificate,
+    /// or that of its authority, is in `pem`. [`new`](Self::new) trusts those that the system does.
+    ///
+    /// # Errors
+    /// [`Invalid`](ErrorKind::Invalid) if the URL is not such a one, or `pem` holds no certificate.
+    #[cfg(feature = "redis-tls")]
+    pub fn trusting(url: &str, prefix: impl Into<String>, pem: &[u8]) -> Result<Self, Error> {
+        use rustls::pki_types::CertificateDer;
+        use rustls::pki_types::pem::PemObject;
+
+        // The client takes a text without any certificate for one that trusts nobody.
+        if !CertificateDer::pem_slice_iter(pem).any(|certificate| certificate.is_ok()) {
+            return Err(Error::invalid("certificate", "there is none")
+                .with_help("give the authority's certificate as PEM"));
+        }
+        if !url.starts_with("rediss://") {
+            return Err(Error::invalid("Redis URL", "its connection is not encrypted")
+                .with_help("write `rediss://host:port/db`"));
+        }
+        provide_crypto();
+        let certificates = redis::TlsCertificates { client_tls: None, root_cert: Some(pem.to_vec()) };
+        Ok(Self::with(Client::build_with_tls(url, certificates).map_err(|e| bad_url(&e))?, prefix))
+    }
+
+    fn with(client: Client, prefix: impl Into<String>) -> Self {
+        RedisCache {
             client,
             prefix: prefix.into(),
             connection: Mutex::default(),
             timeout: Duration::from_secs(2),
-        })
+        }
     }
 
     /// Sends one command. A connection that fails is not used again.

@@ -7,6 +7,7 @@ use coral_core::{Clock, Error, Journal, SystemClock};
 use serde_json::Value;
 
 use crate::ledger::{Ledger, check_id};
+use crate::snapshots::Snapshots;
 use crate::views::{SessionChange, SessionState};
 
 /// The sessions kept in a journal: who the user is, what they watch and what they prefer.
@@ -37,6 +38,14 @@ impl Sessions {
     /// The same by another clock.
     pub fn with_clock(journal: impl Journal + 'static, clock: Arc<dyn Clock>) -> Self {
         Sessions { ledger: Ledger::new(Arc::new(journal), clock) }
+    }
+
+    /// The same, where sessions in which much happened begin with a snapshot: in the store itself,
+    /// or in a cache by [`CachedSnapshots`](crate::CachedSnapshots).
+    #[must_use]
+    pub fn with_snapshots(mut self, snapshots: impl Snapshots + 'static) -> Self {
+        self.ledger = self.ledger.with_snapshots(Arc::new(snapshots));
+        self
     }
 
     /// Begins a session, or takes an ended one up again with its preferences.

@@ -1,19 +1,25 @@
 //! Views kept beside the journal, so that long runs open fast.
 
+use std::fmt;
+use std::time::Duration;
+
 use async_trait::async_trait;
-use coral_core::{Error, Journal, Seq};
+use coral_core::{Cache, Error, Journal, Seq};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ledger::is_erased;
 use crate::views::WorkflowState;
 
 /// The version of what is kept: a snapshot of another one is folded anew.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Records beyond the last snapshot that are worth a new one.
 const WORTH: Seq = 512;
 
 /// Where snapshots of runs are kept. Losing one costs time, never correctness: what it holds is a
 /// fold over the journal and is folded again.
+///
+/// The stores keep them beside their journals; [`CachedSnapshots`] keeps them in any cache.
 #[async_trait]
 pub trait Snapshots: Send + Sync {
     /// The snapshot of a run, if there is one.
@@ -24,10 +30,48 @@ pub trait Snapshots: Send + Sync {
     async fn save(&self, run: &str, last: Seq, bytes: Vec<u8>) -> Result<(), Error>;
 }
 
+/// A view, and the record that it goes up to.
 #[derive(Serialize, Deserialize)]
 struct Kept<T> {
     format: u32,
+    last: Seq,
+    at_ms: u64,
     state: T,
+}
+
+/// The view in the snapshot of a run, and the seq of the last record that it holds; `None` if there
+/// is none, or the journal does not have that record.
+pub(crate) async fn load<T: DeserializeOwned>(
+    journal: &(impl Journal + ?Sized),
+    snapshots: &(impl Snapshots + ?Sized),
+    run: &str,
+) -> Result<Option<(T, Seq)>, Error> {
+    let found = match snapshots.load(run).await {
+        // The journal says so better.
+        Err(error) if is_erased(&error) => None,
+        result => result?,
+    };
+    // One that can't be read is of another release.
+    let kept = found.and_then(|bytes| serde_json::from_slice::<Kept<T>>(&bytes).ok());
+    let Some(kept) = kept.filter(|kept| kept.format == FORMAT) else { return Ok(None) };
+    // A run that began anew or was erased has outlived it.
+    let same = match journal.read(run, kept.last, 1).await {
+        Err(error) if is_erased(&error) => false,
+        result => result?.first().is_some_and(|last| (last.seq, last.at_ms) == (kept.last, kept.at_ms)),
+    };
+    Ok(same.then_some((kept.state, kept.last)))
+}
+
+/// Keeps a view of a run as of its record `last`, which was made at `at_ms`.
+pub(crate) async fn save<T: Serialize>(
+    snapshots: &(impl Snapshots + ?Sized),
+    run: &str,
+    (last, at_ms): (Seq, u64),
+    state: &T,
+) -> Result<(), Error> {
+    let bytes = serde_json::to_vec(&Kept { format: FORMAT, last, at_ms, state })
+        .map_err(|e| Error::invalid("snapshot", format!("it can't be written as JSON: {e}")))?;
+    snapshots.save(run, last, bytes).await
 }
 
 impl WorkflowState {
@@ -41,29 +85,86 @@ impl WorkflowState {
         snapshots: &(impl Snapshots + ?Sized),
         run: &str,
     ) -> Result<Option<Self>, Error> {
-        let Some(head) = journal.head(run).await? else { return Ok(None) };
-        let found = match snapshots.load(run).await {
-            // The journal says so better.
-            Err(error) if is_erased(&error) => None,
-            result => result?,
+        let (mut state, before) = match load::<WorkflowState>(journal, snapshots, run).await? {
+            Some((state, last)) => (state.restored(), last),
+            None => (WorkflowState::new(run), 0),
         };
-        // One that can't be read is of another release.
-        let kept = found.and_then(|bytes| serde_json::from_slice::<Kept<WorkflowState>>(&bytes).ok());
-        let usable = |kept: &Kept<WorkflowState>| {
-            kept.format == FORMAT
-                && kept.state.run == run
-                && kept.state.last_seq <= head.last_seq
-                && kept.state.started_at_ms == head.started_at_ms
-        };
-        let mut state =
-            kept.filter(usable).map_or_else(|| WorkflowState::new(run), |kept| kept.state.restored());
-        let before = state.last_seq;
         state.advance(journal).await?;
         if state.last_seq >= before + WORTH {
-            let bytes = serde_json::to_vec(&Kept { format: FORMAT, state: &state })
-                .map_err(|e| Error::invalid("snapshot", format!("it can't be written as JSON: {e}")))?;
-            snapshots.save(run, state.last_seq, bytes).await?;
+            save(snapshots, run, (state.last_seq, state.updated_at_ms), &state).await?;
         }
         Ok((state.last_seq > 0).then_some(state))
+    }
+}
+
+/// [`Snapshots`] in a [`Cache`], such as a Redis server behind memory: machines that share it open
+/// long runs and sessions fast. Without the cache they are slower, and never wrong.
+///
+/// A snapshot holds what its run does, in plain text unless the cache seals it, and knows nothing of
+/// erasing: who erases a person or a project empties this cache too, or waits for `ttl` to pass.
+///
+/// ```
+/// use std::time::Duration;
+///
+/// use coral_core::{MemoryCache, MemoryJournal};
+/// use coral_state::{CachedSnapshots, Sessions};
+/// use serde_json::json;
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// let snapshots = CachedSnapshots::new(MemoryCache::new(1_000), Duration::from_secs(3_600));
+/// let sessions = Sessions::new(MemoryJournal::new()).with_snapshots(snapshots);
+/// sessions.begin("s-1", "reef", json!({"name": "Ada"})).await?;
+/// assert_eq!(sessions.get("s-1").await?.unwrap().user["name"], "Ada");
+/// # Ok::<(), coral_core::Error>(())
+/// # }).unwrap();
+/// ```
+pub struct CachedSnapshots<C> {
+    cache: C,
+    ttl_ms: u64,
+}
+
+impl<C: Cache> CachedSnapshots<C> {
+    /// Snapshots in `cache`, each forgotten after `ttl`.
+    pub fn new(cache: C, ttl: Duration) -> Self {
+        CachedSnapshots { cache, ttl_ms: u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// Takes out the snapshot of a run, or of a session as `session:ID`.
+    ///
+    /// # Errors
+    /// Those of the cache.
+    pub async fn remove(&self, run: &str) -> Result<(), Error> {
+        self.cache.remove(&key(run)).await
+    }
+}
+
+fn key(run: &str) -> String {
+    format!("coral:snapshot:{run}")
+}
+
+#[async_trait]
+impl<C: Cache> Snapshots for CachedSnapshots<C> {
+    async fn load(&self, run: &str) -> Result<Option<Vec<u8>>, Error> {
+        match self.cache.get(&key(run)).await {
+            Ok(found) => Ok(found.map(|bytes| bytes.to_vec())),
+            Err(error) => {
+                tracing::debug!(%error, run, "a snapshot can't be read");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn save(&self, run: &str, _: Seq, bytes: Vec<u8>) -> Result<(), Error> {
+        // Should an older one take the place of a later one, folding takes a little longer.
+        if let Err(error) = self.cache.put(&key(run), bytes.into(), Some(self.ttl_ms)).await {
+            tracing::debug!(%error, run, "a snapshot can't be kept");
+        }
+        Ok(())
+    }
+}
+
+impl<C> fmt::Debug for CachedSnapshots<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedSnapshots").field("ttl_ms", &self.ttl_ms).finish_non_exhaustive()
     }
 }

@@ -195,11 +195,6 @@ pub(crate) fn about_snapshot(run: &str) -> Vec<u8> {
     [b"snapshot\0", run.as_bytes()].concat()
 }
 
-/// What the value under a key of the cache is sealed as.
-pub(crate) fn about_entry(key: &str) -> Vec<u8> {
-    [b"cache\0", key.as_bytes()].concat()
-}
-
 /// What a run's line in the index is sealed as.
 pub(crate) fn about_summary(run: &str) -> Vec<u8> {
     [b"summary\0", run.as_bytes()].concat()

@@ -8,7 +8,7 @@ use coral_core::{Cache, Clock, Error, SystemClock};
 use hmac_sha256::Hash;
 
 use super::{PostgresStore, get, signed};
-use crate::vault::about_entry;
+use crate::crypto::about_entry;
 
 /// Puts between two looks at what is too much.
 const TRIM_EVERY: usize = 64;

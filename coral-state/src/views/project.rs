@@ -63,7 +63,7 @@ pub(crate) enum ProjectChange {
 }
 
 /// One project as it stands: the fold of its journal.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ProjectState {
     /// Its id.

@@ -20,7 +20,7 @@ pub(crate) enum SessionChange {
 }
 
 /// One session of a user as it stands: the fold of its journal.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct SessionState {
     /// Its id.

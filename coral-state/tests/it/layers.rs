@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{Cache, Clock, Error, ManualClock, MemoryCache, SystemClock};
-use coral_state::{LayerOptions, LayeredCache, RedisCache, SqliteStore};
+use coral_state::{
+    CachedSnapshots, KeyRing, LayerOptions, LayeredCache, MasterKey, RedisCache, SealedCache, Sessions,
+    Snapshots, SqliteStore, WorkflowState,
+};
+use serde_json::{Value, json};
 
 use crate::servers::redis;
+use crate::support::{holds, keep, team_run};
 
 fn bytes(text: &str) -> Arc<[u8]> {
     text.as_bytes().into()
@@ -245,4 +250,113 @@ async fn losing_redis_under_load_costs_time_and_never_truth() {
     let stats = cache.stats();
     assert!(stats.layer_failures[0] > 0 && stats.layer_hits[0] > 0, "{stats:?}");
     assert_eq!(stats.layer_failures[1], 0, "{stats:?}");
+}
+
+#[cfg(feature = "redis-tls")]
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_reached_over_tls_by_who_trusts_its_certificate() {
+    use crate::servers::{CERTIFICATE, redis_tls};
+
+    let server = tokio::task::spawn_blocking(redis_tls).await.unwrap();
+    let url = format!("rediss://localhost:{}/0", server.port);
+    let pem = CERTIFICATE.0.as_bytes();
+    let cache = RedisCache::trusting(&url, "coral:", pem).unwrap();
+    cache.put("k", bytes("v"), None).await.unwrap();
+    assert_eq!(text(&cache, "k").await.as_deref(), Some("v"));
+    let error = RedisCache::new(&url, "coral:").unwrap().get("k").await.unwrap_err();
+    assert!(error.to_string().contains("ertificate"), "the system does not trust it: {error}");
+    let plain = format!("redis://localhost:{}/0", server.port);
+    assert!(RedisCache::new(&plain, "coral:").unwrap().get("k").await.is_err());
+    for (url, pem) in [(&plain, pem), (&url, &b"no certificate"[..])] {
+        assert_eq!(RedisCache::trusting(url, "coral:", pem).unwrap_err().code(), "CORAL0001");
+    }
+}
+
+#[tokio::test]
+async fn a_sealed_cache_reads_what_its_ring_sealed_and_nothing_else() {
+    let (old, new) = (MasterKey::generate().unwrap(), MasterKey::generate().unwrap());
+    let below = Arc::new(MemoryCache::new(100));
+    let before = SealedCache::new(below.clone(), &KeyRing::new(old.clone()));
+    let after = SealedCache::new(below.clone(), &KeyRing::new(new.clone()).and_older(old));
+    let later = SealedCache::new(below.clone(), &KeyRing::new(new));
+    before.put("k", bytes("first"), None).await.unwrap();
+    assert_eq!(below.get("k").await.unwrap(), None, "not even the key is told");
+    assert_eq!(text(&after, "k").await.as_deref(), Some("first"));
+    assert_eq!(text(&later, "k").await, None, "it lacks the key");
+    after.put("k", bytes("second"), None).await.unwrap();
+    assert_eq!(text(&later, "k").await.as_deref(), Some("second"));
+    assert_eq!(text(&after, "k").await.as_deref(), Some("second"), "not what the older key sealed");
+    before.put("gone", bytes("v"), None).await.unwrap();
+    after.remove("gone").await.unwrap();
+    assert_eq!(text(&before, "gone").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_and_runs_open_from_redis_and_are_right_without_it() {
+    let mut server = tokio::task::spawn_blocking(redis).await.unwrap();
+    let url = format!("redis://127.0.0.1:{}/0", server.port);
+    let cache = || RedisCache::new(&url, "coral:").unwrap();
+    let sealed = || SealedCache::new(cache(), &KeyRing::new(MasterKey::from_hex(&"5e".repeat(32)).unwrap()));
+    let snapshots = || CachedSnapshots::new(sealed(), Duration::from_secs(3_600));
+    let dir = tempfile::tempdir().unwrap();
+    let journal = SqliteStore::open(dir.path().join("coral.db")).unwrap().journal();
+    let sessions = Sessions::new(journal.clone()).with_snapshots(snapshots());
+    sessions.begin("s-1", "reef", json!({"name": "Marmalade"})).await.unwrap();
+    for n in 0..40 {
+        sessions.prefer("s-1", "volume", json!(n)).await.unwrap();
+    }
+    let mut records = team_run("reef", "Marmalade", json!({}));
+    let template = records[2].clone();
+    records.truncate(15);
+    records.extend((16..600).map(|seq| coral_core::Record { seq, ..template.clone() }));
+    keep(&journal, "run", &records).await;
+    let whole = WorkflowState::of(&journal, "run").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(WorkflowState::open(&journal, &snapshots(), "run").await.unwrap(), whole);
+    }
+
+    // What is kept is where views begin: a forged one shows.
+    for run in ["session:s-1", "run"] {
+        let kept = snapshots().load(run).await.unwrap().unwrap();
+        let mut kept: Value = serde_json::from_slice(&kept).unwrap();
+        let place = if run == "run" { &mut kept["state"]["workflow"] } else { &mut kept["state"]["project"] };
+        *place = json!("forged");
+        snapshots().save(run, 1, serde_json::to_vec(&kept).unwrap()).await.unwrap();
+    }
+    assert_eq!(sessions.get("s-1").await.unwrap().unwrap().project, "forged");
+    let opened = WorkflowState::open(&journal, &snapshots(), "run").await.unwrap().unwrap();
+    assert_eq!(opened.workflow, "forged");
+    snapshots().remove("session:s-1").await.unwrap();
+    let session = sessions.get("s-1").await.unwrap().unwrap();
+    assert_eq!((&*session.project, &session.preferences["volume"]), ("reef", &json!(39)));
+    // Another run of that name is not taken for the one that was kept.
+    let other = SqliteStore::open(dir.path().join("other.db")).unwrap().journal();
+    let later =
+        |record: &coral_core::Record| coral_core::Record { at_ms: record.at_ms + 1, ..record.clone() };
+    keep(&other, "run", &records.iter().map(later).collect::<Vec<_>>()).await;
+    let opened = WorkflowState::open(&other, &snapshots(), "run").await.unwrap().unwrap();
+    assert_eq!(opened.workflow, "delivery");
+
+    // Nothing of it is to be read on the server.
+    cache().put("plain", bytes("Tangerine"), None).await.unwrap();
+    save(server.port).await;
+    assert!(holds(&server.dir, b"Tangerine"), "the search finds what is not sealed");
+    assert!(!holds(&server.dir, b"Marmalade"));
+
+    server.crash();
+    assert_eq!(sessions.get("s-1").await.unwrap().unwrap(), session);
+    assert_eq!(WorkflowState::open(&journal, &snapshots(), "run").await.unwrap(), whole);
+    server.restart();
+}
+
+/// Lets a Redis server write all that it holds to its disk.
+async fn save(port: u16) {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    let mut server = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    server.write_all(b"CONFIG SET rdbcompression no\r\nSAVE\r\n").await.unwrap();
+    let mut lines = BufReader::new(server).lines();
+    for _ in 0..2 {
+        assert_eq!(lines.next_line().await.unwrap().as_deref(), Some("+OK"));
+    }
 }

@@ -212,6 +212,18 @@ pub(crate) fn postgres_config(server: &Server) -> String {
     format!("host=127.0.0.1 port={} user=coral dbname=postgres", server.port)
 }
 
+/// A Redis server of its own that speaks TLS alone.
+#[cfg(feature = "redis-tls")]
+pub(crate) fn redis_tls() -> Server {
+    let (certificate, key) = &*CERTIFICATE;
+    Server::start(
+        "redis-tls",
+        &format!("umask 077; echo '{certificate}' > DIR/server.crt; echo '{key}' > DIR/server.key"),
+        "redis-server --port 0 --tls-port PORT --bind 127.0.0.1 --dir DIR --save '' \
+         --tls-cert-file DIR/server.crt --tls-key-file DIR/server.key --tls-auth-clients no",
+    )
+}
+
 /// A Redis server of its own.
 pub(crate) fn redis() -> Server {
     Server::start(
