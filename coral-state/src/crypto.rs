@@ -5,6 +5,7 @@
 //! destroying a project's data keys makes all that they sealed unreadable, wherever copies of it
 //! are, while the journal stays whole.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -25,6 +26,26 @@ fn random<const N: usize>() -> Result<[u8; N], Error> {
     getrandom::fill(&mut bytes)
         .map_err(|e| Error::storage("make a key", format!("the system gives no random numbers: {e}")))?;
     Ok(bytes)
+}
+
+/// Random bytes asked for at once: a system call costs as much as sealing an event.
+const DRAWN: usize = 64 * NONCE;
+
+/// A nonce that nobody has used: random, and not secret.
+fn nonce() -> Result<[u8; NONCE], Error> {
+    thread_local! {
+        static NONCES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+    NONCES.with_borrow_mut(|left| {
+        if left.is_empty() {
+            *left = random::<DRAWN>()?.to_vec();
+        }
+        let mut nonce = [0; NONCE];
+        let rest = left.len().saturating_sub(NONCE);
+        nonce.copy_from_slice(left.get(rest..).unwrap_or_default());
+        left.truncate(rest);
+        Ok(nonce)
+    })
 }
 
 fn cipher(secret: &Secret) -> Aes256GcmSiv {
@@ -319,17 +340,17 @@ impl DataKey {
     /// `plain`, readable only with this key, and only as that which `about` names. `count` stays
     /// readable, so that a journal can be verified without keys.
     pub(crate) fn seal(&self, count: u32, about: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
-        let nonce = random::<NONCE>()?;
+        let nonce = nonce()?;
         let mut sealed = Vec::with_capacity(HEADER + plain.len() + TAG);
         sealed.push(SEALED);
         sealed.extend(count.to_le_bytes());
         sealed.extend(self.id.to_le_bytes());
         sealed.extend(nonce);
-        let mut body = Vec::with_capacity(plain.len() + TAG);
-        body.extend_from_slice(plain);
+        sealed.extend_from_slice(plain);
         let about = about_sealed(count, self.id, about);
-        self.cipher.encrypt_in_place(&Nonce::from(nonce), &about, &mut body).map_err(|_| unsealable())?;
-        sealed.append(&mut body);
+        let body = sealed.get_mut(HEADER..).unwrap_or_default();
+        let tag = self.cipher.encrypt_inout_detached(&Nonce::from(nonce), &about, body.into());
+        sealed.extend(tag.map_err(|_| unsealable())?);
         Ok(sealed)
     }
 
