@@ -35,16 +35,18 @@ const AGENTS: [SourceFile<'static>; 20] = embedded! { Agent:
     "agents/ui_designer.md"
 };
 
-const PARTIALS: [SourceFile<'static>; 15] = embedded! { Partial:
+const PARTIALS: [SourceFile<'static>; 17] = embedded! { Partial:
     "partials/brief.md"
     "partials/decisions.md"
     "partials/deliverables.md"
     "partials/diagrams.md"
     "partials/evidence.md"
     "partials/existing_code.md"
+    "partials/for_anyone.md"
     "partials/form.md"
     "partials/gaps.md"
     "partials/handed_over.md"
+    "partials/next_tasks.md"
     "partials/report.md"
     "partials/secrets.md"
     "partials/severity.md"
@@ -53,7 +55,7 @@ const PARTIALS: [SourceFile<'static>; 15] = embedded! { Partial:
     "partials/using.md"
 };
 
-const WORKFLOWS: [SourceFile<'static>; 9] = embedded! { Workflow:
+const WORKFLOWS: [SourceFile<'static>; 10] = embedded! { Workflow:
     "workflows/ai_product.yaml"
     "workflows/backend_only.yaml"
     "workflows/data_platform.yaml"
@@ -63,6 +65,7 @@ const WORKFLOWS: [SourceFile<'static>; 9] = embedded! { Workflow:
     "workflows/legacy_modernisation.yaml"
     "workflows/mobile.yaml"
     "workflows/security_review.yaml"
+    "workflows/small_product.yaml"
 };
 
 pub(crate) fn files() -> impl Iterator<Item = SourceFile<'static>> {

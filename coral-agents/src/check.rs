@@ -4,43 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use coral_core::{
-    AgentSpec, ErrorKind, Graph, GraphData, LintRules, OnGap, Partials, PromptAgent, PromptFinding,
-    PromptSeverity, lint_prompt, nearest,
+    AgentSpec, ErrorKind, Graph, GraphData, Join, LintRules, OPERATIONS, OnGap, Partials, PromptAgent,
+    PromptFinding, PromptSeverity, lint_prompt, nearest,
 };
 use minijinja::Environment;
+use serde_json::Value;
 
 use crate::problem::hint;
 use crate::registry::Registry;
 
-/// The operations that agents may ask for, whatever tool offers them.
-pub const OPERATIONS: [&str; 23] = [
-    "backup_restore",
-    "build_image",
-    "commit_changes",
-    "compose_up_down",
-    "container_logs",
-    "create_pull_request",
-    "create_repository",
-    "create_tables",
-    "edit_file",
-    "execute_query",
-    "fetch_url",
-    "list_directory",
-    "manage_issues",
-    "performance_monitoring",
-    "push_pull_images",
-    "read_file",
-    "run_code",
-    "run_container",
-    "run_migrations",
-    "search_files",
-    "search_web",
-    "trigger_workflows",
-    "write_file",
-];
+/// What of a report an agent may preserve besides deliverables and properties of its data.
+const REPORT_FIELDS: [&str; 2] = ["decisions", "data"];
 
-/// What of a report an agent may preserve besides deliverables.
-const REPORT_FIELDS: [&str; 5] = ["summary", "decisions", "next_tasks", "deliverables", "data"];
+/// What every handoff carries, whether or not it is to be preserved.
+const CARRIED: [&str; 3] = ["summary", "next_tasks", "deliverables"];
 
 /// How bad a [`Finding`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,16 +52,17 @@ impl fmt::Display for Finding {
 impl Registry {
     /// Checks that everything fits together: each agent, deliverable, operation, partial and
     /// workflow that something names is there, templates parse and use what they get, and every step of every workflow
-    /// gets the deliverables that it depends on from steps before it. Errors come first.
+    /// works in a phase that its agent knows, and gets the deliverables that it depends on from steps before it. Errors
+    /// come first.
     ///
     /// ```
     /// assert_eq!(coral_agents::Registry::builtin().check(), []);
     /// ```
     pub fn check(&self) -> Vec<Finding> {
-        self.check_with(OPERATIONS)
+        self.check_with(OPERATIONS.map(|(name, _)| name))
     }
 
-    /// The same with a list of known operations of your own.
+    /// The same with a list of known operations of your own, in place of [`OPERATIONS`].
     pub fn check_with<'a>(&self, operations: impl IntoIterator<Item = &'a str>) -> Vec<Finding> {
         let mut check = Check {
             registry: self,
@@ -209,13 +187,15 @@ impl<'a> Check<'a> {
                 self.add(Error, &subject, format!("needs operation `{operation}`, which is not known{near}"));
             }
         }
-        let schema = spec.output_schema.as_ref();
-        let properties =
-            schema.and_then(|schema| schema.get("properties")).and_then(|value| value.as_object());
         for kept in &spec.handoff.preserve {
+            if CARRIED.contains(&kept.as_str()) {
+                let message = format!("preserves `{kept}`, which every handoff carries anyway");
+                self.add(Warning, &subject, message);
+                continue;
+            }
             let known = REPORT_FIELDS.contains(&kept.as_str())
                 || outputs_of_all_phases(spec).any(|output| output.kind == *kept)
-                || properties.is_some_and(|properties| properties.contains_key(kept));
+                || schemas_of(spec).any(|(_, schema)| properties_of(schema).any(|name| name == kept));
             if !known {
                 let message = format!(
                     "preserves `{kept}`, which is no output, no property of its data and no report field"
@@ -223,19 +203,19 @@ impl<'a> Check<'a> {
                 self.add(Error, &subject, message);
             }
         }
-        if let Some(schema) = schema {
-            let object = schema.get("type").and_then(|kind| kind.as_str()) == Some("object");
-            if !object {
+        for (phase, schema) in schemas_of(spec) {
+            let subject = match phase {
+                Some(phase) => format!("{subject}, phase `{phase}`"),
+                None => subject.clone(),
+            };
+            if schema.get("type").and_then(Value::as_str) != Some("object") {
                 self.add(Error, &subject, "`output_schema` must have `type: object`");
             }
-            let required = schema.get("required").and_then(|required| required.as_array());
-            for name in required.into_iter().flatten().filter_map(|name| name.as_str()) {
-                if !properties.is_some_and(|properties| properties.contains_key(name)) {
-                    self.add(
-                        Error,
-                        &subject,
-                        format!("`output_schema` requires `{name}` and does not describe it"),
-                    );
+            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            for name in required.filter_map(Value::as_str) {
+                if !properties_of(schema).any(|property| property == name) {
+                    let message = format!("`output_schema` requires `{name}` and does not describe it");
+                    self.add(Error, &subject, message);
                 }
             }
         }
@@ -351,11 +331,17 @@ impl<'a> Check<'a> {
             data.steps.iter().enumerate().map(|(at, s)| (&*s.name, at)).collect();
         // For each step, who before it (or itself) gives what: the type, and the giver's condition.
         let mut given: Vec<BTreeSet<(String, Option<&str>)>> = vec![BTreeSet::new(); data.steps.len()];
+        // For each step, the conditions that hold if it runs: its own, and those of what it can't do without.
+        let mut holds: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); data.steps.len()];
         for at in graph.order() {
             let Some(step) = data.steps.get(at) else { continue };
             let before = step.inputs.iter().map(|input| &input.step).chain(&step.after);
             let mut known: BTreeSet<(String, Option<&str>)> =
                 before.filter_map(|name| given.get(*index.get(&**name)?)).flatten().cloned().collect();
+            let needed = step.inputs.iter().filter(|input| step.join == Join::All && !input.optional);
+            let mut certain: BTreeSet<&str> =
+                needed.filter_map(|input| holds.get(*index.get(&*input.step)?)).flatten().copied().collect();
+            certain.extend(step.when.as_deref());
             if let Some(id) = step.kind.agent() {
                 let subject = format!("{subject}, step `{}`", step.name);
                 match self.registry.find(id) {
@@ -365,27 +351,45 @@ impl<'a> Check<'a> {
                         self.add(Severity::Error, &subject, format!("no agent is called `{id}`{near}"));
                     }
                     Some(spec) => {
+                        self.phase(&subject, spec, &step.phase);
                         let spec = spec.in_phase(&step.phase);
                         for kind in &spec.dependencies {
                             let from_brief = step.on_gap.or(spec.handoff.on_gap) == Some(OnGap::FromBrief);
-                            self.dependency(&subject, kind, step.when.as_deref(), &known, from_brief);
+                            self.dependency(&subject, kind, &certain, &known, from_brief);
                         }
                         let when = step.when.as_deref();
                         known.extend(spec.outputs.into_iter().map(|output| (output.kind, when)));
                     }
                 }
             }
-            if let Some(slot) = given.get_mut(at) {
-                *slot = known;
+            if let (Some(given), Some(holds)) = (given.get_mut(at), holds.get_mut(at)) {
+                (*given, *holds) = (known, certain);
             }
         }
+    }
+
+    /// An agent that tells phases apart should know the one that it works in.
+    fn phase(&mut self, subject: &str, spec: &AgentSpec, phase: &str) {
+        if phase.is_empty() || spec.phases.is_empty() || spec.phases.contains_key(phase) {
+            return;
+        }
+        let known = || spec.phases.keys().map(String::as_str);
+        let near = match nearest(phase, known()) {
+            Some(near) => format!("; did you mean `{near}`?"),
+            None => format!("; it defines {}", known().collect::<Vec<_>>().join(", ")),
+        };
+        let message = format!(
+            "`{}` defines no phase `{phase}`, so it owes there what it owes without one{near}",
+            spec.id
+        );
+        self.add(Severity::Warning, subject, message);
     }
 
     fn dependency(
         &mut self,
         subject: &str,
         kind: &str,
-        when: Option<&str>,
+        certain: &BTreeSet<&str>,
         known: &BTreeSet<(String, Option<&str>)>,
         from_brief: bool,
     ) {
@@ -404,7 +408,7 @@ impl<'a> Check<'a> {
                 subject,
                 format!("needs `{kind}`, and no step before it delivers that{who}"),
             );
-        } else if !givers.iter().any(|giver| giver.is_none() || *giver == when) {
+        } else if !givers.iter().any(|giver| giver.is_none_or(|when| certain.contains(when))) {
             let condition = givers.into_iter().flatten().next().unwrap_or_default();
             let message = format!("needs `{kind}`, which is delivered only if `{condition}` holds");
             self.add(Severity::Warning, subject, message);
@@ -425,6 +429,17 @@ impl fmt::Display for Names<'_> {
 
 fn outputs_of_all_phases(spec: &AgentSpec) -> impl Iterator<Item = &coral_core::OutputSpec> {
     spec.outputs.iter().chain(spec.phases.values().filter_map(|phase| phase.outputs.as_ref()).flatten())
+}
+
+/// The schemas of what an agent reports: its own, and those of its phases.
+fn schemas_of(spec: &AgentSpec) -> impl Iterator<Item = (Option<&str>, &Value)> {
+    let own = spec.output_schema.iter().map(|schema| (None, schema));
+    let phases = spec.phases.iter();
+    own.chain(phases.filter_map(|(name, phase)| Some((Some(name.as_str()), phase.output_schema.as_ref()?))))
+}
+
+fn properties_of(schema: &Value) -> impl Iterator<Item = &String> {
+    schema.get("properties").and_then(Value::as_object).into_iter().flat_map(|properties| properties.keys())
 }
 
 fn template_problem(error: &minijinja::Error) -> String {

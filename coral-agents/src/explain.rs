@@ -283,5 +283,10 @@ wave 6
         assert!(drawing.contains("classDef skipped ") && drawing.contains("classDef open "), "{drawing}");
         let plain = explain("steps: [{name: a, agent: project_architect}]", json!({})).mermaid();
         assert_eq!(plain, "flowchart TD\n    s0[\"a<br/>project_architect\"]\n");
+        // A step without an edge that could carry its condition has it in its box.
+        let alone =
+            explain("steps: [{name: a, agent: project_architect, when: x == \"y\"}]", json!({"x": "y"}))
+                .mermaid();
+        assert!(alone.contains("s0[\"a<br/>project_architect<br/>if x == 'y'\"]"), "{alone}");
     }
 }

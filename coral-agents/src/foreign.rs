@@ -128,8 +128,14 @@ impl fmt::Display for Import {
 
 impl Registry {
     /// Takes in the agent files of other tools that are below `dir`, a project or a directory of
-    /// such files: `AGENTS.md` and `CLAUDE.md`, folders with a `SKILL.md`, and other `*.md`
-    /// as sub-agents, in `dir`, `.claude/agents`, `.claude/skills` and `.agents/skills`.
+    /// such files: `AGENTS.md` and `CLAUDE.md` (also in `.claude`), folders with a `SKILL.md`, and other `*.md`
+    /// as sub-agents, in `dir`, `.claude/agents`, `.claude/skills` and `.agents/skills`. Outside of `.claude` and
+    /// `.agents`, where most Markdown is something else, a sub-agent must have both a `name` and a `description`, and a text
+    /// without front matter is not looked at.
+    ///
+    /// The instructions of the project itself become part of the context of every agent that comes with them. Those of
+    /// a directory in it hold for that directory only: they become a partial named after their path
+    /// (`web_agents_md` of `web/AGENTS.md`), to include in the agents that work there.
     ///
     /// An agent whose id is taken, by another file or in this registry, is skipped: nothing that
     /// is imported replaces what is there.
@@ -137,13 +143,49 @@ impl Registry {
     /// # Errors
     /// [`Storage`](ErrorKind::Storage) if `dir` can't be read.
     pub fn import_dir(&mut self, dir: impl AsRef<Path>) -> Result<Import, Error> {
+        let dir = dir.as_ref();
         let mut import = Import::default();
-        for (path, kind) in find(dir.as_ref())? {
-            match read(&path, kind).and_then(|imported| self.take(&imported).map(|()| imported)) {
-                Ok(imported) => import.files.push((path, imported)),
+        let mut read_files = Vec::new();
+        for (path, kind) in find(dir)? {
+            match read(dir, &path, kind) {
+                Ok(Some(imported)) => read_files.push((path, imported)),
+                Ok(None) => {}
                 Err(error) => import.skipped.push(Skipped { file: path, error }),
             }
         }
+        // Instructions first: the agents include them.
+        read_files.sort_by_key(|(_, imported)| matches!(imported, Imported::Agent { .. }));
+        let mut of_project = Vec::new();
+        for (path, mut imported) in read_files {
+            match &mut imported {
+                Imported::Agent { spec, .. } => include(spec, &of_project),
+                Imported::Partial { name, notes, .. } => match below(dir, &path) {
+                    Some(place) => notes.push(Note::new(
+                        0,
+                        "the text as a whole",
+                        Fate::Dropped(format!(
+                            "it holds for `{place}` only; include `{name}` in the agents that work there"
+                        )),
+                    )),
+                    None => notes.push(Note::new(
+                        0,
+                        "the text as a whole",
+                        Fate::Mapped("the context of each agent that is imported with it".to_owned()),
+                    )),
+                },
+            }
+            match self.take(&imported) {
+                Ok(()) => {
+                    if matches!(imported, Imported::Partial { .. }) && below(dir, &path).is_none() {
+                        of_project.push(imported.name().to_owned());
+                    }
+                    import.files.push((path, imported));
+                }
+                Err(error) => import.skipped.push(Skipped { file: path, error }),
+            }
+        }
+        import.files.sort_by(|a, b| a.0.cmp(&b.0));
+        import.skipped.sort_by(|a, b| a.file.cmp(&b.file));
         Ok(import)
     }
 
@@ -170,26 +212,59 @@ impl Registry {
     }
 }
 
+/// Lets an agent see the instructions of its project.
+fn include(spec: &mut AgentSpec, instructions: &[String]) {
+    if instructions.is_empty() {
+        return;
+    }
+    let includes: Vec<String> =
+        instructions.iter().map(|name| format!("{{% include \"{name}\" %}}")).collect();
+    spec.prompt
+        .context_integration
+        .push_str(&format!("\n\n## Instructions of the project\n\n{}", includes.join("\n\n")));
+}
+
+/// The directory of the project `dir` that the instructions at `path` hold for; nothing if it is all of it.
+fn below(dir: &Path, path: &Path) -> Option<String> {
+    let place = path.strip_prefix(dir).ok()?.parent()?;
+    let is_own = place.as_os_str().is_empty() || AGENT_HOMES.iter().any(|home| place == Path::new(home));
+    (!is_own).then(|| place.to_string_lossy().into_owned())
+}
+
+/// Directories in which other tools keep what is theirs.
+const AGENT_HOMES: [&str; 2] = [".claude", ".agents"];
+
 #[derive(Clone, Copy)]
 enum Kind {
     Subagent,
+    /// A Markdown file that may be anything.
+    Stray,
     Skill,
     Instructions,
 }
 
-fn read(path: &Path, kind: Kind) -> Result<Imported, Error> {
+/// What a file is, unless it is a text like any other.
+fn read(dir: &Path, path: &Path, kind: Kind) -> Result<Option<Imported>, Error> {
     let text = read_text(path)?;
     let file = path.to_string_lossy();
-    match kind {
+    let imported = match kind {
         Kind::Subagent => import_subagent(&file, &text),
-        Kind::Instructions => import_instructions(&file, &text),
+        Kind::Stray => return import::import_stray(&file, &text),
+        Kind::Instructions => {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            match below(dir, path) {
+                Some(place) => import::instructions(&file, &format!("{place}/{name}"), &text),
+                None => import_instructions(&file, &text),
+            }
+        }
         Kind::Skill => {
             let folder = path.parent().unwrap_or(Path::new(""));
             let mut resources = Vec::new();
             collect(folder, folder, 0, &mut resources);
             import_skill(&file, &text, &resources)
         }
-    }
+    };
+    imported.map(Some)
 }
 
 /// The files beside a `SKILL.md`, relative to its folder.
@@ -210,19 +285,30 @@ fn collect(root: &Path, dir: &Path, depth: usize, into: &mut Vec<String>) {
 /// The foreign files below a directory, in the order of their paths.
 fn find(dir: &Path) -> Result<Vec<(PathBuf, Kind)>, Error> {
     let mut found = Vec::new();
-    scan(dir, 0, &mut found)?;
+    // The directory itself may be such a home, or one within it.
+    let is_home = |path: &Path| AGENT_HOMES.iter().any(|home| path.ends_with(home));
+    let markdown = match is_home(dir) || dir.parent().is_some_and(is_home) {
+        true => Kind::Subagent,
+        false => Kind::Stray,
+    };
+    scan(dir, 0, markdown, &mut found)?;
     for sub in [".claude/agents", ".claude/skills", ".agents/skills"] {
         let sub = dir.join(sub);
         if sub.is_dir() {
-            scan(&sub, 0, &mut found)?;
+            scan(&sub, 0, Kind::Subagent, &mut found)?;
         }
+    }
+    let own = dir.join(".claude/CLAUDE.md");
+    if own.is_file() {
+        found.push((own, Kind::Instructions));
     }
     found.sort_by(|a, b| a.0.cmp(&b.0));
     found.dedup_by(|a, b| a.0 == b.0);
     Ok(found)
 }
 
-fn scan(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, Kind)>) -> Result<(), Error> {
+/// Finds files below `dir`, where any other Markdown is of the kind `markdown`.
+fn scan(dir: &Path, depth: usize, markdown: Kind, found: &mut Vec<(PathBuf, Kind)>) -> Result<(), Error> {
     for path in list(dir)? {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() {
@@ -230,7 +316,7 @@ fn scan(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, Kind)>) -> Result<()
             if skill.is_file() {
                 found.push((skill, Kind::Skill));
             } else if depth < 4 && !name.starts_with('.') && !path.is_symlink() {
-                scan(&path, depth + 1, found)?;
+                scan(&path, depth + 1, markdown, found)?;
             }
             continue;
         }
@@ -239,7 +325,7 @@ fn scan(dir: &Path, depth: usize, found: &mut Vec<(PathBuf, Kind)>) -> Result<()
             "SKILL.md" => found.push((path, Kind::Skill)),
             // What every directory has and no agent is.
             "README.md" | "CHANGELOG.md" | "CONTRIBUTING.md" | "LICENSE.md" => {}
-            _ if name.ends_with(".md") => found.push((path, Kind::Subagent)),
+            _ if name.ends_with(".md") => found.push((path, markdown)),
             _ => {}
         }
     }

@@ -57,7 +57,7 @@ mod workflow;
 mod yaml;
 
 pub use crate::brief::parse_brief;
-pub use crate::check::{Finding, OPERATIONS, Severity};
+pub use crate::check::{Finding, Severity};
 pub use crate::definition::parse_agent;
 pub use crate::eval::{
     Candidate, CandidateReport, Case, CaseResult, Check, CheckKind, CheckResult, Comparison, Evaluation,

@@ -61,11 +61,19 @@ pub struct LiveRegistry {
 
 type Texts = BTreeMap<String, (Kind, String)>;
 
+/// What was found in the directory.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    texts: Texts,
+    /// The files that are there and could not be read.
+    unreadable: Vec<Skipped>,
+}
+
 #[derive(Debug)]
 struct State {
     current: Arc<Registry>,
     /// The files as they were read last.
-    seen: Texts,
+    seen: Seen,
     /// The last good text of each file.
     good: Texts,
     /// The files as they stood before they were read.
@@ -107,9 +115,8 @@ impl LiveRegistry {
     pub fn open(base: Registry, dir: impl Into<PathBuf>) -> Result<(Self, Loaded), Error> {
         let dir = dir.into();
         let stamps = Stamps::of(&dir)?;
-        let (seen, unreadable) = read(&dir)?;
-        let (registry, good, mut loaded) = build(&base, &seen, &Texts::new());
-        loaded.skipped.extend(unreadable);
+        let seen = read(&dir)?;
+        let (registry, good, loaded) = build(&base, &seen, &Texts::new());
         let state = Mutex::new(State { current: Arc::new(registry), seen, good, stamps });
         Ok((LiveRegistry { base, dir, state }, loaded))
     }
@@ -145,7 +152,7 @@ impl LiveRegistry {
 
     /// Reads the directory, which stood as `stamps` say just before.
     fn read_again(&self, stamps: Stamps) -> Result<Option<Changes>, Error> {
-        let (seen, unreadable) = read(&self.dir)?;
+        let seen = read(&self.dir)?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if seen == state.seen {
             state.stamps = stamps;
@@ -154,19 +161,19 @@ impl LiveRegistry {
         let (registry, good, loaded) = build(&self.base, &seen, &state.good);
         let mut changes = differences(&state.current, &registry);
         changes.skipped = loaded.skipped;
-        changes.skipped.extend(unreadable);
         *state = State { current: Arc::new(registry), seen, good, stamps };
         Ok(Some(changes))
     }
 }
 
-fn read(dir: &Path) -> Result<(Texts, Vec<Skipped>), Error> {
-    let (files, skipped) = read_dir(dir)?;
-    Ok((files.into_iter().map(|(kind, file, text)| (file, (kind, text))).collect(), skipped))
+fn read(dir: &Path) -> Result<Seen, Error> {
+    let (files, unreadable) = read_dir(dir)?;
+    let texts = files.into_iter().map(|(kind, file, text)| (file, (kind, text))).collect();
+    Ok(Seen { texts, unreadable })
 }
 
-/// The registry of `seen` on top of `base`. A file that is no good is taken as `good` has it.
-fn build(base: &Registry, seen: &Texts, good: &Texts) -> (Registry, Texts, Loaded) {
+/// The registry of `seen` on top of `base`. A file that is no good, or can't be read, is taken as `good` has it.
+fn build(base: &Registry, seen: &Seen, good: &Texts) -> (Registry, Texts, Loaded) {
     let take = |texts: &Texts| {
         let mut registry = base.clone();
         let files = texts.iter().map(|(file, (kind, text))| SourceFile { kind: *kind, file, text });
@@ -175,17 +182,18 @@ fn build(base: &Registry, seen: &Texts, good: &Texts) -> (Registry, Texts, Loade
     };
     let is_skipped =
         |loaded: &Loaded, file: &str| loaded.skipped.iter().any(|skipped| skipped.file == Path::new(file));
-    let (registry, mut loaded) = take(seen);
+    let (registry, mut loaded) = take(&seen.texts);
     let (mut in_force, bad): (Texts, Texts) = seen
+        .texts
         .iter()
         .map(|(file, text)| (file.clone(), text.clone()))
         .partition(|(file, _)| !is_skipped(&loaded, file));
-    if bad.is_empty() {
+    if bad.is_empty() && seen.unreadable.is_empty() {
         return (registry, in_force, loaded);
     }
-    in_force.extend(
-        good.iter().filter(|(file, _)| bad.contains_key(*file)).map(|(f, text)| (f.clone(), text.clone())),
-    );
+    let is_unreadable = |file: &str| seen.unreadable.iter().any(|skipped| skipped.file == Path::new(file));
+    let kept = good.iter().filter(|(file, _)| bad.contains_key(*file) || is_unreadable(file));
+    in_force.extend(kept.map(|(file, text)| (file.clone(), text.clone())));
     // What was bad only because another file was, such as a workflow whose agent did not load, is
     // good again now.
     for (file, text) in bad {
@@ -199,6 +207,7 @@ fn build(base: &Registry, seen: &Texts, good: &Texts) -> (Registry, Texts, Loade
         }
     }
     let (registry, in_force_loaded) = take(&in_force);
+    loaded.skipped.extend(seen.unreadable.iter().cloned());
     (registry, in_force, Loaded { skipped: loaded.skipped, ..in_force_loaded })
 }
 

@@ -1,6 +1,6 @@
 //! Running an agent that is data.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use self::answer::{Answer, normal, refuse};
+use self::answer::{Answers, refuse};
+use self::written::Written;
 use crate::agent::{Agent, HandoffDraft};
 use crate::context::AgentContext;
 use crate::error::{AgentError, Error, ErrorKind};
@@ -20,17 +21,21 @@ use crate::prompt::{
 };
 use crate::spec::AgentSpec;
 use crate::task::{MessageType, Report, Task};
-use crate::tool::{EffectClass, ToolCall};
+use crate::tool::{EffectClass, ToolCall, ToolDef};
 
 mod answer;
+mod operations;
+mod written;
+
+pub use self::operations::OPERATIONS;
 
 /// Runs an [`AgentSpec`]: prompt from its templates, a tool loop with a turn limit, and an answer
 /// that is parsed against the output format, with a bounded number of repair turns.
 ///
 /// The answer is a [`Report`]. It counts as one when it is a JSON object of that shape; when its
 /// `data` fits the spec's output schema; when every deliverable that the spec promises is listed, and,
-/// where the agent had tools to write with, was written by one of them; and when `next_agent`, if there is one, is among the spec's
-/// suggested successors. What does not fit goes back to the model with the reason. On its last
+/// where the agent had tools to write with, was written by one of them, in this round or an earlier one; and when
+/// `next_agent`, if there is one, is among the spec's suggested successors. What does not fit goes back to the model with the reason. On its last
 /// turn the model gets no tools, so that a turn limit ends in an answer.
 ///
 /// # Prompt and conversation
@@ -44,12 +49,13 @@ mod answer;
 /// | `prompt` | each attempt | [`PromptUse`]: the version of the prompt, and what it is fitted to |
 /// | `context_fitted` | the prompt did not fit | [`Fitted`]: what was left out of it |
 /// | `context_compacted` | the conversation did not fit | [`Compacted`]: what was left out of it |
+/// | `operations_missing` | no tool does some operation that the spec asks for, see [`OPERATIONS`] | `{"operations": […]}` |
 #[derive(Clone, Debug)]
 pub struct PromptAgent {
     spec: AgentSpec,
     prompts: PromptService,
     own: Arc<Compiled>,
-    answer: Answer,
+    answers: Answers,
 }
 
 impl PromptAgent {
@@ -77,11 +83,11 @@ impl PromptAgent {
     pub fn with_prompts(spec: AgentSpec, prompts: &PromptService) -> Result<Self, Error> {
         spec.validate()?;
         let own = prompts.compile(&spec)?;
-        let answer = Answer::new(&spec)?;
+        let answers = Answers::new(&spec)?;
         for (version, _) in prompts.store().versions(&spec.id) {
             prompts.version(&spec, version, &own)?;
         }
-        Ok(PromptAgent { spec, prompts: prompts.clone(), own, answer })
+        Ok(PromptAgent { spec, prompts: prompts.clone(), own, answers })
     }
 
     /// The prompt that a model would be given first, outside of any run.
@@ -95,7 +101,7 @@ impl PromptAgent {
             input.context.entry(source.name().to_owned()).or_insert(Value::Null);
         }
         let used = self.choose(&input.step, self.context_tokens(input.context_tokens));
-        let format = self.answer.format(&self.spec, false, &[]);
+        let format = self.answers.of(&input.task.phase).format(&self.spec, false, &[]);
         self.make(used, input, &format)
     }
 
@@ -119,8 +125,8 @@ impl PromptAgent {
     ) -> Result<RenderedPrompt, Error> {
         let compiled = self.prompts.version(&self.spec, &used.version, &self.own)?;
         // Where there is no limit, nothing need be counted.
-        let besides =
-            used.context_tokens.map_or(0, |_| self.answer.tokens(format, &**self.prompts.counter()));
+        let answer = self.answers.of(&input.task.phase);
+        let besides = used.context_tokens.map_or(0, |_| answer.tokens(format, &**self.prompts.counter()));
         self.prompts.make(&compiled, used, input, besides)
     }
 
@@ -133,6 +139,10 @@ impl PromptAgent {
         cx: &mut AgentContext,
     ) -> Result<RenderedPrompt, AgentError> {
         let tools = cx.tools().await?;
+        let missing = json!(operations::missing(&cx.spec().operations, &tools));
+        if missing != json!([]) {
+            cx.note("operations_missing", json!({ "operations": missing })).await;
+        }
         let mut context = BTreeMap::new();
         for source in self.prompts.sources() {
             let (run, project) = (cx.run_id().clone(), cx.project().to_owned());
@@ -180,7 +190,8 @@ impl PromptAgent {
     async fn call_tools(
         &self,
         calls: Vec<ToolCall>,
-        written: &mut BTreeSet<String>,
+        tools: &[ToolDef],
+        written: &mut Written,
         cx: &mut AgentContext,
     ) -> Result<Message, AgentError> {
         let allowed = usize::try_from(cx.spec().limits.max_tool_calls).unwrap_or(usize::MAX);
@@ -190,12 +201,17 @@ impl PromptAgent {
         for (call, output) in now.iter().zip(outputs) {
             let (content, is_error) = match output {
                 Ok(output) => (output.content, output.is_error),
-                Err(error) if error.is_cancelled() => return Err(error.into()),
+                // What nobody can tell of is not for the model to try again.
+                Err(error) if error.is_cancelled() || matches!(error.kind(), ErrorKind::InDoubt { .. }) => {
+                    return Err(error.into());
+                }
                 // The model is told, and may find another way.
                 Err(error) => (error.to_string(), true),
             };
-            if !is_error && let Some(path) = call.arguments.get("path").and_then(Value::as_str) {
-                written.insert(normal(path).to_owned());
+            if !is_error
+                && tools.iter().any(|tool| tool.name == call.name && tool.effect != EffectClass::Pure)
+            {
+                written.by(call);
             }
             parts.push(Part::ToolResult {
                 call_id: call.id.clone(),
@@ -252,7 +268,9 @@ impl Agent for PromptAgent {
         let spec = cx.spec().clone();
         let reviewed: Vec<String> = cx.reviewed_steps().map(str::to_owned).collect();
         let reviewed: Vec<&str> = reviewed.iter().map(String::as_str).collect();
-        let format = self.answer.format(&spec, cx.routes(), &reviewed);
+        let answer = self.answers.of(cx.phase());
+        let format = answer.format(&spec, cx.routes(), &reviewed);
+        let mut written = Written::before(&task);
         let prompt = self.begin(task, &reviewed, &format, cx).await?;
         let tools = cx.tools().await?;
         let writes = tools.iter().any(|tool| {
@@ -269,7 +287,6 @@ impl Agent for PromptAgent {
             effort: spec.model.effort,
             ..ChatRequest::default()
         };
-        let mut written = BTreeSet::new();
         let mut repairs = 0;
         for turn in 1..=spec.limits.max_turns {
             let last = turn == spec.limits.max_turns;
@@ -288,14 +305,14 @@ impl Agent for PromptAgent {
             let text = response.message.text();
             conversation.push(response.message);
             if !calls.is_empty() && !last {
-                let answers = self.call_tools(calls, &mut written, cx).await?;
+                let answers = self.call_tools(calls, &request.tools, &mut written, cx).await?;
                 conversation.push(answers);
                 continue;
             }
             if paused && !last {
                 continue;
             }
-            let problem = match self.answer.parse(&spec, &text, writes.then_some(&written), &reviewed) {
+            let problem = match answer.parse(&spec, &text, writes.then_some(&written), &reviewed) {
                 Ok(report) if report.send_back.is_empty() => return Ok(report),
                 Ok(report) => return Err(cx.send_back(report.send_back).into()),
                 Err(_) if cut => {
@@ -325,7 +342,7 @@ impl Agent for PromptAgent {
         let next_tasks = if cx.spec().handoff.template.trim().is_empty() {
             report.next_tasks.clone()
         } else {
-            let scope = json!({ "agent": cx.spec(), "report": report, "to": to });
+            let scope = json!({ "agent": cx.spec(), "phase": cx.phase(), "report": report, "to": to });
             let lines = self.own.handoff(&scope)?;
             let lines = lines.lines().map(|line| line.trim().trim_start_matches("- "));
             lines.filter(|line| !line.is_empty()).map(str::to_owned).collect()

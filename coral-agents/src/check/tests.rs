@@ -28,7 +28,8 @@ fn references_of_agents_are_checked() {
     let registry = registry(&[
         (
             "id: writer\noutputs: [{type: text, path: docs/a.md, description: d}]\n\
-             handoff: {next_agents: [reader, raeder], preserve: [text, decisions, words, other]}\n\
+             handoff: {next_agents: [reader, raeder], preserve: [text, decisions, words, lists, other, next_tasks]}\n\
+             phases: {early: {output_schema: {type: object, required: [lost], properties: {lists: {type: array}}}}}\n\
              output_schema: {type: object, required: [words, lines], properties: {words: {type: integer}}}",
             "Write.",
         ),
@@ -50,8 +51,10 @@ fn references_of_agents_are_checked() {
             "error: agent `writer`: `output_schema` requires `lines` and does not describe it",
             "error: agent `writer`: hands off to `raeder`, and no agent is called that; did you mean `reader`?",
             "error: agent `writer`: preserves `other`, which is no output, no property of its data and no report field",
+            "error: agent `writer`, phase `early`: `output_schema` requires `lost` and does not describe it",
             "warning: agent `reader`: depends on `notes`, and no agent delivers it",
             "warning: agent `reader`: hands off to itself",
+            "warning: agent `writer`: preserves `next_tasks`, which every handoff carries anyway",
             "warning: agent `writer`: writes `docs/a.md`, and so does `reader`",
         ],
     );
@@ -116,6 +119,17 @@ steps:
   - {agent: giver, when: x}
   - {agent: late, phase: p}
   - {agent: taker, inputs: [giver?, late]}",
+        // A step that needs another one runs only if that does.
+        "name: follows
+steps:
+  - {agent: giver, when: x}
+  - {agent: late, phase: p, inputs: giver}
+  - {agent: taker, inputs: late}",
+        "name: settles
+steps:
+  - {agent: giver, when: x}
+  - {agent: late, phase: p}
+  - {agent: taker, inputs: [giver, late], join: settle}",
     ] {
         let workflow = parse_workflow("w.yaml", text, &registry).unwrap();
         registry.insert_workflow(workflow);
@@ -127,6 +141,26 @@ steps:
             "error: workflow `bad`, step `early`: needs `text`, and no step before it delivers that; `giver` would",
             "error: workflow `bad`, step `taker`: needs `more`, and no step before it delivers that; `late` would",
             "warning: workflow `maybe`, step `taker`: needs `text`, which is delivered only if `x` holds",
+            "warning: workflow `settles`, step `taker`: needs `text`, which is delivered only if `x` holds",
+        ],
+    );
+}
+
+#[test]
+fn a_phase_that_the_agent_does_not_know_is_found() {
+    let mut registry = registry(&[("id: free", "x"), ("id: bound\nphases: {review: {}, build: {}}", "x")]);
+    for text in [
+        "name: a\nsteps:\n  - {agent: free, phase: anything}\n  - {agent: bound, phase: build, inputs: free}",
+        "name: b\nsteps:\n  - {agent: bound, phase: reviews}\n  - {name: c, agent: bound, phase: later}\n  - {name: d, agent: bound}",
+    ] {
+        let workflow = parse_workflow("w.yaml", text, &registry).unwrap();
+        registry.insert_workflow(workflow);
+    }
+    check(
+        &registry,
+        &[
+            "warning: workflow `b`, step `bound`: `bound` defines no phase `reviews`, so it owes there what it owes without one; did you mean `review`?",
+            "warning: workflow `b`, step `c`: `bound` defines no phase `later`, so it owes there what it owes without one; it defines build, review",
         ],
     );
 }

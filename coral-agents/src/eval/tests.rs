@@ -268,7 +268,7 @@ cases:
 ";
     let cases = parse_cases("files.yaml", text).unwrap();
     let runner = Runner::builder().model(Writer).build();
-    let candidate = Candidate::agent("a b", &runner, &registry("x"), "greeter", "").unwrap();
+    let candidate = Candidate::agent("a_b", &runner, &registry("x"), "greeter", "").unwrap();
     let judge = Scripted::new(&[("# Work\n\n\"Dear Ada\"", "{\"score\": 1, \"reason\": \"r\"}")]);
     let options = EvaluationOptions::new().judge(judge);
 

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use coral_core::{Error, Runner};
+use coral_core::{Error, Runner, digest};
 use futures_util::future::BoxFuture;
 
 use super::Case;
@@ -62,11 +62,16 @@ fn failed(doing: &str, path: &Path, problem: &std::io::Error) -> Error {
     Error::storage(format!("{doing} `{}`", path.display()), problem)
 }
 
-/// A name as a directory may have it.
+/// A name as a directory may have it: the same for no two texts.
 fn name(text: &str) -> String {
-    let name: String =
-        text.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).collect();
-    if name.is_empty() { "_".to_owned() } else { name }
+    let keeps = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if !text.is_empty() && text.len() <= 64 && text.chars().all(keeps) {
+        return text.to_owned();
+    }
+    let name: String = text.chars().take(64).map(|c| if keeps(c) { c } else { '_' }).collect();
+    // What was changed is told apart by its hash; case too, which not every file system tells apart.
+    let hash = digest(text).unwrap_or_default();
+    format!("{name}-{}", hash.get(..8).unwrap_or_default())
 }
 
 /// `path` below `dir`.
@@ -93,4 +98,24 @@ pub(super) fn read(dir: &Path, path: &str) -> Result<String, Error> {
         return Err(Error::invalid(format!("path `{}`", path.display()), "it leads out of the workspace"));
     }
     read_text(&real)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn no_two_names_share_a_directory() {
+        let long = "a".repeat(300);
+        let texts = ["a b", "a_b", "a/b", "A_b", "", "_", "é", "è", "..", &long, &long[..299]];
+        let names: BTreeSet<String> = texts.iter().map(|text| name(text)).collect();
+        assert_eq!(names.len(), texts.len(), "{names:?}");
+        for name in names {
+            let one_part = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
+            assert!(one_part && name.len() < 100, "{name}");
+        }
+        assert_eq!(name("plain-case_1"), "plain-case_1");
+    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use coral_core::{AgentSpec, Error, Templates};
+use coral_core::{AgentSpec, Error, OutputSpec, Templates};
 use serde_json::json;
 
 use super::tools;
@@ -54,67 +54,154 @@ const MAX_DESCRIPTION: usize = 1024;
 pub fn export_agent(registry: &Registry, id: &str, format: Format) -> Result<Exported, Error> {
     let spec = registry.agent(id)?;
     let name = spec.id.replace('_', "-");
-    let mut notes = Vec::new();
-    let mut note = |part: &str, fate| notes.push(Note::new(0, part, fate));
-    let mapped = |to: &str| Fate::Mapped(to.to_owned());
-    let dropped = |why: &str| Fate::Dropped(why.to_owned());
-
-    let mut front = vec![format!("name: {name}"), format!("description: {}", quoted(&description(spec)))];
-    note("`id`", mapped("`name`"));
-    note("`summary` and `capabilities`", mapped("`description`"));
-    let mut missing = BTreeSet::new();
-    let mut allowed: Vec<&str> = Vec::new();
-    for operation in &spec.operations {
-        let offered = tools::tools_for(operation);
-        if offered.is_empty() {
-            missing.insert(operation.as_str());
-        }
-        allowed.extend(offered.iter().filter(|tool| !allowed.contains(tool)).copied().collect::<Vec<_>>());
-    }
+    let mut export = Export { front: Vec::new(), notes: Vec::new() };
+    export.front.push(format!("name: {name}"));
+    export.front.push(format!("description: {}", quoted(&description(spec))));
+    export.mapped("`id` and `name`", "`name`");
+    export.mapped("`summary` and `capabilities`", "`description`");
     match format {
         Format::Subagent => {
-            if !allowed.is_empty() {
-                front.push(format!("tools: {}", allowed.join(", ")));
-                note("`operations`", mapped("`tools`"));
-            }
-            let model = match &spec.model.name {
-                Some(name) => quoted(name),
-                None => tools::model_of(spec.model.tier).to_owned(),
-            };
-            front.push(format!("model: {model}"));
-            front.push(format!("maxTurns: {}", spec.limits.max_turns));
-            note("`model` and `limits.max_turns`", mapped("`model` and `maxTurns`"));
+            export.operations(spec, "tools", ", ");
+            export.model(spec);
         }
         Format::Skill => {
-            if !allowed.is_empty() {
-                front.push(format!("allowed-tools: {}", allowed.join(" ")));
-                note("`operations`", mapped("`allowed-tools`"));
-            }
-            note("`model` and `limits`", dropped("a skill runs on whatever model reads it"));
+            export.operations(spec, "allowed-tools", " ");
+            export.dropped("`model` and `limits`", "a skill runs on whatever model reads it");
         }
     }
-    for operation in missing {
-        note(
-            &format!("operation `{operation}`"),
-            dropped("there is no tool of that kind; connect a server that offers it"),
-        );
-    }
-
+    export.the_rest(spec);
     let body = body(spec, registry)?;
-    note("`role_description`, `prompt.system_instructions`, `outputs`, `phases`", mapped("the text"));
-    note(
-        "`prompt.task_template` and `prompt.context_integration`",
-        dropped("they are filled in from the run"),
-    );
-    note("`prompt.output_format` and `output_schema`", dropped("the report is read by the engine alone"));
-    if !spec.handoff.next_agents.is_empty() {
-        note("`handoff`", mapped("the text, as a suggestion"));
-    }
     let path = match format {
         Format::Subagent => PathBuf::from(format!(".claude/agents/{name}.md")),
         Format::Skill => PathBuf::from(format!(".agents/skills/{name}/SKILL.md")),
     };
-    Ok(Exported { path, text: format!("---\n{}\n---\n\n{body}", front.join("\n")), notes })
+    let text = format!("---\n{}\n---\n\n{body}", export.front.join("\n"));
+    Ok(Exported { path, text, notes: export.notes })
+}
+
+/// A file in the making.
+struct Export {
+    front: Vec<String>,
+    notes: Vec<Note>,
+}
+
+impl Export {
+    fn mapped(&mut self, part: &str, to: &str) {
+        self.notes.push(Note::new(0, part, Fate::Mapped(to.to_owned())));
+    }
+
+    fn dropped(&mut self, part: &str, why: &str) {
+        self.notes.push(Note::new(0, part, Fate::Dropped(why.to_owned())));
+    }
+
+    /// The tools for the operations, as a list under `key`.
+    fn operations(&mut self, spec: &AgentSpec, key: &str, separator: &str) {
+        let mut tools: Vec<String> = Vec::new();
+        let mut missing = BTreeSet::new();
+        for operation in &spec.operations {
+            let offered = tools::tools_for(operation);
+            if offered.is_empty() {
+                missing.insert(operation.as_str());
+            }
+            for tool in offered {
+                if !tools.contains(&tool) {
+                    tools.push(tool);
+                }
+            }
+        }
+        if tools.iter().any(|tool| tool == "Bash") {
+            // Whoever may run any command may run these.
+            tools.retain(|tool| !tool.starts_with("Bash("));
+            self.dropped(
+                "the bounds of operation `run_code`",
+                "`Bash` runs any command with the rights of its user: restrict it where the file is used",
+            );
+        }
+        if !tools.is_empty() {
+            self.front.push(format!("{key}: {}", tools.join(separator)));
+            self.mapped("`operations`", &format!("`{key}`"));
+        }
+        for operation in missing {
+            self.dropped(
+                &format!("operation `{operation}`"),
+                "there is no tool of that kind; connect a server that offers it",
+            );
+        }
+    }
+
+    fn model(&mut self, spec: &AgentSpec) {
+        let needs = &spec.model;
+        match &needs.name {
+            Some(name) => {
+                self.front.push(format!("model: {}", quoted(name)));
+                self.mapped("`model.name`", "`model`");
+                self.dropped("`model.tier`", "the model is named");
+            }
+            None => {
+                self.front.push(format!("model: {}", tools::model_of(needs.tier)));
+                self.mapped("`model.tier`", "`model`");
+            }
+        }
+        if let Some(effort) = needs.effort.and_then(tools::effort_name) {
+            self.front.push(format!("effort: {effort}"));
+            self.mapped("`model.effort`", "`effort`");
+        }
+        if let Some(temperature) = needs.temperature {
+            self.front.push(format!("temperature: {temperature}"));
+            self.mapped("`model.temperature`", "`temperature`");
+        }
+        self.front.push(format!("maxTurns: {}", spec.limits.max_turns));
+        self.mapped("`limits.max_turns`", "`maxTurns`");
+        if needs.max_output_tokens.is_some() {
+            self.dropped("`model.max_output_tokens`", "there is no field for it");
+        }
+        if !needs.capabilities.is_empty() {
+            self.dropped("`model.capabilities`", "no model is chosen by them there");
+        }
+        self.dropped(
+            "`limits.max_repairs`, `limits.max_tool_calls` and `limits.timeout_ms`",
+            "they bound a run of the engine",
+        );
+    }
+
+    /// What becomes text, and what only the engine can use.
+    fn the_rest(&mut self, spec: &AgentSpec) {
+        self.mapped(
+            "`role_description`, `prompt.system_instructions`, `expertise_areas`, `methodologies`, `dependencies`, \
+             `optional_dependencies`, `outputs` and `phases`",
+            "the text",
+        );
+        if spec.phases.values().any(|phase| {
+            phase.dependencies.is_some() || phase.next_agents.is_some() || phase.output_schema.is_some()
+        }) {
+            let part = "`dependencies`, `next_agents` and `output_schema` of `phases`";
+            self.dropped(part, "phases belong to a workflow");
+        }
+        self.dropped(
+            "`prompt.task_template` and `prompt.context_integration`",
+            "they are filled in from the run",
+        );
+        self.dropped("`prompt.output_format` and `output_schema`", "the report is read by the engine alone");
+        self.dropped("`category` and `group`", "they order the catalogue");
+        if !spec.aliases.is_empty() {
+            self.dropped("`aliases`", "an agent has one name there");
+        }
+        let handoff = &spec.handoff;
+        if !handoff.next_agents.is_empty() {
+            self.mapped("`handoff.next_agents`", "the text, as a suggestion");
+        }
+        for (part, is_set) in [
+            ("`handoff.template`", !handoff.template.is_empty()),
+            ("`handoff.preserve`", !handoff.preserve.is_empty()),
+            ("`handoff.on_gap`", handoff.on_gap.is_some()),
+            ("`handoff.reviews`", !handoff.reviews.is_empty()),
+            ("`handoff.max_rounds`", handoff.max_rounds.is_some()),
+        ] {
+            if is_set {
+                self.dropped(part, "who calls the agent hands its work on");
+            }
+        }
+    }
 }
 
 /// Writes all agents of `registry` as one `AGENTS.md`: who there is, what each gives and needs.
@@ -190,6 +277,9 @@ fn body(spec: &AgentSpec, registry: &Registry) -> Result<String, Error> {
     if !spec.dependencies.is_empty() {
         parts.push(format!("## Before you start\n\nThese must be there: {}.", ticked(&spec.dependencies)));
     }
+    if !spec.optional_dependencies.is_empty() {
+        parts.push(format!("## What you use where it is there\n\n{}.", ticked(&spec.optional_dependencies)));
+    }
     let outputs = outputs(spec);
     if !outputs.is_empty() {
         parts.push(format!("## What you deliver\n\n{}", outputs.join("\n")));
@@ -209,8 +299,16 @@ fn body(spec: &AgentSpec, registry: &Registry) -> Result<String, Error> {
 }
 
 fn outputs(spec: &AgentSpec) -> Vec<String> {
-    let phases = spec.phases.values().filter_map(|phase| phase.outputs.as_ref()).flatten();
-    phases.chain(&spec.outputs).map(|output| format!("- `{}`: {}", output.path, output.description)).collect()
+    let line = |output: &OutputSpec, when: &str| {
+        format!("- `{}` (`{}`{when}): {}", output.path, output.kind, output.description)
+    };
+    let own =
+        spec.outputs.iter().map(|output| line(output, if output.optional { ", if it applies" } else { "" }));
+    let phases = spec.phases.iter().flat_map(|(name, phase)| {
+        let when = format!(", in the phase `{name}`");
+        phase.outputs.iter().flatten().map(move |output| line(output, &when)).collect::<Vec<_>>()
+    });
+    own.chain(phases).collect()
 }
 
 fn ticked(names: &[String]) -> String {

@@ -16,7 +16,7 @@ const READ_ONLY: [&str; 3] = ["read_file", "search_files", "list_directory"];
 const TASK: &str = "Do for {{ brief.project }} what your definition says.\n\n{% include \"brief\" %}";
 const CONTEXT: &str = "{% include \"handed_over\" %}\n\n{% include \"tools\" %}";
 const OUTPUT: &str = "{% include \"report\" %}";
-const HANDOFF: &str = "{% for task in report.next_tasks %}\n{{ task }}\n{% endfor %}";
+const HANDOFF: &str = "{% include \"next_tasks\" %}";
 
 /// Reads a sub-agent: Markdown whose front matter has `name` and `description`, and whose body is
 /// the system prompt.
@@ -59,14 +59,19 @@ pub fn import_skill(file: &str, text: &str, resources: &[String]) -> Result<Impo
 /// # Errors
 /// [`Invalid`](coral_core::ErrorKind::Invalid) if there is no text.
 pub fn import_instructions(file: &str, text: &str) -> Result<Imported, Error> {
+    instructions(file, &Path::new(file).file_name().unwrap_or_default().to_string_lossy(), text)
+}
+
+/// The same, named after `within`, the file's path in its project.
+pub(super) fn instructions(file: &str, within: &str, text: &str) -> Result<Imported, Error> {
+    let text = &text.replace("\r\n", "\n");
     let mut problems = Problems::default();
     let document = markdown::split(text, &mut problems);
     let body = document.body.trim();
     if body.is_empty() {
         return Err(not_one(file, "it has no text"));
     }
-    let stem = Path::new(file).file_name().unwrap_or_default().to_string_lossy();
-    let name = id_of(&stem).ok_or_else(|| not_one(file, format!("no name can be made of `{stem}`")))?;
+    let name = id_of(within).ok_or_else(|| not_one(file, format!("no name can be made of `{within}`")))?;
     let mut notes = Vec::new();
     if let Some((_, line)) = document.front {
         notes.push(Note::new(
@@ -92,7 +97,26 @@ pub fn import_instructions(file: &str, text: &str) -> Result<Imported, Error> {
     Ok(Imported::Partial { name, text: literal(body), notes })
 }
 
+/// Reads a Markdown file that stands where not only agents do, and so must say that it is one. One without front matter
+/// is a text like any other.
+pub(super) fn import_stray(file: &str, text: &str) -> Result<Option<Imported>, Error> {
+    let Some((front, line)) = markdown::split(text, &mut Problems::default()).front else { return Ok(None) };
+    let front = match yaml::parse(front, line) {
+        Ok(node) if matches!(node.yaml, Yaml::Map(_)) => node,
+        _ => by_lines(front, line),
+    };
+    let has = |key: &str| front.get(key).is_some_and(|value| !scalar(value).is_empty());
+    if !has("name") || !has("description") {
+        return Err(not_one(
+            file,
+            "outside of `.claude` and `.agents` only a file whose front matter has a `name` and a `description` is an agent",
+        ));
+    }
+    import_subagent(file, text).map(Some)
+}
+
 fn import(file: &str, text: &str, resources: &[String], skill: bool) -> Result<Imported, Error> {
+    let text = &text.replace("\r\n", "\n");
     let mut problems = Problems::default();
     let document = markdown::split(text, &mut problems);
     let Some((front, line)) = document.front else {

@@ -37,7 +37,7 @@ Then $ARGUMENTS.
     assert_eq!(spec.handoff.next_agents, ["fixer"]);
     assert_eq!(
         (spec.model.tier, spec.model.effort),
-        (coral_core::Tier::Basic, Some(coral_core::Effort::Max))
+        (coral_core::Tier::Basic, Some(coral_core::Effort::ExtraHigh))
     );
     assert_eq!(spec.limits.max_turns, 12);
     assert_eq!(spec.prompt.system_instructions, "You run {{ \"{{\" }} tests }}.\nThen $ARGUMENTS.");
@@ -185,6 +185,130 @@ fn every_built_in_agent_can_be_taken_out_and_in_again() {
     }
     let team = export_team(&registry);
     assert!(registry.agents().all(|spec| team.text.contains(&format!("\n## {}\n", spec.name))));
+}
+
+/// The paths of all values that are set.
+fn leaves(value: &serde_json::Value, at: &str, into: &mut Vec<(String, serde_json::Value)>) {
+    match value {
+        serde_json::Value::Object(map)
+            if at.is_empty() || matches!(at, "model" | "limits" | "handoff" | "prompt") =>
+        {
+            for (key, value) in map {
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                leaves(value, &at, into);
+            }
+        }
+        other => into.push((at.to_owned(), other.clone())),
+    }
+}
+
+/// Each field comes back as it was, or a note says what became of it.
+#[test]
+fn no_field_is_lost_without_a_word() {
+    let text = "---
+id: all
+name: Everything
+category: core
+group: quality
+summary: Does everything.
+aliases: [factotum]
+capabilities: [everything, more]
+dependencies: [text]
+optional_dependencies: [picture]
+outputs: [{type: text, path: docs/a.md, description: A text}, {type: view, path: docs/b.md, description: A view, optional: true}]
+expertise_areas: [Much]
+methodologies: [Some]
+handoff: {next_agents: [qa_testing], preserve: [decisions], on_gap: send_back, reviews: [qa_testing], max_rounds: 3}
+model: {tier: strong, capabilities: [tools], effort: high, temperature: 0.25, max_output_tokens: 900}
+operations: [read_file, commit_changes, build_image, execute_query]
+limits: {max_turns: 7, max_repairs: 1, max_tool_calls: 3, timeout_ms: 1000}
+output_schema: {type: object, properties: {n: {type: integer}}}
+phases: {late: {dependencies: [view], outputs: [{type: more, path: docs/c.md, description: More}]}}
+---
+## Role
+You do it.
+## System
+Do it well.
+## Task
+Do {{ brief.project }}.
+## Context
+{% include \"handed_over\" %}
+## Output
+{% include \"report\" %}
+## Handoff
+Go on.
+## Phase: late
+Be late.
+";
+    let mut registry = Registry::builtin();
+    let spec = crate::parse_agent("all.md", text).unwrap();
+    registry.insert(spec.clone()).unwrap();
+    for format in [Format::Subagent, Format::Skill] {
+        let file = export_agent(&registry, "all", format).unwrap();
+        let path = file.path.to_string_lossy();
+        let (back, _) = match format {
+            Format::Subagent => agent(import_subagent(&path, &file.text)),
+            Format::Skill => agent(import_skill(&path, &file.text, &[])),
+        };
+        let notes: Vec<String> = file.notes.iter().map(ToString::to_string).collect();
+        let (mut set, mut came_back) = (Vec::new(), Vec::new());
+        leaves(&serde_json::to_value(&spec).unwrap(), "", &mut set);
+        leaves(&serde_json::to_value(&back).unwrap(), "", &mut came_back);
+        let lost: Vec<&String> = set
+            .iter()
+            .filter(|leaf| !came_back.contains(leaf))
+            .map(|(at, _)| at)
+            .filter(|at| {
+                let whole = at.split('.').next().unwrap();
+                !notes
+                    .iter()
+                    .any(|note| note.contains(&format!("`{at}`")) || note.contains(&format!("`{whole}`")))
+            })
+            .collect();
+        assert_eq!(lost, [""; 0], "{format:?}: {notes:#?}");
+        // What the notes call mapped to the text stands there.
+        for part in [
+            "You do it.",
+            "Do it well.",
+            "Much",
+            "Some",
+            "`text`",
+            "`picture`",
+            "docs/a.md",
+            "docs/c.md",
+            "Be late.",
+            "`qa-testing`",
+        ] {
+            assert!(file.text.contains(part), "{part} is not in {}", file.text);
+        }
+        assert!(
+            notes.contains(&"operation `execute_query`: left out: there is no tool of that kind; connect a server that offers it".to_owned())
+        );
+        assert_eq!(back.operations, ["read_file", "commit_changes", "build_image"], "{}", file.text);
+        if format == Format::Subagent {
+            assert_eq!(
+                (back.model.effort, back.model.temperature, back.limits.max_turns),
+                (spec.model.effort, spec.model.temperature, 7)
+            );
+        }
+    }
+}
+
+/// One operation never becomes the right to run anything, but for the one that is just that, and it is said.
+#[test]
+fn an_operation_is_not_widened_without_a_word() {
+    let registry = Registry::builtin();
+    let mut with_bash = 0;
+    for spec in registry.agents() {
+        let file = export_agent(&registry, &spec.id, Format::Subagent).unwrap();
+        let tools = file.text.lines().find(|line| line.starts_with("tools: ")).unwrap_or_default();
+        let any_command = tools.split([',', ' ']).any(|tool| tool == "Bash");
+        assert_eq!(any_command, spec.operations.iter().any(|operation| operation == "run_code"), "{tools}");
+        let said = file.notes.iter().any(|note| note.to_string().contains("`Bash` runs any command"));
+        assert_eq!(said, any_command, "{}", spec.id);
+        with_bash += usize::from(any_command);
+    }
+    assert!((1..registry.agents().count()).contains(&with_bash));
 }
 
 proptest! {

@@ -37,6 +37,11 @@ pub(super) fn meaning(tool: &str) -> (Meaning<'_>, Option<&str>) {
         Some((name, rest)) => (name.trim(), Some(rest.trim_end_matches(')').trim())),
         None => (tool, None),
     };
+    if name.eq_ignore_ascii_case("bash")
+        && let Some(operation) = restriction.and_then(operation_of)
+    {
+        return (Meaning::Operation(operation), None);
+    }
     if let Some((_, operation)) = TOOLS.iter().find(|(other, _)| other.eq_ignore_ascii_case(name)) {
         return (
             Meaning::Operation(operation),
@@ -66,20 +71,50 @@ pub(super) fn meaning(tool: &str) -> (Meaning<'_>, Option<&str>) {
     (Meaning::None(why), None)
 }
 
+/// Operations that are certain commands, and how these begin.
+const COMMANDS: [(&str, &str); 13] = [
+    ("git add", "commit_changes"),
+    ("git commit", "commit_changes"),
+    ("docker build", "build_image"),
+    ("docker run", "run_container"),
+    ("docker compose", "compose_up_down"),
+    ("docker logs", "container_logs"),
+    ("docker push", "push_pull_images"),
+    ("docker pull", "push_pull_images"),
+    ("gh pr create", "create_pull_request"),
+    ("gh issue", "manage_issues"),
+    ("gh workflow run", "trigger_workflows"),
+    ("gh repo create", "create_repository"),
+    ("git push", "create_pull_request"),
+];
+
+/// The operation that running these commands alone is.
+fn operation_of(restriction: &str) -> Option<&'static str> {
+    let mut operations = restriction.split(',').map(|command| {
+        let command = command.trim();
+        let command = command.strip_suffix(":*").or_else(|| command.strip_suffix(" *")).unwrap_or(command);
+        COMMANDS.iter().find(|(begin, _)| *begin == command).map(|(_, operation)| *operation)
+    });
+    let first = operations.next()??;
+    operations.all(|other| other == Some(first)).then_some(first)
+}
+
 /// The tools that offer an operation elsewhere.
-pub(super) fn tools_for(operation: &str) -> &'static [&'static str] {
-    match operation {
+pub(super) fn tools_for(operation: &str) -> Vec<String> {
+    let named: &[&str] = match operation {
         "read_file" => &["Read"],
         "write_file" => &["Write"],
         "edit_file" => &["Edit"],
         "search_files" => &["Grep", "Glob"],
         "list_directory" => &["Glob"],
-        "run_code" | "build_image" | "run_container" | "compose_up_down" | "container_logs"
-        | "commit_changes" => &["Bash"],
+        "run_code" => &["Bash"],
         "fetch_url" => &["WebFetch"],
         "search_web" => &["WebSearch"],
         _ => &[],
-    }
+    };
+    let commands =
+        COMMANDS.iter().filter(|(_, of)| *of == operation).map(|(begin, _)| format!("Bash({begin}:*)"));
+    named.iter().map(|tool| (*tool).to_owned()).chain(commands).collect()
 }
 
 /// A list of tools, separated by commas or blanks outside of parentheses.
@@ -121,15 +156,22 @@ pub(super) fn model_of(tier: Tier) -> &'static str {
     }
 }
 
+/// Efforts by their names elsewhere, the usual one of each first.
+const EFFORTS: [(&str, Effort); 6] = [
+    ("minimal", Effort::Minimal),
+    ("low", Effort::Low),
+    ("medium", Effort::Medium),
+    ("high", Effort::High),
+    ("max", Effort::Max),
+    ("xhigh", Effort::ExtraHigh),
+];
+
 pub(super) fn effort(text: &str) -> Option<Effort> {
-    match text {
-        "minimal" => Some(Effort::Minimal),
-        "low" => Some(Effort::Low),
-        "medium" => Some(Effort::Medium),
-        "high" => Some(Effort::High),
-        "xhigh" | "max" => Some(Effort::Max),
-        _ => None,
-    }
+    EFFORTS.iter().find(|(name, _)| *name == text).map(|(_, effort)| *effort)
+}
+
+pub(super) fn effort_name(effort: Effort) -> Option<&'static str> {
+    EFFORTS.iter().find(|(_, other)| *other == effort).map(|(name, _)| *name)
 }
 
 #[cfg(test)]
@@ -155,6 +197,16 @@ mod tests {
             ("bash", (Meaning::Operation("run_code"), None)),
             ("Bash(git log:*)", (Meaning::Operation("run_code"), Some("git log:*"))),
             ("Bash(*)", (Meaning::Operation("run_code"), None)),
+            ("Bash(git commit:*)", (Meaning::Operation("commit_changes"), None)),
+            (
+                "Bash(git add:*, git commit -m:*)",
+                (Meaning::Operation("run_code"), Some("git add:*, git commit -m:*")),
+            ),
+            ("Bash(git add *, git commit:*)", (Meaning::Operation("commit_changes"), None)),
+            (
+                "Bash(git commit:*, docker run:*)",
+                (Meaning::Operation("run_code"), Some("git commit:*, docker run:*")),
+            ),
             ("Agent(reviewer)", (Meaning::Agent("reviewer"), None)),
             ("Task", (Meaning::None("who works next is said by the workflow"), None)),
             (

@@ -98,44 +98,12 @@ conditions:
     );
 }
 
-const SEQUENTIAL: &str = r#"
-# Linear execution with dependencies
-workflow = [
-    ("project_architect", {}),
-    ("technical_writer", {"input": "architecture_output"}),
-    ("backend_developer", {"input": "requirements_doc"}),
-    ("frontend_developer", {"input": "api_specification"}),
-    ("qa_testing", {"input": ["backend_output", "frontend_output"]}),
-    ("devops_deployment", {"input": "tested_application"})
-]
-"#;
+/// The shapes as they were given, byte by byte: one has a blank at the end of a line.
+const SEQUENTIAL: &str = include_str!("../../tests/shapes/sequential.py");
 
-const PARALLEL: &str = r#"
-# Concurrent execution where possible
-parallel_groups = [
-    {
-        "phase": "development",
-        "agents": ["backend_developer", "frontend_developer", "database_admin"],
-        "shared_context": "technical_specification"
-    },
-    {
-        "phase": "validation",
-        "agents": ["qa_testing", "security_specialist"],
-        "dependencies": ["development"]
-    }
-]
-"#;
+const PARALLEL: &str = include_str!("../../tests/shapes/parallel.py");
 
-const CONDITIONAL: &str = r#"
-# Decision-based workflow routing
-conditional_workflow = {
-    "conditions": {
-        "has_ai_features": ["ai_ml_specialist"],
-        "needs_mobile": ["mobile_developer"],
-        "enterprise_deployment": ["cloud_architect", "monitoring_specialist"]
-    }
-}
-"#;
+const CONDITIONAL: &str = include_str!("../../tests/shapes/conditional.py");
 
 const SEQUENTIAL_OUTLINE: [&str; 6] = [
     "project_architect: project_architect",

@@ -28,14 +28,34 @@ fn the_corpus_loads_with_the_right_report() {
 #[test]
 fn what_was_imported_stands_beside_the_built_in_agents() {
     let (registry, _) = report();
-    for id in
-        ["api_reviewer", "incident_helper", "poet_laureate", "db_tuner", "invoice_tables", "release_notes"]
-    {
-        assert_eq!(registry.agent(id).unwrap().group, "imported");
+    let imported = [
+        "api_reviewer",
+        "changelog_writer",
+        "db_tuner",
+        "incident_helper",
+        "invoice_tables",
+        "poet_laureate",
+        "release_notes",
+        "windows_helper",
+    ];
+    let found: Vec<&str> =
+        registry.agents().filter(|spec| spec.group == "imported").map(|spec| spec.id.as_str()).collect();
+    assert_eq!(found, imported, "a post and a page about a person are no agents");
+    for id in imported {
+        let context = &registry.agent(id).unwrap().prompt.context_integration;
+        for instructions in ["agents_md", "claude_md"] {
+            assert!(context.contains(&format!("{{% include \"{instructions}\" %}}")), "{context}");
+        }
+        assert!(!context.contains("web_agents_md"), "{context}");
     }
+    let windows = registry.agent("windows_helper").unwrap();
+    assert_eq!(windows.prompt.system_instructions, "You help.\n\nLine ends are kept simple.");
+    assert_eq!(windows.operations, ["read_file", "commit_changes"]);
     assert_eq!(registry.agent("db-tuner").unwrap().id, "db_tuner");
     assert_ne!(registry.agent("qa_testing").unwrap().group, "imported");
-    assert!(registry.partials().any(|(name, _)| name == "agents_md"));
+    let partials: Vec<&str> =
+        registry.partials().map(|(name, _)| name).filter(|name| name.ends_with("agents_md")).collect();
+    assert_eq!(partials, ["agents_md", "web_agents_md"]);
     let findings: Vec<String> = registry.check().iter().map(ToString::to_string).collect();
     assert_eq!(findings, [""; 0]);
 }

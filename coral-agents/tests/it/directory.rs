@@ -99,6 +99,34 @@ fn a_live_registry_follows_its_directory() {
     assert_eq!(live.current().agent("a").unwrap().summary, "three");
 }
 
+/// A file that can't be read for a moment is there all the same: its last good version stays, and goes with the file.
+#[test]
+fn an_unreadable_file_keeps_its_last_good_version() {
+    let dir = fresh("unreadable");
+    fs::write(dir.join("a.md"), "---\nid: a\nname: N\n---\n## Task\nWork.\n").unwrap();
+    fs::write(dir.join("w.yaml"), "steps: [{agent: a}]").unwrap();
+    let (live, _) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+
+    fs::write(dir.join("a.md"), b"---\nid: a\nname: \xff").unwrap();
+    let changes = live.refresh().unwrap().unwrap();
+    assert_eq!((changes.removed_agents, changes.agents), (vec![], vec![]));
+    assert_eq!(changes.skipped.len(), 1, "{:?}", changes.skipped);
+    assert!(changes.skipped[0].file.ends_with("a.md"));
+    assert_eq!(live.current().agent("a").unwrap().name, "N");
+    assert_eq!(live.current().workflow("w").unwrap().steps.len(), 1);
+    assert_eq!(live.refresh().unwrap(), None);
+
+    // One that was never good brings nothing.
+    fs::write(dir.join("b.md"), b"\xff").unwrap();
+    assert_eq!(live.refresh().unwrap().unwrap().skipped.len(), 2);
+
+    fs::remove_file(dir.join("a.md")).unwrap();
+    assert_eq!(live.refresh().unwrap().unwrap().removed_agents, ["a"]);
+    let (opened, loaded) = LiveRegistry::open(Registry::new(), &dir).unwrap();
+    assert!(loaded.skipped.iter().any(|skipped| skipped.file.ends_with("b.md")), "{loaded:?}");
+    assert_eq!(opened.current().agents().count(), 0);
+}
+
 /// A changed file is seen whenever it was written, also where its time and length stay the same.
 #[test]
 fn a_poll_reads_only_where_something_may_have_changed() {

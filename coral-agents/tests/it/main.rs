@@ -9,6 +9,7 @@
 mod corpus;
 mod directory;
 mod evaluation;
+mod handoffs;
 mod prompts;
 mod running;
 mod workflows;

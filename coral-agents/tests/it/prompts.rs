@@ -55,10 +55,19 @@ impl Toolbox for Files {
 
 /// The request that the agent of this spec makes first for `brief`.
 async fn request(spec: &AgentSpec, partials: &Partials, brief: Brief) -> ChatRequest {
+    request_in(spec, "", partials, brief).await
+}
+
+/// The same in a phase.
+async fn request_in(spec: &AgentSpec, phase: &str, partials: &Partials, brief: Brief) -> ChatRequest {
     let mut spec = spec.clone();
     spec.dependencies.clear();
+    for phase in spec.phases.values_mut() {
+        phase.dependencies = None;
+    }
     let mut step = StepData::new(spec.id.as_str(), StepKind::Agent(spec.id.as_str().into()));
     step.instructions = vec!["Keep it small.".to_owned()];
+    step.phase = phase.into();
     let graph = GraphData { name: "one".to_owned(), steps: vec![step], ..GraphData::default() };
     let team = Team::new().with_agent(PromptAgent::with_partials(spec, partials).unwrap());
     let recorder = Recorder::default();
@@ -102,6 +111,32 @@ async fn the_rendered_prompts_are_as_recorded() {
         if recorded != rendered {
             let line = recorded.lines().zip(rendered.lines()).take_while(|(a, b)| a == b).count() + 1;
             different.push(format!("{} from line {line}", path.display()));
+        }
+    }
+    assert_eq!(different, [""; 0], "run with UPDATE_PROMPTS=1 if the change is wanted");
+}
+
+/// What is said in a phase is recorded as the message that gives the task; the system message is that of every phase.
+#[tokio::test]
+async fn the_tasks_of_every_phase_are_as_recorded() {
+    let registry = Registry::builtin();
+    let partials: Partials = registry.partials().collect();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/prompts");
+    let mut different = Vec::new();
+    for spec in registry.agents() {
+        let plain = request(spec, &partials, brief("Lend tools.")).await;
+        let mut tasks = String::new();
+        for phase in spec.phases.keys() {
+            let request = request_in(spec, phase, &partials, brief("Lend tools.")).await;
+            assert_eq!(request.messages[0], plain.messages[0], "{} in {phase}", spec.id);
+            tasks.push_str(&format!("===== {phase}\n\n{}\n\n", request.messages[1].text()));
+        }
+        let path = dir.join(format!("{}.phases.txt", spec.id));
+        if std::env::var_os("UPDATE_PROMPTS").is_some() {
+            fs::write(&path, &tasks).unwrap();
+        }
+        if fs::read_to_string(&path).unwrap_or_default() != tasks {
+            different.push(path.display().to_string());
         }
     }
     assert_eq!(different, [""; 0], "run with UPDATE_PROMPTS=1 if the change is wanted");

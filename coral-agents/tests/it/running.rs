@@ -131,41 +131,11 @@ async fn every_workflow_runs_to_its_end_with_its_conditions_both_ways() {
     }
 }
 
-const SEQUENTIAL: &str = r#"
-workflow = [
-    ("project_architect", {}),
-    ("technical_writer", {"input": "architecture_output"}),
-    ("backend_developer", {"input": "requirements_doc"}),
-    ("frontend_developer", {"input": "api_specification"}),
-    ("qa_testing", {"input": ["backend_output", "frontend_output"]}),
-    ("devops_deployment", {"input": "tested_application"})
-]
-"#;
+const SEQUENTIAL: &str = include_str!("../shapes/sequential.py");
 
-const PARALLEL: &str = r#"
-parallel_groups = [
-    {
-        "phase": "development",
-        "agents": ["backend_developer", "frontend_developer", "database_admin"],
-        "shared_context": "technical_specification"
-    },
-    {
-        "phase": "validation",
-        "agents": ["qa_testing", "security_specialist"],
-        "dependencies": ["development"]
-    }
-]
-"#;
+const PARALLEL: &str = include_str!("../shapes/parallel.py");
 
-const CONDITIONAL: &str = r#"
-conditional_workflow = {
-    "conditions": {
-        "has_ai_features": ["ai_ml_specialist"],
-        "needs_mobile": ["mobile_developer"],
-        "enterprise_deployment": ["cloud_architect", "monitoring_specialist"]
-    }
-}
-"#;
+const CONDITIONAL: &str = include_str!("../shapes/conditional.py");
 
 /// What the journal notes of deliverables that nobody gave, by step.
 fn taken_from_brief(events: &[Event]) -> Vec<(String, Value)> {

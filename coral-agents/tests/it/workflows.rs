@@ -78,12 +78,24 @@ fn an_incident_calls_only_those_whom_it_concerns() {
     );
 }
 
+#[test]
+fn every_agent_works_in_some_workflow() {
+    let registry = Registry::builtin();
+    let at_work: std::collections::BTreeSet<&str> = registry
+        .workflows()
+        .flat_map(|graph| graph.steps.iter().filter_map(|step| step.kind.agent()).map(|id| &**id))
+        .collect();
+    let idle: Vec<&str> =
+        registry.agents().map(|spec| spec.id.as_str()).filter(|id| !at_work.contains(id)).collect();
+    assert_eq!(idle, [""; 0]);
+}
+
 /// Whatever the facts are, a workflow comes to its output: with none, each alone, and all.
 #[test]
 fn every_workflow_reaches_its_output() {
     let registry = Registry::builtin();
     let workflows: Vec<_> = registry.workflows().collect();
-    assert_eq!(workflows.len(), 9);
+    assert_eq!(workflows.len(), 10);
     for graph in workflows {
         let words =
             graph.steps.iter().filter_map(|step| step.when.as_deref()).flat_map(|when| when.split(' '));

@@ -14,6 +14,7 @@ use super::template::{Templates, first_of, line_of};
 use super::tokens::TokenCounter;
 use super::version::PromptText;
 use crate::error::{Error, nearest};
+use crate::hash::digest;
 use crate::spec::AgentSpec;
 use crate::tool::ToolDef;
 
@@ -49,6 +50,9 @@ const FIXED_NAMES: [&str; 5] = ["agent", "config", "deliverables", "phase", "too
 #[derive(Debug)]
 pub(crate) struct Compiled {
     pub(crate) version: String,
+    /// The digest of the definition that it is a version of the prompt of: the same texts may stand in definitions that
+    /// promise other things.
+    pub(super) definition: String,
     spec: AgentSpec,
     templates: Templates,
     /// The values that the templates of the task place somewhere.
@@ -147,6 +151,9 @@ impl Compiled {
             }
         }
         check_names(&templates, "@handoff", &HANDOFF_NAMES, &place("@handoff"))?;
+        for (name, _) in TEMPLATES {
+            check_config(&templates, name, parts, &place(name))?;
+        }
         for section in parts.sections.iter().filter(|section| section.part == SectionPart::Task) {
             let used = templates.variables(&section_template(&section.name))?;
             places.extend(used.iter().map(|variable| first_of(variable).to_owned()));
@@ -160,6 +167,7 @@ impl Compiled {
         }
         Ok(Compiled {
             version: text.version(),
+            definition: digest(spec)?,
             spec: text.apply_to(spec),
             templates,
             places,
@@ -332,4 +340,45 @@ pub(super) fn check_names(
     let line = templates.source(template).and_then(|text| line_of(&text, variable));
     let line = line.map_or_else(|| " of a partial".to_owned(), |line| format!(" of line {line}"));
     Err(Error::invalid(place, format!("variable `{variable}`{line} is not known; {hint}")))
+}
+
+/// Each value of the configuration that a template names must be there, but for one that it asks whether it is, and
+/// where a stage may put it there.
+pub(super) fn check_config(
+    templates: &Templates,
+    template: &str,
+    parts: &Parts,
+    place: &str,
+) -> Result<(), Error> {
+    if !parts.stages.is_empty() {
+        return Ok(());
+    }
+    for path in templates.variables(template)? {
+        let mut segments = path.split('.');
+        if segments.next() != Some("config") {
+            continue;
+        }
+        let mut value = &*parts.config;
+        let mut so_far = "config".to_owned();
+        for segment in segments {
+            let Some(map) = value.as_object() else { break };
+            so_far = format!("{so_far}.{segment}");
+            if let Some(next) = map.get(segment) {
+                value = next;
+                continue;
+            }
+            if templates.asks_whether(template, &so_far) || templates.asks_whether(template, &path) {
+                break;
+            }
+            let hint = match nearest(segment, map.keys().map(String::as_str)) {
+                Some(known) => format!("did you mean `{known}`?"),
+                None if map.is_empty() => "nothing is there".to_owned(),
+                None => {
+                    format!("there is {}", map.keys().map(String::as_str).collect::<Vec<_>>().join(", "))
+                }
+            };
+            return Err(Error::invalid(place, format!("`{so_far}` is not in the configuration; {hint}")));
+        }
+    }
+    Ok(())
 }

@@ -186,7 +186,7 @@ pub(crate) const TASK_NAMES: [&str; 9] =
 pub(crate) const SYSTEM_NAMES: [&str; 2] = ["agent", "config"];
 
 /// What templates of handoffs may use.
-pub(crate) const HANDOFF_NAMES: [&str; 3] = ["agent", "report", "to"];
+pub(crate) const HANDOFF_NAMES: [&str; 4] = ["agent", "phase", "report", "to"];
 
 /// The values of a draft, made into those of templates when one asks for them, once.
 pub(super) struct Scope {

@@ -125,14 +125,21 @@ impl Conversation {
         Ok(Some((done, transcript)))
     }
 
-    /// Puts a summary in the place of the turns that were left out.
+    /// Puts a summary in the place of the turns that were left out, cut down to half of the room that there is: the other
+    /// half is for the turns to come.
     pub(crate) fn summary(&mut self, text: &str) {
-        let text = format!(
-            "[{} earlier turns of this conversation were left out to save room. A summary of them:\n{}\n]",
+        let note = self.sizes.get(FIXED).copied().unwrap_or_default();
+        let others = self.tokens().saturating_sub(note);
+        let text = match self.limit {
+            Some(limit) => {
+                cut(text.trim(), (limit.saturating_sub(others) / 2).saturating_sub(NOTE), &*self.counter)
+            }
+            None => text.trim().to_owned(),
+        };
+        self.put_note(format!(
+            "[{} earlier turns of this conversation were left out to save room. A summary of them:\n{text}\n]",
             self.gone,
-            text.trim()
-        );
-        self.put_note(text);
+        ));
     }
 
     /// Where the latest turn begins.
@@ -354,6 +361,10 @@ mod tests {
         conversation.summary("Files 0 to 9 were read.");
         assert!(conversation.messages[2].text().contains("Files 0 to 9 were read."));
         assert_whole(&conversation);
+        // A summary that is as long as what it sums up is cut.
+        conversation.summary(&"All files were read one by one. ".repeat(2_000));
+        assert!(conversation.messages[2].text().contains("All files were read"));
+        assert!(conversation.tokens() <= 2_000, "{}", conversation.tokens());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde_json::Value;
 
-use super::compiled::{Compiled, OWN_SECTIONS, check_names, names_for};
+use super::compiled::{Compiled, OWN_SECTIONS, check_config, check_names, names_for};
 use super::draft::{PromptDraft, Section, TASK_NAMES};
 use super::fit::{FitPolicy, Fitted, fit};
 use super::pipeline::{ContextSource, DynamicSection, PromptPhase, PromptStage};
@@ -57,7 +57,7 @@ pub(super) struct Parts {
     /// The partials and the dynamic sections, compiled.
     pub(super) templates: Templates,
     pub(super) sections: Vec<DynamicSection>,
-    stages: Vec<(PromptPhase, Arc<dyn PromptStage>)>,
+    pub(super) stages: Vec<(PromptPhase, Arc<dyn PromptStage>)>,
     sources: Vec<Arc<dyn ContextSource>>,
     /// The configuration, as the value `config`.
     pub(super) config: Arc<Value>,
@@ -131,8 +131,8 @@ impl PromptServiceBuilder {
     /// The service.
     ///
     /// # Errors
-    /// [`Invalid`](crate::ErrorKind::Invalid) for a partial or a section that can't be read, a name that is taken, and a
-    /// fit policy that makes no sense.
+    /// [`Invalid`](crate::ErrorKind::Invalid) for a partial or a section that can't be read, a name that is taken, a value
+    /// of the configuration that a section names and that is not there, and a fit policy that makes no sense.
     pub fn build(self) -> Result<PromptService, Error> {
         let mut templates = Templates::new();
         for (name, text) in self.partials.iter() {
@@ -190,7 +190,9 @@ impl PromptServiceBuilder {
         for section in &service.parts.sections {
             let names = names_for(section.part, &service.parts);
             let template = section_template(&section.name);
-            check_names(&service.parts.templates, &template, &names, &format!("section `{}`", section.name))?;
+            let place = format!("section `{}`", section.name);
+            check_names(&service.parts.templates, &template, &names, &place)?;
+            check_config(&service.parts.templates, &template, &service.parts, &place)?;
         }
         Ok(service)
     }
@@ -366,7 +368,9 @@ impl PromptService {
             return Ok(own.clone());
         }
         let key = (spec.id.clone(), version.to_owned());
-        if let Some(compiled) = self.compiled.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
+        if let Some(compiled) = self.compiled.lock().unwrap_or_else(PoisonError::into_inner).get(&key)
+            && compiled.definition == own.definition
+        {
             return Ok(compiled.clone());
         }
         let store = self.store();
@@ -377,7 +381,9 @@ impl PromptService {
             )
         })?;
         let text = PromptText::clone(&text.text);
-        let compiled = Arc::new(Compiled::new(&text.apply_to(spec), text, &self.parts)?);
+        let mut compiled = Compiled::new(&text.apply_to(spec), text, &self.parts)?;
+        compiled.definition.clone_from(&own.definition);
+        let compiled = Arc::new(compiled);
         self.compiled.lock().unwrap_or_else(PoisonError::into_inner).insert(key, compiled.clone());
         Ok(compiled)
     }

@@ -166,6 +166,33 @@ impl Templates {
         Ok(known)
     }
 
+    /// Whether a template, or one that it includes, asks whether `path` is there (`is defined`), or has something to put in
+    /// its place (`|default`).
+    pub(crate) fn asks_whether(&self, name: &str, path: &str) -> bool {
+        let asks = |text: &str| {
+            text.match_indices(path).any(|(at, _)| {
+                let behind = text.get(at + path.len()..).unwrap_or_default().trim_start();
+                let filter = behind.strip_prefix('|').map(str::trim_start);
+                let test =
+                    behind.strip_prefix("is ").map(|test| test.trim_start_matches("not ").trim_start());
+                filter.is_some_and(|filter| filter.starts_with("default") || filter.starts_with("d("))
+                    || test.is_some_and(|test| test.starts_with("defined") || test.starts_with("undefined"))
+            })
+        };
+        let mut seen = BTreeSet::new();
+        let mut next = vec![name.to_owned()];
+        while let Some(name) = next.pop() {
+            let text = self.source(&name).unwrap_or_default();
+            if asks(&text) {
+                return true;
+            }
+            if seen.insert(name) {
+                next.extend(includes(&text).map(str::to_owned));
+            }
+        }
+        false
+    }
+
     /// What is declared by an including template (a loop's variable) is not asked for by the included one.
     fn collect(
         &self,
@@ -211,8 +238,9 @@ fn shown(name: &str) -> &str {
     name.trim_start_matches('@')
 }
 
+/// The name that a path such as `brief.text` or `inputs[0]` begins with.
 pub(crate) fn first_of(variable: &str) -> &str {
-    variable.split('.').next().unwrap_or(variable)
+    variable.split(['.', '[']).next().unwrap_or(variable)
 }
 
 /// The names that a template includes as literals.
@@ -328,7 +356,7 @@ fn in_words(error: &minijinja::Error, scope: Option<&Jinja>) -> String {
     if error.kind() == minijinja::ErrorKind::UndefinedError
         && let Some(scope) = scope
         && let Some(path) = error.detail().and_then(|detail| detail.split('`').nth(1))
-        && let Some(near) = nearest_in(scope, path)
+        && let Some(near) = nearest_in(scope, &declares(error.template_source().unwrap_or_default()), path)
     {
         words.push_str(&format!("; did you mean `{near}`?"));
     }
@@ -338,18 +366,45 @@ fn in_words(error: &minijinja::Error, scope: Option<&Jinja>) -> String {
     words
 }
 
-/// The name in `scope` that is nearest to the first segment of `path` that is not there.
-fn nearest_in(scope: &Jinja, path: &str) -> Option<String> {
-    let mut value = scope.clone();
-    for segment in path.split('.') {
-        let next = value.get_attr(segment).ok()?;
-        if next.is_undefined() {
-            let names: Vec<String> = value.try_iter().ok()?.map(|name| name.to_string()).collect();
-            return nearest(segment, names.iter().map(String::as_str)).map(str::to_owned);
-        }
-        value = next;
+/// The name that is nearest to the last segment of `path`, which is not there: of `scope` and what the template itself
+/// declares for a path of one segment, else of the value that the segments before lead to. Nothing where they lead to
+/// none, as those do that begin with the variable of a loop.
+fn nearest_in(scope: &Jinja, declared: &BTreeSet<String>, path: &str) -> Option<String> {
+    let (before, last) = match path.rsplit_once('.') {
+        Some((before, last)) => (Some(before), last),
+        None => (None, path),
+    };
+    // An index is no name.
+    if last.ends_with(']') {
+        return None;
     }
-    None
+    let mut value = scope.clone();
+    if let Some(before) = before {
+        if declared.contains(first_of(before)) {
+            return None;
+        }
+        for segment in before.split('.') {
+            value = step_into(&value, segment)?;
+        }
+    }
+    let mut names: Vec<String> = value.try_iter().ok()?.map(|name| name.to_string()).collect();
+    if before.is_none() {
+        names.extend(declared.iter().cloned());
+    }
+    nearest(last, names.iter().map(String::as_str)).map(str::to_owned)
+}
+
+/// What `value` has under a segment of a path, such as `name` or `list[0]`.
+fn step_into(value: &Jinja, segment: &str) -> Option<Jinja> {
+    let (name, indices) = match segment.split_once('[') {
+        Some((name, indices)) => (name, indices.strip_suffix(']')?),
+        None => (segment, ""),
+    };
+    let mut value = value.get_attr(name).ok()?;
+    for index in indices.split("][").filter(|index| !index.is_empty()) {
+        value = value.get_item(&Jinja::from(index.parse::<usize>().ok()?)).ok()?;
+    }
+    (!value.is_undefined()).then_some(value)
 }
 
 #[cfg(test)]
@@ -385,6 +440,31 @@ mod tests {
         );
         let error = templates.render("gone", &scope).unwrap_err().to_string();
         assert!(error.contains("'lost'") && error.contains("line 1 of `gone`"), "{error}");
+    }
+
+    #[test]
+    fn a_nearest_name_is_given_only_where_it_is_known_what_has_names() {
+        let scope = json!({
+            "inputs": [{"name": "a", "message": {"kind": "x"}}],
+            "report": {"deliverables": [{"type": "t", "pth": "p"}]},
+            "near": {"nme": 1},
+        });
+        for (text, hint) in [
+            ("{% for input in inputs %}{{ input.nme }}{% endfor %}", None),
+            ("{% for near in inputs %}{{ near.name }}{{ near.nmes }}{% endfor %}", None),
+            ("{% for input in inputs %}{{ inptu }}{% endfor %}", Some("input")),
+            ("{{ report.deliverables[0].path }}", Some("pth")),
+            ("{{ report.deliverables[7].path }}", None),
+            ("{{ report['deliverables'][0].path }}", None),
+            ("{{ inputs[0].message.knd }}", Some("kind")),
+            ("{{ reprot.deliverables }}", Some("report")),
+        ] {
+            let mut templates = Templates::new();
+            templates.add("t", text).unwrap();
+            let error = templates.render("t", &scope).unwrap_err().to_string();
+            let found = error.split_once("did you mean `").and_then(|(_, rest)| rest.split('`').next());
+            assert_eq!(found, hint, "{text}: {error}");
+        }
     }
 
     #[test]

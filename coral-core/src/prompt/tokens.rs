@@ -1,6 +1,6 @@
 //! How many tokens a text is, before it is sent.
 
-use crate::model::{Message, OutputFormat, Part};
+use crate::model::{ChatRequest, Message, OutputFormat, Part};
 use crate::tool::ToolDef;
 
 /// Counts the tokens of what a prompt is made of.
@@ -47,6 +47,13 @@ pub trait TokenCounter: Send + Sync {
                 + 2 * FRAME
         };
         tools.iter().map(of).sum()
+    }
+
+    /// The tokens of a request: its messages, tools and output format.
+    fn request(&self, request: &ChatRequest) -> u64 {
+        let messages: u64 = request.messages.iter().map(|message| self.message(message)).sum();
+        let output = request.output.as_ref().map_or(0, |output| self.output(output));
+        messages.saturating_add(self.tools(&request.tools)).saturating_add(output)
     }
 
     /// The tokens of an output format.

@@ -130,7 +130,7 @@ pub struct PromptVersion {
     pub text: Arc<PromptText>,
     /// Why it was made.
     pub note: String,
-    /// The version that it came after.
+    /// The version that it came after when it was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<String>,
 }
@@ -366,16 +366,15 @@ impl PromptStore {
         Ok(())
     }
 
-    /// Makes the version current that the current one came after, and gives its id.
+    /// Makes the version current that was so before the current one, and gives its id.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) if the agent's prompt has no versions,
     /// [`Invalid`](crate::ErrorKind::Invalid) if the current one is the first.
     pub fn roll_back(&mut self, agent: &str, note: impl Into<String>) -> Result<String, Error> {
         let prompt = self.prompt(agent)?;
-        let parent = prompt.versions.get(&prompt.current).and_then(|version| version.parent.clone());
-        match parent {
-            Some(parent) => self.roll_back_to(agent, &parent, note),
+        match prompt.before_current() {
+            Some(before) => self.roll_back_to(agent, &before, note),
             None => Err(Error::invalid(
                 format!("roll back of `{agent}`"),
                 format!("version `{}` is the first", prompt.current),
@@ -449,13 +448,13 @@ impl PromptStore {
         Some((&prompt.current, ChosenBy::Current))
     }
 
-    /// Forgets all versions but the last `keep`, the current one, its parent, the pinned one and those of a trial. A
+    /// Forgets all versions but the last `keep`, the current one, the one before it, the pinned one and those of a trial. A
     /// step that began with a forgotten version can't be resumed.
     pub fn prune(&mut self, agent: &str, keep: usize) {
         let Some(prompt) = self.prompts.get_mut(agent) else { return };
         let mut kept: BTreeSet<String> = prompt.pin.iter().chain(prompt.trial.keys()).cloned().collect();
         kept.insert(prompt.current.clone());
-        kept.extend(prompt.versions.get(&prompt.current).and_then(|version| version.parent.clone()));
+        kept.extend(prompt.before_current());
         let committed = prompt.history.iter().rev().filter_map(|change| match change {
             PromptChange::Committed { version, .. } => Some(version.clone()),
             _ => None,
@@ -479,6 +478,26 @@ impl PromptStore {
 }
 
 impl Prompt {
+    /// The version that rolling back leads to. The history tells, and not the parent of the current one: texts that
+    /// come back are the same version, and come after another.
+    fn before_current(&self) -> Option<String> {
+        let mut line: Vec<&String> = Vec::new();
+        for change in &self.history {
+            match change {
+                PromptChange::Committed { version, .. } => line.push(version),
+                PromptChange::RolledBack { version, .. } => {
+                    match line.iter().rposition(|earlier| *earlier == version) {
+                        Some(at) => line.truncate(at + 1),
+                        None => line.push(version),
+                    }
+                }
+                _ => {}
+            }
+        }
+        line.pop();
+        line.into_iter().rev().find(|version| self.versions.contains_key(*version)).cloned()
+    }
+
     /// The whole id of the version whose id begins with `begin`.
     fn id(&self, agent: &str, begin: &str) -> Result<String, Error> {
         let mut found = self.versions.keys().filter(|id| !begin.is_empty() && id.starts_with(begin));

@@ -1,10 +1,11 @@
 //! What counts as the answer of a data agent.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use serde_json::{Value, json};
 
+use super::written::Written;
 use crate::error::{Error, ErrorKind, ModelFault};
 use crate::model::{ChatResponse, OutputFormat, StopReason};
 use crate::prompt::TokenCounter;
@@ -12,7 +13,39 @@ use crate::schema::Schema;
 use crate::spec::AgentSpec;
 use crate::task::Report;
 
-/// The form of an agent's answer.
+/// The forms of an agent's answers.
+#[derive(Clone, Debug)]
+pub(super) struct Answers {
+    own: Answer,
+    /// Of the phases whose answers hold other data.
+    phases: BTreeMap<String, Answer>,
+}
+
+impl Answers {
+    /// The forms that `spec` asks for.
+    pub(super) fn new(spec: &AgentSpec) -> Result<Self, Error> {
+        let differs = spec.phases.iter().filter(|(_, phase)| phase.output_schema.is_some());
+        let phases = differs.map(|(name, phase)| {
+            let answer = Answer::new(phase.output_schema.clone());
+            Ok((
+                name.clone(),
+                answer.map_err(|error| error.at(format!("agent `{}`, phase `{name}`", spec.id)))?,
+            ))
+        });
+        let own = Answer::new(spec.output_schema.clone());
+        Ok(Answers {
+            phases: phases.collect::<Result<_, Error>>()?,
+            own: own.map_err(|error| error.at(format!("agent `{}`", spec.id)))?,
+        })
+    }
+
+    /// The form in a phase.
+    pub(super) fn of(&self, phase: &str) -> &Answer {
+        self.phases.get(phase).unwrap_or(&self.own)
+    }
+}
+
+/// The form of an answer.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     schema: Option<Schema>,
@@ -22,10 +55,8 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The form that `spec` asks for.
-    pub(super) fn new(spec: &AgentSpec) -> Result<Self, Error> {
-        let at = |error: Error| error.at(format!("agent `{}`", spec.id));
-        let schema = spec.output_schema.clone().map(Schema::new).transpose().map_err(at)?;
+    fn new(data: Option<Value>) -> Result<Self, Error> {
+        let schema = data.map(Schema::new).transpose()?;
         let format =
             OutputFormat { name: "report".to_owned(), schema: Arc::new(report_schema(schema.as_ref())) };
         Ok(Answer { schema, format, tokens: OnceLock::new() })
@@ -77,7 +108,7 @@ impl Answer {
         &self,
         spec: &AgentSpec,
         text: &str,
-        written: Option<&BTreeSet<String>>,
+        written: Option<&Written>,
         reviewed: &[&str],
     ) -> Result<Report, String> {
         let value = json_in(text).ok_or_else(|| "the answer is not one JSON object".to_owned())?;
@@ -101,7 +132,7 @@ impl Answer {
             }
         }
         for deliverable in &report.deliverables {
-            if written.is_some_and(|written| !written.contains(normal(&deliverable.path))) {
+            if written.is_some_and(|written| !written.holds(&deliverable.path)) {
                 problems.push(format!("`{}` is listed, but no tool call wrote it", deliverable.path));
             }
         }
@@ -139,12 +170,6 @@ fn json_in(text: &str) -> Option<Value> {
     let braced = || text.get(text.find('{')?..=text.rfind('}')?);
     let parse = |text: &str| serde_json::from_str(text.trim()).ok().filter(Value::is_object);
     parse(text).or_else(|| parse(fenced()?)).or_else(|| parse(braced()?))
-}
-
-/// A path as deliverables name it: relative to the project's root.
-pub(super) fn normal(path: &str) -> &str {
-    let path = path.strip_prefix("/project/").unwrap_or(path);
-    path.strip_prefix("./").unwrap_or(path).trim_start_matches('/')
 }
 
 /// JSON Schema of a report whose `data` is `data`, in the strict form that providers ask for: every

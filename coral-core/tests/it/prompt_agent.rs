@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex};
 
 use coral_core::{
-    AgentSpec, Brief, ChatRequest, ChatResponse, ErrorKind, Event, GraphData, Input, Message, OutputSpec,
-    Part, Partials, Program, PromptAgent, PromptTemplate, Runner, Stage, StepData, StepKind, StopReason,
-    Team, ToolCall, ToolChoice,
+    AgentSpec, Brief, CallContext, Caller, ChatRequest, ChatResponse, Decision, EffectClass, Error,
+    ErrorKind, Event, GraphData, Input, MemoryJournal, Message, OutputSpec, Part, Partials, Program,
+    PromptAgent, PromptTemplate, Reconciliation, Runner, Stage, StepData, StepKind, StopReason, Team,
+    ToolCall, ToolChoice, ToolDef, ToolOutput, Toolbox,
 };
 use serde_json::{Value, json};
 
-use crate::support::{FnModel, Sink, records};
+use crate::support::{FnModel, Sink, asked, records};
 
 fn spec(id: &str, dependencies: &[&str], output: &str) -> AgentSpec {
     AgentSpec {
@@ -204,9 +205,9 @@ async fn repairs_are_bounded_and_the_reason_is_kept() {
     assert_eq!(requests.lock().unwrap().len(), 3);
 }
 
-/// openai-agents 844: reaching the turn limit must not lose the answer.
+/// Reaching the turn limit loses the answer.
 #[tokio::test]
-async fn on_the_last_turn_the_model_gets_no_tools_and_answers() {
+async fn openai_agents_844_on_the_last_turn_the_model_gets_no_tools_and_answers() {
     let mut spec = spec("architect", &[], "design");
     spec.limits.max_turns = 3;
     let answer = |_, request: &ChatRequest| match request.tool_choice {
@@ -218,7 +219,81 @@ async fn on_the_last_turn_the_model_gets_no_tools_and_answers() {
     assert_eq!(requests.lock().unwrap().len(), 3);
 }
 
-/// openai-agents 2352 and 617: words alone move nothing; a handoff outside of the list is refused.
+/// An answer that only says that it hands over moves the run.
+#[tokio::test]
+async fn openai_agents_2352_617_words_alone_hand_over_nothing() {
+    let agents = vec!["architect".into(), "writer".into()];
+    let graph = GraphData {
+        name: "desk".into(),
+        steps: vec![StepData::new("desk", StepKind::Route { agents, max_hops: 3 })],
+        ..Default::default()
+    };
+    for named in [false, true] {
+        let team = Team::new().with_agent(agent(spec("architect", &[], "design"))).with_agent(agent(spec(
+            "writer",
+            &[],
+            "manual",
+        )));
+        let program = Program::from_graph(graph.clone(), &team).unwrap();
+        let model = FnModel::new(move |_, request: &ChatRequest| {
+            let kind = kind_of(request);
+            let mut value: Value = serde_json::from_str(&report(kind).message.text()).unwrap();
+            value["summary"] = json!("I hand this over to the writer: transfer_to_writer. Handing off now.");
+            value["next_tasks"] = json!(["writer: write the manual"]);
+            value["next_agent"] = if named && kind == "design" { json!("writer") } else { Value::Null };
+            Ok(ChatResponse::text("test", value.to_string()))
+        });
+        let runner = Runner::builder().model(model).build();
+        let run = runner.start(&program, Brief::default()).await.unwrap();
+        run.output().await.unwrap();
+        let hops = records(&**runner.journal(), run.id()).await;
+        let hops = hops.iter().filter(
+            |record| matches!(&record.event, Event::StepStarted { path, .. } if path.starts_with("desk/")),
+        );
+        assert_eq!(hops.count(), 1 + usize::from(named), "only `next_agent` hands over");
+    }
+}
+
+/// Begins what can't be taken back, and never says what came of it.
+struct Silent(Arc<tokio::sync::Notify>);
+
+#[async_trait::async_trait]
+impl Toolbox for Silent {
+    async fn list(&self, caller: &Caller) -> Result<Vec<ToolDef>, Error> {
+        let mut tools = Sink::default().list(caller).await?;
+        tools.iter_mut().for_each(|tool| tool.effect = EffectClass::Irreversible);
+        Ok(tools)
+    }
+
+    async fn call(&self, _: &ToolCall, _: &CallContext) -> Result<ToolOutput, Error> {
+        self.0.notify_one();
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_can_tell_of_stops_the_step_and_is_not_for_the_model_to_try_again() {
+    let (graph, team) = team();
+    let program = Program::from_graph(graph, &team).unwrap();
+    let (journal, called) = (Arc::new(MemoryJournal::new()), Arc::new(tokio::sync::Notify::new()));
+    let model = || FnModel::new(|_, request: &ChatRequest| Ok(write_call(kind_of(request))));
+    let build =
+        |model| Runner::builder().journal(journal.clone()).tools(Silent(called.clone())).model(model).build();
+    let first = build(model());
+    let run = first.start(&program, Brief::default()).await.unwrap();
+    called.notified().await;
+    first.shutdown().await;
+    let model = model();
+    let requests = model.requests.clone();
+    let run = build(model).resume(&program, run.id()).await.unwrap();
+    let open = asked(&run, 1).await;
+    let give_up = Reconciliation { decision: Decision::GiveUp, result: None };
+    run.answer(&open[0].id, give_up, "ann").await.unwrap();
+    let error = run.output().await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::InDoubt { .. }), "{error}");
+    assert!(requests.lock().unwrap().is_empty(), "the model is not asked what to do about it");
+}
+
 #[tokio::test]
 async fn a_successor_outside_of_the_list_is_refused() {
     let answer = |n, _: &ChatRequest| {
@@ -262,4 +337,75 @@ fn an_unknown_variable_is_named_with_the_nearest_known() {
         error,
         "agent `architect`, template `task` is not valid: variable `breif` of line 1 is not known; did you mean `brief`?"
     );
+}
+
+/// In a phase an agent may owe other data, and hand over other tasks.
+#[tokio::test]
+async fn data_and_handoff_differ_by_phase() {
+    let number = json!({"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]});
+    let word = json!({"type": "object", "properties": {"w": {"type": "string"}}, "required": ["w"]});
+    for (phase, data, tasks) in [("design", json!({"w": "x"}), "Draw it"), ("late", json!({"n": 1}), "Go on")]
+    {
+        let mut architect = spec("architect", &[], "design");
+        architect.output_schema = Some(number.clone());
+        let differs = coral_core::PhaseSpec { output_schema: Some(word.clone()), ..Default::default() };
+        architect.phases.insert("design".into(), differs);
+        architect.handoff.template = "{% if phase == 'design' %}Draw it{% else %}Go on{% endif %}".into();
+        let graph = GraphData {
+            name: "team".into(),
+            steps: vec![
+                StepData { phase: phase.into(), ..step("architect", &[]) },
+                step("writer", &["architect"]),
+            ],
+            ..Default::default()
+        };
+        let team =
+            Team::new().with_agent(agent(architect)).with_agent(agent(spec("writer", &["design"], "manual")));
+        let wanted = data.clone();
+        let model = FnModel::new(move |n, request: &ChatRequest| {
+            let mut answer: Value = serde_json::from_str(&report(kind_of(request)).message.text()).unwrap();
+            // The first answer has the data of another phase.
+            answer["data"] = if n == 1 { json!({"other": true}) } else { wanted.clone() };
+            Ok(ChatResponse::text("test", answer.to_string()))
+        });
+        let requests = model.requests.clone();
+        let runner = Runner::builder().model(model).build();
+        let run = runner.start(&Program::from_graph(graph, &team).unwrap(), Brief::default()).await.unwrap();
+        assert_eq!(run.output().await.unwrap()["writer"]["summary"], "made the manual");
+        let requests = requests.lock().unwrap();
+        assert_eq!(requests.len(), 3, "the first answer did not fit the data of `{phase}`");
+        let property = data.as_object().unwrap().keys().next().unwrap();
+        let schema = &requests[0].output.as_ref().unwrap().schema;
+        assert!(schema.pointer(&format!("/properties/data/properties/{property}")).is_some(), "{schema}");
+        let handed = requests[2].messages[1].text();
+        assert!(handed.contains(&format!("from architect: {tasks}")), "{handed}");
+    }
+}
+
+/// An agent that can't do what its definition asks for works all the same, and the journal says what it lacked.
+#[tokio::test]
+async fn operations_that_no_tool_does_are_noted() {
+    for (needed, missing) in [
+        (&["write", "execute_query", "run_code"][..], Some(json!(["execute_query", "run_code"]))),
+        (&["write"], None),
+        (&[], None),
+    ] {
+        let mut architect = spec("architect", &[], "design");
+        architect.operations = needed.iter().map(|operation| (*operation).to_owned()).collect();
+        let graph =
+            GraphData { name: "one".into(), steps: vec![step("architect", &[])], ..Default::default() };
+        let program = Program::from_graph(graph, &Team::new().with_agent(agent(architect))).unwrap();
+        let model = FnModel::new(|n, _: &ChatRequest| {
+            Ok(if n == 1 { write_call("design") } else { report("design") })
+        });
+        let runner = Runner::builder().model(model).tools(Sink::default()).build();
+        let run = runner.start(&program, Brief::default()).await.unwrap();
+        run.output().await.unwrap();
+        let noted =
+            records(&**runner.journal(), run.id()).await.into_iter().find_map(|record| match record.event {
+                Event::Noted { topic, note, .. } if &*topic == "operations_missing" => Some(note),
+                _ => None,
+            });
+        assert_eq!(noted.map(|note| note["operations"].clone()), missing, "{needed:?}");
+    }
 }

@@ -14,58 +14,112 @@
 //! cargo run --example agents -- evaluate coral-agents/evaluations/project_architect.yaml project_architect
 //! ```
 //!
-//! `--dir DIR` puts the definitions of a directory on top of the built-in ones, for any command;
-//! `evaluate` then compares the two. It runs on the provider that is configured, or offline.
+//! `--dir DIR` puts the definitions of a directory on top of the built-in ones, for any command.
+//! `evaluate` compares whatever it is given two of: the definitions with and without `--dir`, models (`--model A
+//! --model B`), versions of the prompt from a store that was saved as JSON (`--prompts FILE --version X --version Y`). It
+//! runs in the phase of `--phase`, on the provider that is configured, or offline, and writes below `--out`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use coral_agents::{
-    Candidate, EvaluationOptions, Explanation, Format, LiveRegistry, Registry, Severity, export_agent,
-    export_team, parse_cases,
+    Changes, Explanation, Format, LiveRegistry, Registry, Severity, export_agent, export_team,
 };
-use coral_core::{AgentSpec, ChatModel, Error, LintRules, Runner};
-use coral_mcp::{Permissions, Sandbox};
+use coral_core::{AgentSpec, Error, LintRules};
 use serde_json::Value;
 
+mod evaluate;
+#[cfg(test)]
+mod tests;
+
 const USAGE: &str = "usage: agents [--dir DIR] (list | search WORDS | show AGENT | handoffs | workflows | \
-                     explain WORKFLOW [FACT=VALUE]… | check [DIR] | watch | import DIR | export DIR | evaluate CASES AGENT)";
+                     explain WORKFLOW [FACT=VALUE]… | check [DIR] | watch | import DIR | export DIR | \
+                     evaluate CASES AGENT [--phase PHASE] [--model MODEL]… [--prompts FILE --version VERSION…] [--out DIR])";
+
+/// What the options say.
+#[derive(Debug, Default)]
+struct Options {
+    /// Definitions on top of the built-in ones.
+    dir: Option<PathBuf>,
+    phase: String,
+    models: Vec<String>,
+    /// A store of prompt versions.
+    prompts: Option<PathBuf>,
+    versions: Vec<String>,
+    /// Where an evaluation writes; `target/evaluate` if nothing is given.
+    out: Option<PathBuf>,
+}
+
+/// Why there is nothing to print.
+enum Refused {
+    /// The command line says nothing that can be done.
+    Usage(String),
+    Failed(Error),
+}
+
+impl From<Error> for Refused {
+    fn from(error: Error) -> Self {
+        Refused::Failed(error)
+    }
+}
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let mut words = Vec::new();
-    let mut dir = None;
+    let mut options = Options::default();
     let mut args = lexopt::Parser::from_env();
     loop {
-        match args.next() {
+        let value = match args.next() {
             Ok(None) => break,
-            Ok(Some(lexopt::Arg::Value(word))) => words.push(word.to_string_lossy().into_owned()),
-            Ok(Some(lexopt::Arg::Long("dir"))) => match args.value() {
-                Ok(value) => dir = Some(PathBuf::from(value)),
-                Err(error) => return refuse(&error.to_string()),
-            },
+            Ok(Some(lexopt::Arg::Value(word))) => {
+                words.push(word.to_string_lossy().into_owned());
+                continue;
+            }
             Ok(Some(lexopt::Arg::Long("help") | lexopt::Arg::Short('h'))) => {
                 println!("{USAGE}");
                 return ExitCode::SUCCESS;
             }
-            Ok(Some(other)) => return refuse(&other.unexpected().to_string()),
-            Err(error) => return refuse(&error.to_string()),
+            Ok(Some(lexopt::Arg::Long(name))) => {
+                let name = name.to_owned();
+                args.value().and_then(|value| options.set(&name, value.to_string_lossy().into_owned()))
+            }
+            Ok(Some(other)) => Err(other.unexpected()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = value {
+            return refuse(&error.to_string());
         }
     }
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match run(&words, dir.as_deref()).await {
-        Ok(Some((text, good))) => {
+    match run(&words, &options, &mut std::io::stdin().lock()).await {
+        Ok((text, good)) => {
             print!("{text}");
             if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Ok(None) => refuse("which command?"),
-        Err(error) => {
+        Err(Refused::Usage(problem)) => refuse(&problem),
+        Err(Refused::Failed(error)) => {
             eprintln!("error: {error}");
             ExitCode::from(2)
         }
+    }
+}
+
+impl Options {
+    fn set(&mut self, name: &str, value: String) -> Result<(), lexopt::Error> {
+        match name {
+            "dir" => self.dir = Some(value.into()),
+            "phase" => self.phase = value,
+            "model" => self.models.push(value),
+            "prompts" => self.prompts = Some(value.into()),
+            "version" => self.versions.push(value),
+            "out" => self.out = Some(value.into()),
+            other => return Err(lexopt::Error::UnexpectedOption(format!("--{other}"))),
+        }
+        Ok(())
     }
 }
 
@@ -74,14 +128,14 @@ fn refuse(problem: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// What a command prints, and whether it found all in order; nothing if there is no such command.
-async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)>, Error> {
+/// What a command prints, and whether it found all in order.
+async fn run(words: &[&str], options: &Options, input: &mut dyn BufRead) -> Result<(String, bool), Refused> {
     let mut registry = Registry::builtin();
     let mut skipped = Vec::new();
     // `check DIR` is `check --dir DIR`.
     let (words, dir) = match words {
         ["check", given] => (&["check"][..], Some(Path::new(*given))),
-        _ => (words, dir),
+        _ => (words, options.dir.as_deref()),
     };
     if let Some(dir) = dir {
         skipped = registry.load_dir(dir)?.skipped;
@@ -95,7 +149,7 @@ async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)
             let found = registry.with_capability(&capability.join(" "));
             if found.is_empty() {
                 let known: Vec<&str> = registry.capabilities().into_keys().collect();
-                return Err(Error::not_found("capability", capability.join("_"), known));
+                return Err(Error::not_found("capability", capability.join("_"), known).into());
             }
             list(found.into_iter().map(|spec| &**spec))
         }
@@ -131,31 +185,66 @@ async fn run(words: &[&str], dir: Option<&Path>) -> Result<Option<(String, bool)
             );
             let good =
                 skipped.is_empty() && findings.iter().all(|finding| finding.severity != Severity::Error);
-            return Ok(Some((text, good)));
+            return Ok((text, good));
         }
         ["watch"] => match dir {
-            Some(dir) => watch(dir)?,
-            None => return Ok(None),
+            Some(dir) => watch(dir, input, |text| println!("{text}"))?,
+            None => {
+                return Err(Refused::Usage("`watch` needs a directory: give it as `--dir DIR`".to_owned()));
+            }
         },
         ["import", dir] => registry.import_dir(dir)?.to_string(),
         ["export", dir] => export(&registry, Path::new(dir))?,
-        ["evaluate", cases, agent] => evaluate(&registry, dir, Path::new(cases), agent).await?,
-        _ => return Ok(None),
+        ["evaluate", cases, agent] => evaluate::run(&registry, options, Path::new(cases), agent).await?,
+        [] => return Err(Refused::Usage("which command?".to_owned())),
+        [command @ ("show" | "import" | "export" | "explain" | "search" | "evaluate"), ..] => {
+            return Err(Refused::Usage(format!("`{command}` is not given what it needs, or too much")));
+        }
+        [other, ..] => return Err(Refused::Usage(format!("there is no command `{other}`"))),
     };
-    Ok(Some((text, true)))
+    Ok((text, true))
 }
 
 /// Says what changes in a directory, until a line is entered.
-fn watch(dir: &Path) -> Result<String, Error> {
+fn watch(
+    dir: &Path,
+    input: &mut dyn BufRead,
+    say: impl Fn(&str) + Clone + Send + Sync + 'static,
+) -> Result<String, Error> {
     let (live, loaded) = LiveRegistry::open(Registry::builtin(), dir)?;
-    println!("{} agents of {}; change a file, or press Enter to end", loaded.agents.len(), dir.display());
-    let _following = Arc::new(live).follow(|changes| match changes {
-        Ok(changes) => println!("{changes:#?}"),
-        Err(error) => eprintln!("error: {error}"),
+    let tell = say.clone();
+    let _following = Arc::new(live).follow(move |changes| match changes {
+        Ok(changes) => tell(&changed(&changes)),
+        Err(error) => tell(&format!("error: {error}")),
     })?;
+    say(&format!(
+        "{} agents of {}; change a file, or press Enter to end",
+        loaded.agents.len(),
+        dir.display()
+    ));
     let mut line = String::new();
-    std::io::stdin().read_line(&mut line).map_err(|error| Error::storage("reading the input", error))?;
+    input.read_line(&mut line).map_err(|error| Error::storage("reading the input", error))?;
     Ok(String::new())
+}
+
+/// A change in one line for each kind of thing.
+fn changed(changes: &Changes) -> String {
+    let mut lines = Vec::new();
+    for (what, names) in [
+        ("agents", &changes.agents),
+        ("agents gone", &changes.removed_agents),
+        ("partials", &changes.partials),
+        ("workflows", &changes.workflows),
+        ("workflows gone", &changes.removed_workflows),
+    ] {
+        if !names.is_empty() {
+            lines.push(format!("{what}: {}", names.join(", ")));
+        }
+    }
+    lines.extend(
+        changes.skipped.iter().map(|file| format!("skipped {}: {}", file.file.display(), file.error)),
+    );
+    lines.join("\n")
 }
 
 fn list<'a>(agents: impl Iterator<Item = &'a AgentSpec>) -> String {
@@ -226,54 +315,6 @@ fn parse_fact(text: &str) -> Result<(String, Value), Error> {
         .split_once('=')
         .ok_or_else(|| Error::invalid("fact", format!("`{text}` is not of the form `name=value`")))?;
     Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| Value::from(value))))
-}
-
-/// Runs an agent on cases, and, where a directory was given, its built-in version too, and writes the
-/// report as a page and as JSON. The model that works also grades; give the judge a model of its own
-/// where that matters. Each run has a directory of its own below `target/evaluate`.
-async fn evaluate(
-    registry: &Registry,
-    dir: Option<&Path>,
-    cases: &Path,
-    agent: &str,
-) -> Result<String, Error> {
-    let text = std::fs::read_to_string(cases)
-        .map_err(|problem| Error::storage(format!("reading `{}`", cases.display()), problem))?;
-    let evaluation = parse_cases(&cases.to_string_lossy(), &text)?;
-    let root = Path::new("target/evaluate").join(&evaluation.name);
-    let model = coral_llm::from_env()?;
-    let candidate = |name: &str, registry: &Registry| {
-        let runner = Runner::builder().model(model.clone()).build();
-        let model = model.clone();
-        let candidate = Candidate::agent(name, &runner, registry, agent, "")?;
-        Ok::<_, Error>(candidate.with_workspaces(&root, move |dir| runner_in(dir, model.clone())))
-    };
-    let mut candidates = Vec::new();
-    let builtin = Registry::builtin();
-    if dir.is_none() || builtin.agent(agent).is_ok() {
-        candidates.push(candidate("built-in", &builtin)?);
-    }
-    if let Some(dir) = dir {
-        candidates.push(candidate(&dir.to_string_lossy(), registry)?);
-    }
-    let options = EvaluationOptions::new().judge(model.clone());
-    let report = evaluation.run(&candidates, &options).await;
-    let mut out = report.to_string();
-    for (ending, text) in [("html", report.html()), ("json", format!("{:#}\n", report.json()))] {
-        let path = root.join(format!("report.{ending}"));
-        std::fs::write(&path, text)
-            .map_err(|problem| Error::storage(format!("writing `{}`", path.display()), problem))?;
-        let _ = writeln!(out, "\n{}", path.display());
-    }
-    Ok(out)
-}
-
-/// A runner whose tools work in `dir`.
-async fn runner_in(dir: PathBuf, model: Arc<dyn ChatModel>) -> Result<Runner, Error> {
-    let permissions =
-        Permissions::from_yaml(include_str!("../permissions.yaml"), "examples/permissions.yaml")?;
-    let tools = Sandbox::builder().permissions(permissions).root(&dir).filesystem().build().await?;
-    Ok(Runner::builder().model(model).tools(tools).build())
 }
 
 /// Writes the agents as sub-agent files and one `AGENTS.md` below `dir`; nothing is overwritten.
