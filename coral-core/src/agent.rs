@@ -14,6 +14,9 @@ use crate::payload::{Data, Payload};
 use crate::spec::AgentSpec;
 use crate::task::{MessageContext, MessageType};
 
+/// How long an agent may clean up: a run that is cancelled comes to its end.
+const CLEAN_UP: Duration = Duration::from_secs(30);
+
 /// One specialist.
 ///
 /// An agent is stateless: one value serves all runs at once, and what must survive lives in the
@@ -117,7 +120,7 @@ pub trait Agent: Send + Sync + 'static {
         Ok(HandoffDraft::of_spec(cx.spec()))
     }
 
-    /// Stage 9: lets go of what the agent held.
+    /// Stage 9: lets go of what the agent held. It is cut off after half a minute.
     async fn clean_up(&self, _cx: &mut AgentContext) {}
 }
 
@@ -208,26 +211,25 @@ impl<A: Agent> ErasedAgent for A {
         let cancelled = cx.cancelled();
         tokio::pin!(cancelled);
         let name = cx.path().clone();
+        let presence = cx.presence();
         // Waiting for a permit is not working: the time limit begins after it.
         tokio::select! {
             biased;
             permitted = cx.begin_work() => permitted?,
-            reason = &mut cancelled => {
-                return Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() }));
-            }
+            error = &mut cancelled => return Err(error),
         }
         let result = {
             let stages = AssertUnwindSafe(stages(self, input, cx)).catch_unwind();
             let limit = async {
                 match timeout_ms {
-                    Some(ms) => tokio::time::sleep(Duration::from_millis(ms)).await,
+                    Some(ms) => presence.worked_ms(ms).await,
                     None => std::future::pending().await,
                 }
             };
             tokio::select! {
                 biased;
                 result = stages => result.unwrap_or_else(|panic| Err(panicked(&name, &*panic))),
-                reason = &mut cancelled => Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
+                error = &mut cancelled => Err(error),
                 () = limit => Err(Error::new(ErrorKind::TimedOut {
                     what: name.to_string(),
                     limit_ms: timeout_ms.unwrap_or_default(),
@@ -235,8 +237,13 @@ impl<A: Agent> ErasedAgent for A {
             }
         };
         cx.enter(Stage::CleanUp).await;
-        if let Err(panic) = AssertUnwindSafe(self.clean_up(cx)).catch_unwind().await {
-            tracing::error!(step = %name, error = %panicked(&name, &*panic), "clean-up failed");
+        let clean_up = AssertUnwindSafe(self.clean_up(cx)).catch_unwind();
+        match tokio::time::timeout(CLEAN_UP, clean_up).await {
+            Ok(Ok(())) => {}
+            Ok(Err(panic)) => {
+                tracing::error!(step = %name, error = %panicked(&name, &*panic), "clean-up failed");
+            }
+            Err(_) => tracing::error!(step = %name, limit = ?CLEAN_UP, "clean-up did not end in time"),
         }
         result
     }
@@ -270,6 +277,7 @@ async fn stages<A: Agent>(agent: &A, input: Payload, cx: &mut AgentContext) -> R
     // The record of the step's success carries the output; what can't be recorded fails here.
     cx.enter(Stage::StoreResults).await;
     let payload = Payload::new(output.clone());
+    cx.check_next_agent(&payload)?;
 
     cx.enter(Stage::GenerateHandoff).await;
     for successor in cx.successors(&payload) {

@@ -119,6 +119,17 @@ pub trait Blobs: Send + Sync {
     async fn get(&self, blob: &BlobRef) -> Result<Option<Arc<[u8]>>, Error>;
 }
 
+#[async_trait]
+impl<B: Blobs + ?Sized> Blobs for Arc<B> {
+    async fn put(&self, bytes: &[u8]) -> Result<BlobRef, Error> {
+        (**self).put(bytes).await
+    }
+
+    async fn get(&self, blob: &BlobRef) -> Result<Option<Arc<[u8]>>, Error> {
+        (**self).get(blob).await
+    }
+}
+
 /// [`Blobs`] in memory.
 #[derive(Debug, Default)]
 pub struct MemoryBlobs(Mutex<HashMap<String, Arc<[u8]>>>);

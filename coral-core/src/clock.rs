@@ -1,6 +1,7 @@
 //! The one door through which time and chance come in.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Wall time and chance. Nothing else in this crate reads either, and nothing of either enters a
@@ -11,6 +12,16 @@ pub trait Clock: Send + Sync {
 
     /// A number that nobody can tell beforehand. Not for cryptography.
     fn random(&self) -> u64;
+}
+
+impl<C: Clock + ?Sized> Clock for Arc<C> {
+    fn now_ms(&self) -> u64 {
+        (**self).now_ms()
+    }
+
+    fn random(&self) -> u64 {
+        (**self).random()
+    }
 }
 
 /// The system's clock.

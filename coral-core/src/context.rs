@@ -1,7 +1,9 @@
 //! What an agent works with: its effects, each recorded once.
 
 mod doubt;
+mod effect;
 mod in_call;
+mod presence;
 mod tools;
 mod waits;
 
@@ -18,20 +20,22 @@ use tokio::sync::oneshot;
 use crate::agent::HandoffDraft;
 use crate::budget::Used;
 use crate::call::{CallContext, Caller};
-use crate::driver::{RecordedEffect, RunShared, StepLog, ToDriver};
+use crate::driver::{RunShared, StepLog};
 use crate::error::{AgentError, Error, ErrorKind};
-use crate::event::{EffectKind, Event, Outcome, Spent, Stage};
+use crate::event::{EffectKind, EffectPlace, Event, Outcome, Spent, Stage};
 use crate::handoff::{Finding, OnGap, ReviewPolicy, Rework, derived_uuid};
 use crate::hash::{digest, jitter, sha256_hex};
 use crate::model::{ChatRequest, ChatResponse, ModelInfo};
 use crate::payload::{Data, Payload};
-use crate::resources::Permit;
 use crate::spec::AgentSpec;
 use crate::task::HandoffMessage;
 use crate::tool::{EffectClass, ToolDef};
 
 use self::doubt::Known;
-pub(crate) use self::in_call::InCall;
+use self::effect::Reserved;
+pub(crate) use self::effect::{Intent, Stand};
+pub(crate) use self::in_call::{InCall, used_by};
+pub(crate) use self::presence::Presence;
 
 /// The world as one attempt of one step sees it.
 ///
@@ -48,8 +52,10 @@ pub struct AgentContext {
     log: StepLog,
     tools: Option<Arc<[ToolDef]>>,
     caller: Arc<Caller>,
-    cancel: Option<oneshot::Receiver<Arc<str>>>,
-    permit: Option<Permit>,
+    cancel: Option<oneshot::Receiver<Error>>,
+    presence: Arc<Presence>,
+    /// The effects of this process that go on with one of an earlier attempt.
+    followed: Vec<(u32, EffectPlace)>,
 }
 
 /// Where a step stands in its graph.
@@ -73,78 +79,6 @@ pub(crate) struct Successor {
     pub(crate) agent: Arc<str>,
 }
 
-/// What is compared with the journal when a step runs again.
-struct Intent {
-    effect: EffectKind,
-    label: Arc<str>,
-    digest: String,
-    class: EffectClass,
-}
-
-/// What is reserved for calls that are being made; given back when they are over, however they end.
-struct Reserved {
-    run: Arc<RunShared>,
-    path: Arc<str>,
-    amount: Used,
-}
-
-impl Reserved {
-    fn new(run: &Arc<RunShared>, path: &Arc<str>, amount: Used) -> Self {
-        Reserved { run: run.clone(), path: path.clone(), amount }
-    }
-
-    /// Reserves the worst case of a model call, and says so in its terms.
-    fn for_chat(
-        run: &Arc<RunShared>,
-        path: &Arc<str>,
-        request: &ChatRequest,
-        mut cx: CallContext,
-    ) -> Result<(Self, CallContext), Error> {
-        let now_ms = run.ports.clock.now_ms();
-        // Held while the model is chosen: what is left can't go to another call meanwhile.
-        let mut ledger = run.ledger();
-        let mut budget = ledger.left(path, now_ms);
-        let limited = !budget.is_unlimited();
-        if limited {
-            cx = cx.with_budget(budget.clone());
-        }
-        let amount = ledger.worst_case(path, request, &run.ports.model.info_for(request, &cx))?;
-        ledger.reserve(path, amount, now_ms)?;
-        drop(ledger);
-        if limited {
-            budget.usd = budget.usd.map(|_| amount.usd);
-            budget.tokens = budget.tokens.map(|_| amount.tokens);
-            budget.calls = budget.calls.map(|_| amount.calls);
-            cx = cx.with_budget(budget);
-        }
-        Ok((Reserved::new(run, path, amount), cx))
-    }
-
-    /// The calls are over and used so much.
-    fn settle(mut self, used: Used) {
-        let amount = std::mem::take(&mut self.amount);
-        self.run.ledger().settle(&self.path, amount, used);
-    }
-}
-
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        if self.amount != Used::default() {
-            self.run.ledger().settle(&self.path, self.amount, Used::default());
-        }
-    }
-}
-
-/// How an effect stands when a step asks for it.
-enum Stand {
-    /// Its outcome is recorded.
-    Done(Outcome),
-    /// Its intent is durable now, or was before a crash; it may be carried out.
-    Go,
-    /// A crash left it unknown whether it was carried out, after so many intents.
-    Doubt { intents: u32 },
-}
-
 impl AgentContext {
     pub(crate) fn new(
         run: Arc<RunShared>,
@@ -152,10 +86,12 @@ impl AgentContext {
         step: Arc<StepPlace>,
         attempt: u32,
         log: StepLog,
-        cancel: Option<oneshot::Receiver<Arc<str>>>,
+        cancel: Option<oneshot::Receiver<Error>>,
     ) -> Self {
         let caller = Arc::new(run.caller(&spec, &step));
-        AgentContext { run, spec, step, attempt, next: 0, log, tools: None, caller, cancel, permit: None }
+        let presence = Presence::new(run.clone(), caller.clone());
+        let (tools, followed) = (None, Vec::new());
+        AgentContext { run, spec, step, attempt, next: 0, log, tools, caller, cancel, presence, followed }
     }
 
     /// The run's id.
@@ -300,7 +236,7 @@ impl AgentContext {
             None => model.info(),
             Some(name) => {
                 let request = ChatRequest { model: Some(name.to_owned()), ..ChatRequest::default() };
-                model.info_for(&request, &self.call_context(self.next).1)
+                model.info_for(&request, &CallContext::new(self.caller.clone()))
             }
         }
     }
@@ -321,23 +257,33 @@ impl AgentContext {
             class: EffectClass::Idempotent,
         };
         let index = self.take(1);
-        let (within, mut cx) = self.call_context(index);
+        let (mut stands, mut events) = self.stands(index, std::slice::from_ref(&intent))?;
+        match stands.pop() {
+            Some(Stand::Done(outcome)) => return replayed(outcome),
+            Some(Stand::Refused(error)) => return Err(error),
+            _ => {}
+        }
+        let (within, mut cx) = self.call_context(index, &intent);
         if let Some(listener) = self.run.ports.on_delta.clone() {
             let path = self.step.path.clone();
             cx = cx.on_delta(move |delta| listener(&path, delta));
         }
-        let (reserved, cx) = match self.is_done(index) {
-            true => (Reserved::new(&self.run, &self.step.path, Used::default()), cx),
-            false => Reserved::for_chat(
-                &self.run,
-                &self.step.path,
-                request,
-                cx.with_needs(self.spec.model.clone()),
-            )?,
+        let cx = cx.with_needs(self.spec.model.clone());
+        let (before, counted) = (self.held(index), self.is_counted(index));
+        let for_chat = Reserved::for_chat(&self.run, &self.step.path, index, (before, !counted), request, cx);
+        let (reserved, cx, worst) = match for_chat {
+            Ok(reserved) => reserved,
+            Err(error) => {
+                self.refuse(events, [index], &error).await;
+                return Err(error);
+            }
         };
-        if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            return replayed(outcome);
+        let total = reserved.total;
+        match events.first_mut() {
+            Some(event) => *event = self.intended(index, &intent, total),
+            None => events.extend(self.intended_again(index, &intent, total)),
         }
+        self.intend(events, vec![reserved]).await?;
         let (result, tries) = self.tried(index, intent.class, || model.chat(request, &cx)).await;
         let spent = match &result {
             Ok(response) => Spent {
@@ -345,18 +291,14 @@ impl AgentContext {
                 usage: response.usage,
                 cost: response.cost,
                 tries,
+                settled: None,
             },
             Err(_) => Spent { tries, ..Spent::default() },
         };
-        reserved.settle(Used::of_call(&spent));
-        within.finish().await;
-        self.end(index, &result, spent).await;
+        let used = before.plus(Used { calls: u64::from(!counted), ..used_by(&result, worst) });
+        let (_, inside) = within.finish().await;
+        self.end(index, &result, spent.settling(used.plus(inside))).await;
         result
-    }
-
-    /// Whether the outcome of an effect is recorded.
-    fn is_done(&self, index: u32) -> bool {
-        self.log.effect(index).is_some_and(|recorded| recorded.outcome.is_some())
     }
 
     /// Makes a call, again and again if it fails transiently and may be repeated, within the
@@ -382,16 +324,6 @@ impl AgentContext {
                 _ => return (Err(error), tries),
             }
         }
-    }
-
-    /// Reserves `amount` from the budgets of this step. What takes nothing, since it is recorded, is
-    /// not held against limits that were reached since.
-    fn reserve(&self, amount: Used) -> Result<Reserved, Error> {
-        if amount != Used::default() {
-            let now_ms = self.run.ports.clock.now_ms();
-            self.run.ledger().reserve(&self.step.path, amount, now_ms)?;
-        }
-        Ok(Reserved::new(&self.run, &self.step.path, amount))
     }
 
     /// The wall time in milliseconds since the Unix epoch, recorded.
@@ -469,6 +401,7 @@ impl AgentContext {
         let index = self.take(1);
         let result = match self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
             Stand::Done(outcome) => return replayed(outcome),
+            Stand::Refused(error) => return Err(error),
             Stand::Go => act(self.key(index)).await,
             Stand::Doubt { intents } => {
                 match Box::pin(self.ask_what_happened(index, &intent, intents, None)).await {
@@ -484,10 +417,12 @@ impl AgentContext {
 
     /// Waits until the agent may work, where the runner's resources are bounded.
     pub(crate) async fn begin_work(&mut self) -> Result<(), Error> {
-        if let Some(resources) = &self.run.ports.resources {
-            self.permit = Some(resources.acquire(&self.caller).await?);
-        }
-        Ok(())
+        self.presence.begin_work().await
+    }
+
+    /// Whether this attempt works, or only waits.
+    pub(crate) fn presence(&self) -> Arc<Presence> {
+        self.presence.clone()
     }
 
     fn take(&mut self, count: u32) -> u32 {
@@ -496,95 +431,18 @@ impl AgentContext {
         index
     }
 
-    /// Compares the intents from `first` on with the journal, and makes those durable that are
-    /// not recorded yet, in one append.
-    async fn begin(&mut self, first: u32, intents: &[Intent]) -> Result<Vec<Stand>, Error> {
-        let mut stands = Vec::with_capacity(intents.len());
-        let mut fresh = Vec::new();
-        for (intent, index) in intents.iter().zip(first..) {
-            if let Some(recorded) = self.log.effect(index) {
-                stands.push(self.stand(recorded, intent, index)?);
-                continue;
-            }
-            fresh.push(self.intended(index, intent));
-            let what = (intent.effect, intent.label.clone(), intent.digest.clone());
-            // Only what can't be repeated is kept.
-            stands.push(match self.log.take_kept(&what) {
-                Some(outcome) => {
-                    let (path, attempt) = (self.step.path.clone(), self.attempt);
-                    let spent = Spent::default();
-                    fresh.push(Event::EffectDone { path, attempt, index, outcome: outcome.clone(), spent });
-                    Stand::Done(outcome)
-                }
-                None => Stand::Go,
-            });
-        }
-        if !fresh.is_empty() {
-            self.run.append(fresh).await?;
-        }
-        Ok(stands)
-    }
-
-    fn intended(&self, index: u32, intent: &Intent) -> Event {
-        Event::EffectIntended {
-            path: self.step.path.clone(),
-            attempt: self.attempt,
-            index,
-            effect: intent.effect,
-            label: intent.label.clone(),
-            digest: intent.digest.clone(),
-            class: intent.class,
-        }
-    }
-
-    /// How a recorded effect stands that is asked for again as `intent`.
-    fn stand(&self, recorded: &RecordedEffect, intent: &Intent, index: u32) -> Result<Stand, Error> {
-        if recorded.effect != intent.effect || recorded.digest != intent.digest {
-            let shown = |effect: EffectKind, label: &str, digest: &str| {
-                format!("{effect:?} `{label}` {}", digest.get(..12).unwrap_or(digest))
-            };
-            return Err(Error::new(ErrorKind::Divergence {
-                path: self.step.path.to_string(),
-                index,
-                seq: recorded.seq,
-                expected: shown(recorded.effect, &recorded.label, &recorded.digest),
-                found: shown(intent.effect, &intent.label, &intent.digest),
-            })
-            .with_help("an agent must ask for the same effects in the same order when it runs again"));
-        }
-        match recorded.outcome.clone() {
-            Some(outcome) => Ok(Stand::Done(outcome)),
-            None if recorded.class.is_repeatable() => Ok(Stand::Go),
-            None => Ok(Stand::Doubt { intents: recorded.intents }),
-        }
-    }
-
-    async fn end<T>(&self, index: u32, result: &Result<T, Error>, spent: Spent)
-    where
-        T: Serialize + Clone + Send + Sync + 'static,
-    {
-        let outcome = match result {
-            Ok(value) => Outcome::Ok(Payload::new(value.clone())),
-            Err(error) => Outcome::Err(error.clone()),
-        };
-        let path = self.step.path.clone();
-        self.send(Event::EffectDone { path, attempt: self.attempt, index, outcome, spent }).await;
-    }
-
     async fn pause(&self, index: u32, error: Error, delay_ms: u64) {
         let path = self.step.path.clone();
         self.send(Event::CallRetried { path, attempt: self.attempt, index, error, delay_ms }).await;
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
     }
 
-    /// Sends an event that the step need not wait for. It is durable before any later one.
-    async fn send(&self, event: Event) {
-        self.run.send(ToDriver::Record(Box::new(event))).await;
-    }
-
-    /// The effect's key: the same for each try, on every machine.
+    /// The effect's key: the same for each try, on every machine, and for an attempt that goes on with the effect of
+    /// another.
     fn key(&self, index: u32) -> Arc<str> {
-        let text = format!("{}/{}#{}:{index}", self.run.id, self.step.path, self.attempt);
+        let own = EffectPlace { attempt: self.attempt, index };
+        let EffectPlace { attempt, index } = self.follows(index).unwrap_or(own);
+        let text = format!("{}/{}#{attempt}:{index}", self.run.id, self.step.path);
         sha256_hex(text.as_bytes()).into()
     }
 
@@ -593,9 +451,8 @@ impl AgentContext {
         jitter(&format!("{}/{}#{}:{index}/{tries}", self.run.id, self.step.path, self.attempt))
     }
 
-    fn call_context(&self, index: u32) -> (Arc<InCall>, CallContext) {
-        let (run, caller, spec) = (self.run.clone(), self.caller.clone(), self.spec.clone());
-        let within = Arc::new(InCall::new(run, caller, spec, self.attempt, index));
+    fn call_context(&self, index: u32, intent: &Intent) -> (Arc<InCall>, CallContext) {
+        let within = Arc::new(InCall::new(self, index, intent.clone()));
         (within.clone(), CallContext::new(self.caller.clone()).with_key(self.key(index)).within(within))
     }
 
@@ -603,13 +460,13 @@ impl AgentContext {
         self.step.timeout_ms
     }
 
-    /// Resolves when this step is to stop, with the reason.
-    pub(crate) fn cancelled(&mut self) -> impl Future<Output = Arc<str>> + Send + use<> {
+    /// Resolves when this step is to stop, with what it fails with.
+    pub(crate) fn cancelled(&mut self) -> impl Future<Output = Error> + Send + use<> {
         let cancel = self.cancel.take();
         async move {
             match cancel {
                 Some(cancel) => match cancel.await {
-                    Ok(reason) => reason,
+                    Ok(error) => error,
                     // The run's driver is gone; it never asks for anything again.
                     Err(_) => std::future::pending().await,
                 },
@@ -632,6 +489,24 @@ impl AgentContext {
     /// Whether the step is part of a route, where its output says which agent works next.
     pub fn routes(&self) -> bool {
         self.step.next_hop.is_some()
+    }
+
+    /// In a route: checks that the agent may hand on to the one that its output names. An agent whose definition names
+    /// none may hand on within the whole route.
+    pub(crate) fn check_next_agent(&self, output: &Payload) -> Result<(), Error> {
+        let allowed = &self.spec.handoff.next_agents;
+        if !self.routes() || allowed.is_empty() {
+            return Ok(());
+        }
+        match output.json()?.get("next_agent").and_then(Value::as_str) {
+            Some(next) if !allowed.iter().any(|id| id == next) => {
+                let what = format!("handoff of agent `{}`", self.spec.id);
+                let allowed = allowed.join("`, `");
+                Err(Error::invalid(what, format!("it names `{next}`, and may hand on to `{allowed}` alone"))
+                    .with_help("add the agent to `handoff.next_agents` of the definition, if it may"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Enters a stage of the lifecycle; one that is recorded already is not recorded again.
@@ -669,6 +544,12 @@ impl AgentContext {
     }
 }
 
+impl Drop for AgentContext {
+    fn drop(&mut self) {
+        self.presence.end();
+    }
+}
+
 impl fmt::Debug for AgentContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentContext")
@@ -684,7 +565,7 @@ fn plain(effect: EffectKind, label: &str) -> Intent {
     Intent { effect, label: label.into(), digest: String::new(), class: EffectClass::Pure }
 }
 
-fn replayed<T: DeserializeOwned + Clone + 'static>(outcome: Outcome) -> Result<T, Error> {
+pub(crate) fn replayed<T: DeserializeOwned + Clone + 'static>(outcome: Outcome) -> Result<T, Error> {
     match outcome {
         Outcome::Ok(payload) => payload.get(),
         Outcome::Err(error) => Err(error),

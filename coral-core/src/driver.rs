@@ -1,11 +1,15 @@
 //! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable
 //! before it is applied.
 
+mod deadline;
+mod inbox;
 mod kept;
 mod log;
+mod park;
 mod review;
 mod shared;
 mod step;
+mod wait;
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -14,14 +18,16 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tracing::Instrument;
 
+use self::deadline::Deadlines;
 use self::kept::Kept;
 use self::log::StepLogs;
-use self::shared::INBOX;
-use self::step::{FunctionInput, begin_function, hand_off_function, wait_for};
+use self::step::{FunctionInput, begin_function, hand_off_function};
+use self::wait::Waits;
 use crate::agent::panicked;
 use crate::budget::Used;
 use crate::call::Caller;
@@ -31,14 +37,14 @@ use crate::event::{Event, Record, RunStatus, Seq};
 use crate::handoff::{HandoffContext, HandoffSource, Returned};
 use crate::machine::{Command, Machine, StepState};
 use crate::money::Usd;
-use crate::outside::{Outside, Told};
+use crate::outside::{Outside, Reply, Told};
 use crate::payload::Payload;
 use crate::program::{self, Body};
-use crate::spec::AgentSpec;
 use crate::task::{Deliverable, HandoffMessage};
 
+pub(crate) use self::kept::Before;
 pub(crate) use self::log::{RecordedEffect, StepLog};
-pub(crate) use self::shared::{RunEnd, RunShared, ToDriver};
+pub(crate) use self::shared::{Resting, RunEnd, RunShared, ToDriver};
 
 /// How long an event that nobody waits for may wait for others to share its append with.
 const LINGER: Duration = Duration::from_millis(2);
@@ -52,12 +58,29 @@ const BACKOFF: u32 = 0;
 /// Events of one append at the most.
 const BATCH: usize = 1_024;
 
+/// Why a driver stops working.
+enum Turn {
+    /// The run is over, or stands still.
+    Over(RunEnd),
+    /// It only waits.
+    Rests,
+}
+
+/// Lets nobody wait for a driver that is gone, however it went.
+struct Closing(Arc<RunShared>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.inbox.close();
+    }
+}
+
 /// A task that works for a step.
 struct Live {
     attempt: u32,
     task: AbortHandle,
     /// Asks an agent to stop, so that it can clean up.
-    cancel: Option<oneshot::Sender<Arc<str>>>,
+    cancel: Option<oneshot::Sender<Error>>,
 }
 
 /// Drives one run: an actor that owns its journal's end.
@@ -65,13 +88,17 @@ pub(crate) struct Driver {
     shared: Arc<RunShared>,
     program: Arc<program::Inner>,
     pub(crate) machine: Machine,
-    inbox: mpsc::Receiver<ToDriver>,
+    /// The epoch that the run is held under; 0 while it has not begun.
     epoch: u64,
     /// The last durable record.
     pub(crate) seq: Seq,
+    /// Whether the run began under another definition.
+    migrated: bool,
     /// The effects of the attempts that a journal left open.
     logs: StepLogs,
     kept: Kept,
+    /// When the attempts are due that a journal left waiting, in milliseconds since the Unix epoch.
+    retries_due: HashMap<Arc<str>, u64>,
     /// The handoffs, by the paths of giver and taker.
     messages: HashMap<(Arc<str>, Arc<str>), Arc<HandoffMessage>>,
     /// What was sent back, by the paths of those who did and of those who are to mend it.
@@ -91,26 +118,25 @@ pub(crate) struct Driver {
     live: Vec<Option<Live>>,
     /// How many there are.
     working: usize,
+    /// The steps that do nothing but wait.
+    waits: Waits,
+    deadlines: Deadlines,
     commands: Vec<Command>,
     end: Option<RunEnd>,
 }
 
 impl Driver {
-    pub(crate) fn new(
-        shared: Arc<RunShared>,
-        program: Arc<program::Inner>,
-        inbox: mpsc::Receiver<ToDriver>,
-        epoch: u64,
-    ) -> Self {
+    pub(crate) fn new(shared: Arc<RunShared>, program: Arc<program::Inner>, epoch: u64) -> Self {
         Driver {
             machine: Machine::new(program.graph.clone()),
             shared,
             program,
-            inbox,
             epoch,
             seq: 0,
+            migrated: false,
             logs: StepLogs::default(),
             kept: Kept::default(),
+            retries_due: HashMap::new(),
             messages: HashMap::new(),
             reviews: HashMap::new(),
             available: HashMap::new(),
@@ -121,25 +147,37 @@ impl Driver {
             urgent: false,
             live: Vec::new(),
             working: 0,
+            waits: Waits::default(),
+            deadlines: Deadlines::default(),
             commands: Vec::new(),
             end: None,
         }
     }
 
-    /// Folds a record in that is durable already.
+    /// Folds a record in that is durable already, and bills it.
     pub(crate) fn replay(&mut self, record: &Record) {
+        self.fold(record);
+        if let Event::StepStarted { path, .. } = &record.event {
+            self.open_budget(path, true);
+        }
+        self.shared.ledger().replay(record);
+    }
+
+    /// Folds a record in that is durable and billed already.
+    fn fold(&mut self, record: &Record) {
         self.seq = record.seq;
+        match &record.event {
+            Event::StepFailed { path, retry_in_ms: Some(ms), .. } => {
+                self.retries_due.insert(path.clone(), record.at_ms.saturating_add(*ms));
+            }
+            Event::RetryDue { path, .. } => {
+                self.retries_due.remove(path);
+            }
+            _ => {}
+        }
         self.logs.apply(record);
         self.remember(&record.event);
         self.outside.replay(&record.event);
-        let path = record.event.path().map(|path| &**path).unwrap_or_default();
-        match &record.event {
-            Event::EffectDone { spent, .. } => {
-                self.shared.ledger().settle(path, Used::default(), Used::of_call(spent));
-            }
-            Event::StepStarted { .. } => self.open_budget(path, true),
-            _ => {}
-        }
         self.machine.on_event(&record.event, &mut self.commands);
         // What the journal goes on to answer is not to be done; the rest is asked for at the end.
         self.commands.clear();
@@ -150,14 +188,49 @@ impl Driver {
         self.logs.open().cloned().collect()
     }
 
-    /// Makes `event` durable and carries out what follows.
+    /// Makes `event` durable, with which a run begins or is taken up again.
     pub(crate) async fn begin(&mut self, event: Event) -> Result<(), Error> {
         self.push(event, true);
         self.flush().await
     }
 
     /// Drives the run to its end, and says how it ended.
-    pub(crate) async fn drive(mut self) {
+    pub(crate) async fn drive(mut self: Box<Self>) {
+        let shared = self.shared.clone();
+        let _closing = Closing(shared.clone());
+        self.prepare();
+        let mut driver = self;
+        let end = loop {
+            // What works is boxed, so that little is held while the run is parked.
+            let worked = Box::pin(driver.work()).await;
+            let next = match worked {
+                Ok(Turn::Over(end)) => break end,
+                Ok(Turn::Rests) => {
+                    let parked = driver.park();
+                    drop(driver);
+                    parked.wait().await
+                }
+                Err(error) => Err(error),
+            };
+            match next {
+                Ok(woken) => driver = woken,
+                Err(error) => {
+                    if !matches!(error.kind(), ErrorKind::Suspended { .. }) {
+                        tracing::error!(run = %shared.id, %error, "the run stands still");
+                    }
+                    break RunEnd::Broken(error);
+                }
+            }
+        };
+        // Where another driver has taken the run over, what is kept for the run is that one's.
+        if !matches!(&end, RunEnd::Broken(error) if error.is_fenced()) {
+            shared.ports.tools.forget(&shared.id);
+        }
+        shared.finish(end);
+    }
+
+    /// Finds out what is to be done after a replay.
+    fn prepare(&mut self) {
         if !self.messages.is_empty() {
             for step in self.machine.order() {
                 self.gather(step);
@@ -165,56 +238,72 @@ impl Driver {
         }
         self.commands.clear();
         self.machine.outstanding(&mut self.commands);
-        let end = match self.work().await {
-            Ok(end) => end,
-            Err(error) => {
-                tracing::error!(run = %self.shared.id, %error, "the run stands still");
-                RunEnd::Broken(error)
-            }
-        };
-        for live in self.live.iter().flatten() {
-            live.task.abort();
-        }
-        self.shared.ports.tools.forget(&self.shared.id);
-        self.shared.end.send_replace(Some(Arc::new(end)));
     }
 
-    async fn work(&mut self) -> Result<RunEnd, Error> {
-        let linger = tokio::time::sleep(LINGER);
-        tokio::pin!(linger);
-        let mut armed = false;
+    async fn work(&mut self) -> Result<Turn, Error> {
+        let alarm = tokio::time::sleep(Duration::ZERO);
+        tokio::pin!(alarm);
+        // When the alarm goes off. It is set anew only if that is too late: one that goes off too early is
+        // cheaper.
+        let mut armed: Option<Instant> = None;
+        let mut linger_until: Option<Instant> = None;
+        let mut rests_since: Option<Instant> = None;
         let mut letters = Vec::new();
         loop {
             self.carry_out();
             // Steps that need not wait for anything could keep the others from this thread.
             tokio::task::consume_budget().await;
             if self.urgent || self.batch.len() >= BATCH {
+                if self.working > 0 {
+                    // What is about to end shares the write.
+                    tokio::task::yield_now().await;
+                    if self.take_all(&mut letters) {
+                        self.flush().await?;
+                        return Ok(Turn::Over(self.suspended()));
+                    }
+                }
+                linger_until = None;
                 self.flush().await?;
                 if let Some(end) = self.end.take_if(|_| self.machine.status() != RunStatus::Running) {
-                    return Ok(end);
+                    return Ok(Turn::Over(end));
                 }
                 continue;
             }
             if self.batch.is_empty() && self.is_drained() {
-                return Ok(self.suspended());
+                return Ok(Turn::Over(self.suspended()));
             }
-            if !self.batch.is_empty() && !armed {
-                linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
-                armed = true;
+            let mut until = self.waits.next_due().into_iter().chain(self.next_deadline()).min();
+            if !self.batch.is_empty() {
+                let linger = *linger_until.get_or_insert_with(|| Instant::now() + LINGER);
+                until = until.into_iter().chain([linger]).min();
+            }
+            rests_since = if self.rests() { rests_since.or_else(|| Some(Instant::now())) } else { None };
+            if let Some(since) = rests_since {
+                until = until.into_iter().chain([self.park_at(since)]).min();
+            }
+            if let Some(until) = until.filter(|until| armed.is_none_or(|armed| *until < armed)) {
+                alarm.as_mut().reset(until);
+                armed = Some(until);
             }
             tokio::select! {
                 biased;
-                _ = self.inbox.recv_many(&mut letters, INBOX) => {
-                    for letter in letters.drain(..) {
-                        if self.take(letter) {
-                            self.flush().await?;
-                            return Ok(self.suspended());
-                        }
+                () = self.shared.inbox.arrived() => {
+                    if self.take_all(&mut letters) {
+                        self.flush().await?;
+                        return Ok(Turn::Over(self.suspended()));
                     }
                 }
-                () = linger.as_mut(), if armed => {
-                    armed = false;
-                    self.urgent = !self.batch.is_empty();
+                () = alarm.as_mut(), if armed.is_some() => {
+                    armed = None;
+                    let now = Instant::now();
+                    if linger_until.take_if(|linger| *linger <= now).is_some() {
+                        self.urgent = !self.batch.is_empty();
+                    }
+                    self.end_due(now);
+                    self.end_times(now);
+                    if rests_since.is_some_and(|since| self.park_at(since) <= now) && self.rests() {
+                        return Ok(Turn::Rests);
+                    }
                 }
             }
         }
@@ -233,6 +322,12 @@ impl Driver {
     fn push(&mut self, event: Event, urgent: bool) {
         self.batch.push((event, None));
         self.urgent |= urgent;
+    }
+
+    /// Takes all messages in that wait; says whether to stop. Those behind the one that says so are dropped.
+    fn take_all(&mut self, letters: &mut Vec<ToDriver>) -> bool {
+        self.shared.inbox.take(letters);
+        letters.drain(..).any(|letter| self.take(letter))
     }
 
     /// Takes one message in; says whether to stop.
@@ -268,7 +363,8 @@ impl Driver {
                 }
             }
             ToDriver::Ask { path, question, reply } => {
-                if let Some(question) = self.outside.ask(&path, question, reply) {
+                let mut woken = Vec::new();
+                if let Some(question) = self.outside.ask(&path, question, Reply::Agent(reply), &mut woken) {
                     self.push(Event::QuestionAsked { path, question }, false);
                 }
             }
@@ -280,7 +376,9 @@ impl Driver {
                 // Whoever asked may have gone; the answer is the same.
                 other => drop(taken.send(other)),
             },
-            ToDriver::AwaitSignal { name, reply } => self.outside.await_signal(name, reply),
+            ToDriver::AwaitSignal { name, reply } => {
+                self.outside.await_signal(name, Reply::Agent(reply), &mut Vec::new());
+            }
             ToDriver::Signal { name, payload, taken } => {
                 self.push(Event::SignalReceived { name: name.clone(), payload: payload.clone() }, true);
                 self.told.push(Told::Signalled(name, payload, taken));
@@ -349,30 +447,31 @@ impl Driver {
             .collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
         let shared = self.shared.clone();
-        let appended =
-            shared.ports.journal.append(&shared.id, self.epoch, self.seq, Arc::clone(&records)).await;
+        let journal = &shared.ports.journal;
+        let appended = match self.epoch {
+            0 => journal.begin(&shared.id, records.clone()).await.map(|epoch| self.epoch = epoch),
+            epoch => journal.append(&shared.id, epoch, self.seq, records.clone()).await,
+        };
         for ack in self.acks.drain(..) {
             // A step that was dropped meanwhile does not wait for its answer.
             let _ = ack.send(appended.clone());
         }
+        let mut woken = Vec::new();
         for told in self.told.drain(..) {
-            self.outside.pass_on(told, &appended);
+            self.outside.pass_on(told, &appended, &mut woken);
         }
         appended?;
         self.seq = last;
         for (record, step) in records.iter().zip(about) {
             self.remember(&record.event);
+            shared.ledger().apply(record);
             match step {
                 Some(_) => self.machine.on_event_of(&record.event, step, &mut self.commands),
                 None => self.machine.on_event(&record.event, &mut self.commands),
             }
         }
-        // Waking costs; who subscribes from now on reads the journal first.
-        let watched = self.shared.head.receiver_count() > 0;
-        self.shared.head.send_if_modified(|head| {
-            *head = last;
-            watched
-        });
+        self.wake(woken);
+        self.shared.news.notify_waiters();
         Ok(())
     }
 
@@ -390,7 +489,7 @@ impl Driver {
                     }
                 }
             }
-            Event::BudgetToppedUp { more } => self.shared.ledger().top_up(more),
+            Event::Migrated { .. } => self.migrated = true,
             _ => {}
         }
     }
@@ -413,7 +512,7 @@ impl Driver {
 
     fn carry_out(&mut self) {
         let mut commands = std::mem::take(&mut self.commands);
-        let alone = commands.len() == 1 && self.working == 0;
+        let alone = commands.len() == 1 && self.working == 0 && self.waits.is_empty();
         for command in commands.drain(..) {
             match command {
                 // Whoever takes the run up again asks for them anew.
@@ -426,15 +525,22 @@ impl Driver {
                     }
                 }
                 Command::Settle { step, attempt, result } => self.settle(step, attempt, result),
-                Command::Timer { step, attempt, delay_ms } => {
+                Command::Timer { step, attempt, mut delay_ms } => {
                     let shared = self.shared.clone();
+                    let due_ms = self.machine.path(step).and_then(|path| self.retries_due.remove(path));
+                    if let Some(due_ms) = due_ms {
+                        // What has passed of the wait counts.
+                        delay_ms = delay_ms.min(due_ms.saturating_sub(shared.ports.clock.now_ms()));
+                    }
                     let task = tokio::spawn(async move {
                         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
                         shared.send(ToDriver::RetryDue { step, attempt }).await;
                     });
                     self.set_live(step, Live { attempt: BACKOFF, task: task.abort_handle(), cancel: None });
                 }
-                Command::Abort { step, reason } => self.abort(step, reason),
+                Command::Abort { step, reason } => {
+                    self.abort(step, Error::new(ErrorKind::Cancelled { reason: reason.to_string() }));
+                }
                 Command::Finish { status, output, error } => {
                     self.end =
                         Some(RunEnd::Finished { status, output: output.clone(), error: error.clone() });
@@ -504,14 +610,17 @@ impl Driver {
         let place = self.place(at, step);
         let path = place.path.clone();
         let mut log = self.logs.take(&path, attempt);
-        if attempt > 1 {
-            log.keep(self.kept.before(&path, attempt));
-        }
+        log.keep(self.kept.of_step(&path));
+        let now_ms = self.shared.ports.clock.now_ms();
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.open_budget(&path, false);
+            let in_time = self.shared.ledger().check_time(&path, now_ms);
+            if let Err(error) = in_time {
+                return self.settle(at, attempt, Err(error));
+            }
             if matches!(step.body, Body::Agent { .. }) {
                 let mut ledger = self.shared.ledger();
-                let begun = ledger.reserve(&path, ONE_AGENT, self.shared.ports.clock.now_ms());
+                let begun = ledger.reserve(&path, ONE_AGENT, now_ms);
                 if let Err(error) = begun {
                     drop(ledger);
                     // It never started, so a replay does not count it either.
@@ -553,10 +662,11 @@ impl Driver {
                     };
                     FunctionInput::From(Box::new((feed.clone(), self.machine.inputs_of(at), cx)))
                 };
-                let after = (!place.successors.is_empty()).then(|| Box::new((place, log)));
+                let after = (!place.successors.is_empty()).then(|| Box::new((place.clone(), log)));
                 let call = call.clone();
                 if alone && after.is_none() {
-                    let mut work = AssertUnwindSafe(begin_function(&*call, condition, input)).catch_unwind();
+                    let work = begin_function(&*call, condition, input, &place);
+                    let mut work = AssertUnwindSafe(work).catch_unwind();
                     let mut cx = Context::from_waker(Waker::noop());
                     if let Poll::Ready(result) = work.poll_unpin(&mut cx) {
                         let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
@@ -568,7 +678,8 @@ impl Driver {
                     })
                 } else {
                     tokio::spawn(async move {
-                        let work = AssertUnwindSafe(begin_function(&*call, condition, input)).catch_unwind();
+                        let work = begin_function(&*call, condition, input, &place);
+                        let work = AssertUnwindSafe(work).catch_unwind();
                         let result = work.await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                         if let (Ok(_), Some(after)) = (&result, after) {
                             let (place, log) = *after;
@@ -579,20 +690,11 @@ impl Driver {
                 }
             }
             Body::Wait { feed } => {
-                let (cx, feed, outputs) =
-                    (self.handoff_context(at), feed.clone(), self.machine.inputs_of(at));
-                let kind = self.machine.data(at).map(|data| data.kind.clone());
-                let spec = Arc::new(AgentSpec::new(&*path, &*path));
-                let mut context = AgentContext::new(shared.clone(), spec, place, attempt, log, None);
-                tokio::spawn(async move {
-                    let work = AssertUnwindSafe(async {
-                        condition?;
-                        wait_for(kind, feed.apply(&outputs, &cx)?, &mut context).await
-                    });
-                    let result =
-                        work.catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
-                    shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
-                })
+                let cx = self.handoff_context(at);
+                let outputs = self.machine.inputs_of(at);
+                let input = std::panic::catch_unwind(AssertUnwindSafe(|| feed.apply(&outputs, &cx)))
+                    .unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                return self.begin_wait(at, attempt, &log, condition.and(input));
             }
             Body::Agent { agent, feed } => {
                 let (cx, outputs) = (self.handoff_context(at), self.machine.inputs_of(at));
@@ -628,17 +730,21 @@ impl Driver {
         self.set_live(at, Live { attempt, task: task.abort_handle(), cancel });
     }
 
-    fn abort(&mut self, step: usize, reason: Arc<str>) {
+    /// Stops what works for a step, which fails with `error`.
+    fn abort(&mut self, step: usize, error: Error) {
+        if self.abort_wait(step, &error) {
+            return;
+        }
         let Some(live) = self.live.get_mut(step).and_then(Option::as_mut) else { return };
         if let Some(cancel) = live.cancel.take() {
             // An agent is told, so that it can clean up; it ends by itself, if it has not yet.
-            let _ = cancel.send(reason);
+            let _ = cancel.send(error);
             return;
         }
         let attempt = live.attempt;
         live.task.abort();
         self.end_live(step);
-        self.settle(step, attempt, Err(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })));
+        self.settle(step, attempt, Err(error));
     }
 
     /// All that the steps before `at` have delivered so far.
@@ -707,6 +813,14 @@ impl Driver {
             agent: step.and_then(|(is_agent, spec)| is_agent.then_some(spec)),
             message: self.messages.get(&(path.clone(), to)).cloned(),
             path,
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        for live in self.live.iter().flatten() {
+            live.task.abort();
         }
     }
 }

@@ -459,6 +459,15 @@ impl Error {
         self.class() == ErrorClass::Transient
     }
 
+    /// Whether it leaves open what the call that it ended did outside, and what it cost. A refusal does not: nothing
+    /// was done.
+    pub(crate) fn leaves_doubt(&self) -> bool {
+        let filtered = ModelFault::ContentFiltered;
+        matches!(&self.0.kind, ErrorKind::Cancelled { .. })
+            || matches!(&self.0.kind, ErrorKind::Model { fault, .. } if *fault == filtered)
+            || self.class() == ErrorClass::System
+    }
+
     /// Whether another writer holds the run now, so that this one must stop.
     pub fn is_fenced(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Fenced { .. } | ErrorKind::Conflict { .. })

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::budget::Budget;
+use crate::budget::{Budget, Used};
 use crate::error::Error;
 use crate::graph::GraphData;
 use crate::handoff::Returned;
@@ -127,6 +127,14 @@ pub enum Event {
         digest: String,
         /// What may be done when its outcome is unknown.
         class: EffectClass,
+        /// What it may have used if no outcome is ever recorded, with all that was done of it before; `None`
+        /// for one call of a model or a tool, and for nothing of what is no call.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reserved: Option<Box<Used>>,
+        /// The effect of an earlier attempt that this one goes on with, under that one's key, since it is not
+        /// known whether that took place.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        follows: Option<EffectPlace>,
     },
     /// It is known how the effect ended.
     EffectDone {
@@ -311,6 +319,36 @@ impl Event {
         path_of!(self)
     }
 
+    /// The value of a workflow's that the event carries, if it carries one.
+    pub(crate) fn payload(&self) -> Option<&Payload> {
+        match self {
+            Event::RunStarted { input: payload, .. }
+            | Event::ScopeOpened { input: payload, .. }
+            | Event::EffectDone { outcome: Outcome::Ok(payload), .. }
+            | Event::StepSucceeded { output: payload, .. }
+            | Event::QuestionAnswered { answer: payload, .. }
+            | Event::SignalReceived { payload, .. } => Some(payload),
+            Event::QuestionAsked { question, .. } => Some(&question.question),
+            Event::RunFinished { output, .. } => output.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Puts another value into the place of [`payload`](Self::payload).
+    pub(crate) fn set_payload(&mut self, new: Payload) {
+        match self {
+            Event::RunStarted { input: payload, .. }
+            | Event::ScopeOpened { input: payload, .. }
+            | Event::EffectDone { outcome: Outcome::Ok(payload), .. }
+            | Event::StepSucceeded { output: payload, .. }
+            | Event::QuestionAnswered { answer: payload, .. }
+            | Event::SignalReceived { payload, .. } => *payload = new,
+            Event::QuestionAsked { question, .. } => Arc::make_mut(question).question = new,
+            Event::RunFinished { output, .. } => *output = Some(new),
+            _ => {}
+        }
+    }
+
     /// Calls the step that the event is about, and the ones that work is handed to, as they are called now.
     pub(crate) fn rename(&mut self, renamed: &Renamed) {
         let call = |path: &mut Arc<str>| {
@@ -419,6 +457,23 @@ pub struct Question {
     pub deadline_ms: Option<u64>,
 }
 
+impl Question {
+    /// The id of the question that is effect `index` of an attempt; `digest` is that of what is asked.
+    pub(crate) fn id_of(path: &str, attempt: u32, index: u32, digest: &str) -> Arc<str> {
+        let digest = digest.get(..16).unwrap_or(digest);
+        format!("{path}#{attempt}:{index}@{digest}").into()
+    }
+}
+
+/// Where an effect stands in its step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EffectPlace {
+    /// The attempt.
+    pub attempt: u32,
+    /// The effect's index in the attempt, from 0.
+    pub index: u32,
+}
+
 /// What an effect is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -469,6 +524,10 @@ pub struct Spent {
     /// Tries that were made.
     #[serde(default)]
     pub tries: u32,
+    /// What is held against the budgets, where that is not what the rest says: the calls made within the call,
+    /// and the worst case of what was cut off, of which nobody knows what it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled: Option<Box<Used>>,
 }
 
 impl Spent {

@@ -137,7 +137,7 @@ impl<I: Data> Flow<I> {
         F: Feeds<Q>,
     {
         let answer = schemars::schema_for!(A).to_value();
-        let kind = StepKind::Ask { answer, deadline_ms: None, default: serde_json::Value::Null };
+        let kind = StepKind::Ask { answer, deadline_ms: None, default: None };
         self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
     }
 
@@ -149,8 +149,8 @@ impl<I: Data> Flow<I> {
         F: Feeds<Q>,
     {
         let answer = schemars::schema_for!(A).to_value();
-        // What can't be JSON becomes `null`, of which building says that a default is needed.
-        let default = serde_json::to_value(default).unwrap_or_default();
+        // Of what can't be JSON, building says that a default is needed.
+        let default = serde_json::to_value(default).ok();
         let kind = StepKind::Ask { answer, deadline_ms: Some(deadline_ms), default };
         self.add(name.into(), kind, &feed, Body::Wait { feed: F::feed() })
     }

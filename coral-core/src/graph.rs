@@ -14,6 +14,7 @@ use crate::condition::Condition;
 use crate::error::{Error, ErrorKind, nearest};
 use crate::handoff::OnGap;
 use crate::hash::digest;
+use crate::schema::Schema;
 
 /// A graph as data: what a file describes and a journal keeps.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -119,9 +120,9 @@ pub enum StepKind {
         /// Milliseconds after which the default is taken.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         deadline_ms: Option<u64>,
-        /// The answer if none came in time.
-        #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
-        default: serde_json::Value,
+        /// The answer if none came in time, which may be `null`.
+        #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+        default: Option<serde_json::Value>,
     },
     /// A wait, in milliseconds, that survives restarts; gives its input.
     Timer(u64),
@@ -329,6 +330,11 @@ impl RetryPolicy {
     }
 }
 
+/// What is there, `null` too.
+fn present<'de, D: serde::Deserializer<'de>>(value: D) -> Result<Option<serde_json::Value>, D::Error> {
+    serde_json::Value::deserialize(value).map(Some)
+}
+
 /// Something that is wrong with a graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GraphProblem {
@@ -351,7 +357,42 @@ impl GraphData {
     /// All that is wrong with the graph by itself: names, edges, cycles, conditions, joins, steps
     /// that nothing uses. Empty if it can run.
     pub fn problems(&self) -> Vec<GraphProblem> {
-        Checked::of(self).1
+        let mut problems = Checked::of(self).1;
+        problems.extend(self.said_in_vain());
+        problems
+    }
+
+    /// What the graph says and what would not hold. A journal of an earlier release may have a graph that says so,
+    /// and is read nevertheless.
+    pub(crate) fn said_in_vain(&self) -> Vec<GraphProblem> {
+        let mut problems = Vec::new();
+        for step in &self.steps {
+            let mut problem =
+                |message: String| problems.push(GraphProblem { step: Some(step.name.clone()), message });
+            let instead = match &step.kind {
+                StepKind::Agent(_) | StepKind::Function(_) => None,
+                StepKind::Ask { .. } => Some("give a question a deadline and a default"),
+                StepKind::Timer(_) => Some("a timer takes as long as it says"),
+                StepKind::Signal(_) => Some("limit a wait for a signal by the `wall_ms` of its budget"),
+                _ => Some("limit those inside, or all together by the `wall_ms` of a budget"),
+            };
+            if let (Some(instead), Some(_)) = (instead, step.timeout_ms) {
+                problem(format!("`timeout_ms` holds for an agent or a function alone; {instead}"));
+            }
+            if let StepKind::Route { agents, .. } = &step.kind {
+                for (at, id) in agents.iter().enumerate() {
+                    if agents.iter().skip(at + 1).any(|other| other == id) {
+                        problem(format!("agent `{id}` is in its route twice, and only the first would work"));
+                    }
+                }
+            }
+            for body in step.kind.bodies() {
+                for inside in body.said_in_vain() {
+                    problem(format!("inside: {inside}"));
+                }
+            }
+        }
+        problems
     }
 
     /// The SHA-256 of the graph in canonical JSON: what runs are pinned to.
@@ -368,8 +409,12 @@ impl GraphData {
         let mut out = String::from("flowchart TD\n");
         for (i, step) in self.steps.iter().enumerate() {
             let runs = step.kind.label().replace('"', "'");
-            let label =
+            let mut label =
                 if *runs == *step.name { step.name.to_string() } else { format!("{}<br/>{runs}", step.name) };
+            // A condition stands on the edges; a step that takes nothing has none.
+            if let Some(when) = step.when.as_ref().filter(|_| step.inputs.is_empty()) {
+                label.push_str(&format!("<br/>if {}", when.replace('"', "'")));
+            }
             out.push_str(&format!("    s{i}[\"{label}\"]"));
             if let Some(class) = class_of(&step.name) {
                 out.push_str(&format!(":::{class}"));
@@ -507,9 +552,20 @@ impl Checked {
             if bound == 0 {
                 problem(Some(&step.name), "its bound is 0, so it could never run".to_owned());
             }
-            if matches!(&step.kind, StepKind::Ask { deadline_ms: Some(_), default, .. } if default.is_null())
-            {
-                problem(Some(&step.name), "a question with a deadline needs a default answer".to_owned());
+            if let StepKind::Ask { answer, deadline_ms: Some(_), default } = &step.kind {
+                match default {
+                    None => {
+                        let message = "a question with a deadline needs a default answer";
+                        problem(Some(&step.name), message.to_owned());
+                    }
+                    Some(default) => {
+                        // A schema of keywords that are not known here is left to the step's own type.
+                        let schema = Schema::new(answer.clone()).ok();
+                        for wrong in schema.into_iter().flat_map(|schema| schema.problems(default)) {
+                            problem(Some(&step.name), format!("the default answer does not fit: {wrong}"));
+                        }
+                    }
+                }
             }
             if matches!(&step.kind, StepKind::Route { agents, .. } if agents.is_empty()) {
                 problem(Some(&step.name), "a route needs agents".to_owned());

@@ -36,6 +36,20 @@ pub trait Journal: Send + Sync {
     async fn append(&self, run: &str, epoch: u64, expected: Seq, records: Arc<[Record]>)
     -> Result<(), Error>;
 
+    /// Begins a run with its first records, and returns its first epoch. A run that has begun already is left
+    /// alone, with whoever has it: that is a [`Conflict`](ErrorKind::Conflict), see [`check_begin`].
+    ///
+    /// What is given takes the run over and appends. A backend that can do both in one write spares
+    /// each run a write.
+    async fn begin(&self, run: &str, records: Arc<[Record]>) -> Result<u64, Error> {
+        if let Some(head) = self.head(run).await? {
+            check_begin(&head)?;
+        }
+        let epoch = self.acquire(run).await?;
+        self.append(run, epoch, 0, records).await?;
+        Ok(epoch)
+    }
+
     /// At most `limit` records from seq `from` on; none if the run has no more, or does not exist.
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error>;
 
@@ -60,6 +74,10 @@ impl<J: Journal + ?Sized> Journal for Arc<J> {
         records: Arc<[Record]>,
     ) -> Result<(), Error> {
         (**self).append(run, epoch, expected, records).await
+    }
+
+    async fn begin(&self, run: &str, records: Arc<[Record]>) -> Result<u64, Error> {
+        (**self).begin(run, records).await
     }
 
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
@@ -92,6 +110,15 @@ pub struct RunHead {
     pub started_at_ms: u64,
     /// When its last record was made, in milliseconds since the Unix epoch.
     pub updated_at_ms: u64,
+    /// Another number once what was recorded became something else: a person was taken out, a project
+    /// erased, the run removed and begun anew. What was folded under one number says nothing under
+    /// another. A backend whose records never change says 0.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub revision: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl RunHead {
@@ -144,6 +171,18 @@ impl RunFilter {
     }
 }
 
+/// Checks that no run has begun under this id yet.
+///
+/// # Errors
+/// [`Conflict`](ErrorKind::Conflict).
+pub fn check_begin(head: &RunHead) -> Result<(), Error> {
+    if head.last_seq == 0 {
+        return Ok(());
+    }
+    let conflict = ErrorKind::Conflict { run: head.run.clone(), expected: 0, found: head.last_seq };
+    Err(Error::new(conflict).with_help("there is a run of this id: resume it, or start under another id"))
+}
+
 /// Checks of one append that are alike for every backend: `head` is the run's state before it,
 /// `current` the run's epoch.
 ///
@@ -185,7 +224,10 @@ pub fn check_append(
 
 /// A [`Journal`] in memory: for tests, and for runs that need not outlive the process.
 #[derive(Debug, Default)]
-pub struct MemoryJournal(Mutex<BTreeMap<Box<str>, RunLog>>);
+pub struct MemoryJournal(Mutex<Logs>);
+
+/// Boxed, since the nodes of the map are half empty.
+type Logs = BTreeMap<Box<str>, Box<RunLog>>;
 
 #[derive(Debug, Default)]
 struct RunLog {
@@ -195,13 +237,24 @@ struct RunLog {
     batches: Vec<Arc<[Record]>>,
 }
 
+impl RunLog {
+    fn push(&mut self, records: Arc<[Record]>) {
+        for record in records.iter() {
+            self.head.apply(record);
+        }
+        if !records.is_empty() {
+            self.batches.push(records);
+        }
+    }
+}
+
 impl MemoryJournal {
     /// An empty journal.
     pub fn new() -> Self {
         MemoryJournal::default()
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<Box<str>, RunLog>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Logs) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -212,9 +265,25 @@ impl Journal for MemoryJournal {
         self.with(|runs| {
             let log = runs
                 .entry(run.into())
-                .or_insert_with(|| RunLog { head: RunHead::new(run), ..Default::default() });
+                .or_insert_with(|| Box::new(RunLog { head: RunHead::new(run), ..Default::default() }));
             log.epoch += 1;
             Ok(log.epoch)
+        })
+    }
+
+    async fn begin(&self, run: &str, records: Arc<[Record]>) -> Result<u64, Error> {
+        self.with(|runs| {
+            let mut log = RunLog { head: RunHead::new(run), ..Default::default() };
+            if let Some(known) = runs.get(run) {
+                check_begin(&known.head)?;
+                log.epoch = known.epoch;
+            }
+            log.epoch += 1;
+            check_append(&log.head, log.epoch, log.epoch, 0, &records)?;
+            let epoch = log.epoch;
+            log.push(records);
+            runs.insert(run.into(), Box::new(log));
+            Ok(epoch)
         })
     }
 
@@ -230,12 +299,7 @@ impl Journal for MemoryJournal {
                 return Err(Error::new(ErrorKind::Fenced { run: run.to_owned(), held: epoch, found: 0 }));
             };
             check_append(&log.head, log.epoch, epoch, expected, &records)?;
-            for record in records.iter() {
-                log.head.apply(record);
-            }
-            if !records.is_empty() {
-                log.batches.push(records);
-            }
+            log.push(records);
             Ok(())
         })
     }

@@ -74,6 +74,7 @@ mod machine;
 mod migration;
 mod model;
 mod money;
+mod offload;
 mod outside;
 mod payload;
 mod program;
@@ -99,8 +100,8 @@ pub use crate::condition::Condition;
 pub use crate::context::AgentContext;
 pub use crate::error::{AgentError, Error, ErrorClass, ErrorKind, ModelFault, ToolFault, nearest};
 pub use crate::event::{
-    EVENT_FORMAT, EffectKind, Event, ForkPoint, Outcome, Pins, Question, Record, Renamed, RunStatus, Seq,
-    SkipReason, Spent, Stage,
+    EVENT_FORMAT, EffectKind, EffectPlace, Event, ForkPoint, Outcome, Pins, Question, Record, Renamed,
+    RunStatus, Seq, SkipReason, Spent, Stage,
 };
 pub use crate::flow::{All, Feeds, FirstOk, Flow, Handle, MaybeHandle, Quorum, RouteTeam, Settle, Workflow};
 pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy, StepData, StepKind};
@@ -108,7 +109,7 @@ pub use crate::handoff::{
     Contribution, Finding, Handoff, HandoffContext, HandoffSource, Hop, OnGap, Returned,
 };
 pub use crate::hash::{digest, sha256_hex};
-pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append};
+pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append, check_begin};
 pub use crate::machine::{Command, Machine, StepState};
 pub use crate::migration::Migration;
 pub use crate::model::{
@@ -116,6 +117,7 @@ pub use crate::model::{
     Price, Role, StopReason, ToolChoice, Usage,
 };
 pub use crate::money::Usd;
+pub use crate::offload::OffloadingJournal;
 pub use crate::payload::{Data, Payload};
 pub use crate::program::{IntoProgram, Program, Team};
 pub use crate::prompt::{
@@ -124,7 +126,7 @@ pub use crate::prompt::{
     PromptService, PromptServiceBuilder, PromptSeverity, PromptStage, PromptStore, PromptText, PromptUse,
     PromptVersion, RenderedPrompt, Section, SectionPart, Templates, TokenCounter, UpperEstimate, lint_prompt,
 };
-pub use crate::prompt_agent::PromptAgent;
+pub use crate::prompt_agent::{OPERATIONS, PromptAgent};
 pub use crate::run::{EventStream, Run};
 pub use crate::runner::{ResumeOptions, Runner, RunnerBuilder, StartOptions};
 pub use crate::schema::Schema;

@@ -130,6 +130,8 @@ struct Slot {
     state: StepState,
     /// Attempts begun.
     attempts: u32,
+    /// Whether the last of them was started, and not refused before.
+    started: bool,
     /// Steps before it that are not over.
     unsettled: usize,
     /// The steps whose outputs it takes, by number in the graph, where its join did not wait for all.
@@ -284,6 +286,9 @@ impl Machine {
             }
             Event::Migrated { restarted, .. } => {
                 for step in restarted.iter().filter_map(|path| self.step(path)).collect::<Vec<_>>() {
+                    if let Some(slot) = self.slots.get_mut(step) {
+                        slot.started = false;
+                    }
                     if matches!(self.state(step), Some(StepState::Running { .. } | StepState::Backoff { .. }))
                     {
                         let attempt = self.slots.get(step).map_or(1, |slot| slot.attempts + 1);
@@ -294,6 +299,7 @@ impl Machine {
             Event::StepStarted { attempt, .. } => {
                 if let Some(slot) = self.slot(step) {
                     slot.attempts = *attempt;
+                    slot.started = true;
                     slot.state = StepState::Running { attempt: *attempt };
                 }
             }
@@ -528,20 +534,35 @@ impl Machine {
 
     /// Stops the steps that `step` went on without, where nothing else waits for them.
     fn release_losers(&mut self, step: usize, commands: &mut Vec<Command>) {
+        let name = self.data(step).map(|data| data.name.clone()).unwrap_or_default();
+        self.release_inputs(step, &name, commands);
+    }
+
+    /// Stops the steps before `step` that work for nobody, and in turn those before them.
+    fn release_inputs(&mut self, step: usize, name: &Arc<str>, commands: &mut Vec<Command>) {
         let Some((scope, wires)) = self.surroundings(step) else { return };
-        let (first, name) = (scope.first, self.data(step).map(|data| data.name.clone()).unwrap_or_default());
-        let losers: Vec<usize> = wires
+        let first = scope.first;
+        let is_output = |from: usize| {
+            let data = scope.graph.steps().get(from);
+            data.is_some_and(|data| scope.graph.data().output.as_ref() == Some(&data.name))
+        };
+        let needless: Vec<usize> = wires
             .before
             .iter()
             .map(|(from, _)| *from)
             .filter(|from| {
                 let takers =
                     scope.graph.wiring(*from).map(|wires| wires.behind.as_slice()).unwrap_or_default();
-                takers.iter().all(|taker| !matches!(self.state(first + taker), Some(StepState::Waiting)))
+                let is_open = self.state(first + from).is_some_and(|state| !state.is_settled());
+                let is_awaited =
+                    takers.iter().any(|taker| matches!(self.state(first + taker), Some(StepState::Waiting)));
+                is_open && !is_awaited && !is_output(*from)
             })
+            .map(|from| first + from)
             .collect();
-        for loser in losers {
-            self.stop(first + loser, &name, commands);
+        for step in needless {
+            self.stop(step, name, commands);
+            self.release_inputs(step, name, commands);
         }
     }
 
@@ -570,6 +591,7 @@ impl Machine {
 
     fn ready(&mut self, step: usize, attempt: u32, commands: &mut Vec<Command>) {
         if let Some(slot) = self.slots.get_mut(step) {
+            slot.started = false;
             slot.state = StepState::Ready { attempt };
             commands.push(Command::Run { step, attempt });
         }
@@ -612,7 +634,7 @@ impl Machine {
         commands.push(match (&self.cancel, self.result_of(0)) {
             (Some(reason), _) => Command::Finish {
                 status: RunStatus::Cancelled,
-                output: None,
+                output: Some(self.partial()),
                 error: Some(Error::new(ErrorKind::Cancelled { reason: reason.to_string() })),
             },
             (None, Ok(output)) => {

@@ -176,7 +176,7 @@ impl Lineage {
     }
 
     /// What is to be recorded when the run goes on by `migration`, whose journal is folded into `machine`.
-    /// `at_work` are the steps that have begun and not ended, as they were called.
+    /// `at_work` are the steps that have begun and not ended, as they are called now.
     pub(crate) fn migrate(
         &self,
         migration: &Migration,
@@ -185,22 +185,28 @@ impl Lineage {
         at_work: &[Arc<str>],
     ) -> Result<Event, Error> {
         let mut problems = Vec::new();
+        let mut restarted = migration.restarted.clone();
         for path in at_work {
-            let now = renamed_path(path, &migration.renamed);
-            let name = now.as_ref().unwrap_or(path);
-            let step = machine.step(name);
-            if migration.restarted.contains(name) {
+            let step = machine.step(path);
+            if migration.restarted.contains(path) {
                 if step.is_some_and(|step| machine.is_open(step)) {
                     problems
-                        .push(format!("`{name}` holds steps at work and can't be restarted; restart those"));
+                        .push(format!("`{path}` holds steps at work and can't be restarted; restart those"));
                 }
                 continue;
             }
+            let root = path.split('/').next();
+            let is_renamed = migration.renamed.values().any(|new| Some(&**new) == root);
             let agent = step.and_then(|step| machine.data(step)?.kind.agent().cloned());
             let differs = agent.is_some_and(|id| self.pins.agents.get(&*id) != program.pins.agents.get(&*id));
             match step.and_then(|step| machine.state(step)) {
+                // A budget stopped it: under another definition it begins anew.
+                Some(StepState::Failed(_)) if differs || is_renamed => {
+                    restarted.insert(path.clone());
+                }
                 None => problems.push(format!("`{path}` is at work and is gone")),
-                _ if now.is_some() => problems.push(format!("`{path}` is at work and has another name")),
+                // The keys of its effects and the ids of its questions hold the name.
+                _ if is_renamed => problems.push(format!("`{path}` is at work and had another name")),
                 Some(StepState::Running { .. }) if differs => {
                     problems.push(format!("`{path}` is at work and its agent has another definition"));
                 }
@@ -220,7 +226,7 @@ impl Lineage {
             graph: program.graph.data().clone(),
             pins: program.pins.clone(),
             renamed: Arc::new(migration.renamed.clone()),
-            restarted: migration.restarted.iter().cloned().collect(),
+            restarted: restarted.into_iter().collect(),
             reason: migration.reason.clone(),
         })
     }

@@ -1,5 +1,6 @@
 //! The port to language models: one request type, one response type, one method.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -48,6 +49,14 @@ pub trait ChatModel: Send + Sync {
         self.info()
     }
 
+    /// What answers may be kept under, beside the request: models of one identity answer alike under the terms of `cx`.
+    /// The name, unless settings shape the answers too, or the terms decide which model answers. A model around a model
+    /// passes on what that says.
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        let _ = cx;
+        Cow::Borrowed(self.name())
+    }
+
     /// Answers one request.
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error>;
 }
@@ -64,6 +73,10 @@ impl<M: ChatModel + ?Sized> ChatModel for Arc<M> {
 
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         (**self).info_for(request, cx)
+    }
+
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        (**self).identity(cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
@@ -231,6 +244,9 @@ pub enum Effort {
     Medium,
     /// Much.
     High,
+    /// More than much.
+    #[serde(rename = "xhigh")]
+    ExtraHigh,
     /// All that the model can.
     Max,
 }

@@ -16,7 +16,7 @@ pub(crate) struct Outside {
     open: BTreeMap<Arc<str>, Open>,
     answers: HashMap<Arc<str>, Payload>,
     signals: HashMap<Arc<str>, VecDeque<Payload>>,
-    waiting: HashMap<Arc<str>, VecDeque<oneshot::Sender<Payload>>>,
+    waiting: HashMap<Arc<str>, VecDeque<Reply>>,
     /// Steps that a replay has seen waiting for a signal, and which one.
     awaited: HashMap<(Arc<str>, u32, u32), Arc<str>>,
 }
@@ -24,7 +24,32 @@ pub(crate) struct Outside {
 struct Open {
     path: Arc<str>,
     question: Arc<Question>,
-    reply: Option<oneshot::Sender<Payload>>,
+    reply: Option<Reply>,
+}
+
+/// Who waits for what comes from outside.
+pub(crate) enum Reply {
+    /// An agent, in its task.
+    Agent(oneshot::Sender<Payload>),
+    /// A step that does nothing but wait, by number.
+    Step(usize),
+}
+
+/// What came for a step that does nothing but wait.
+pub(crate) type Woken = (usize, Payload);
+
+impl Reply {
+    /// Hands `payload` over: to the agent, or to the driver for its step. Gives it back if the agent was
+    /// dropped meanwhile.
+    fn give(self, payload: Payload, woken: &mut Vec<Woken>) -> Result<(), Payload> {
+        match self {
+            Reply::Agent(agent) => agent.send(payload),
+            Reply::Step(step) => {
+                woken.push((step, payload));
+                Ok(())
+            }
+        }
+    }
 }
 
 /// What came from outside and is being made durable.
@@ -83,11 +108,12 @@ impl Outside {
         &mut self,
         path: &Arc<str>,
         question: Arc<Question>,
-        reply: oneshot::Sender<Payload>,
+        reply: Reply,
+        woken: &mut Vec<Woken>,
     ) -> Option<Arc<Question>> {
         if let Some(answer) = self.answers.get(&question.id) {
             // A step that was dropped meanwhile does not wait for its answer.
-            let _ = reply.send(answer.clone());
+            let _ = reply.give(answer.clone(), woken);
             return None;
         }
         let known = self.open.contains_key(&question.id);
@@ -115,23 +141,33 @@ impl Outside {
         Ok(true)
     }
 
-    pub(crate) fn await_signal(&mut self, name: Arc<str>, reply: oneshot::Sender<Payload>) {
+    pub(crate) fn await_signal(&mut self, name: Arc<str>, reply: Reply, woken: &mut Vec<Woken>) {
         match self.signals.get_mut(&name).and_then(VecDeque::pop_front) {
-            // A step that was dropped meanwhile does not wait for its signal.
-            Some(payload) => drop(reply.send(payload)),
+            Some(payload) => {
+                if let Err(back) = reply.give(payload, woken) {
+                    self.signals.entry(name).or_default().push_front(back);
+                }
+            }
             None => self.waiting.entry(name).or_default().push_back(reply),
         }
     }
 
+    /// Forgets that a step waits for a signal: what comes is for another.
+    pub(crate) fn forget(&mut self, step: usize) {
+        for waiting in self.waiting.values_mut() {
+            waiting.retain(|reply| !matches!(reply, Reply::Step(other) if *other == step));
+        }
+    }
+
     /// Tells those who wait, once it is known whether what came is durable.
-    pub(crate) fn pass_on(&mut self, told: Told, appended: &Result<(), Error>) {
+    pub(crate) fn pass_on(&mut self, told: Told, appended: &Result<(), Error>, woken: &mut Vec<Woken>) {
         match told {
             Told::Answered(id, taken) => {
                 if appended.is_ok()
                     && let Some(reply) = self.open.remove(&id).and_then(|open| open.reply)
                     && let Some(answer) = self.answers.get(&id)
                 {
-                    let _ = reply.send(answer.clone());
+                    let _ = reply.give(answer.clone(), woken);
                 }
                 let _ = taken.send(appended.clone().map(|()| true));
             }
@@ -139,7 +175,7 @@ impl Outside {
                 if appended.is_ok() {
                     let mut payload = Some(payload);
                     while let Some(reply) = self.waiting.get_mut(&name).and_then(VecDeque::pop_front) {
-                        match payload.take().map(|payload| reply.send(payload)) {
+                        match payload.take().map(|payload| reply.give(payload, woken)) {
                             Some(Err(back)) => payload = Some(back),
                             _ => break,
                         }

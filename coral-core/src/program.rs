@@ -214,6 +214,11 @@ impl<I, O> Program<I, O> {
     }
 
     pub(crate) fn assemble(data: GraphData, bodies: Vec<Body>) -> Result<Self, Error> {
+        let vain: Vec<String> = data.said_in_vain().iter().map(ToString::to_string).collect();
+        if !vain.is_empty() {
+            let what = format!("workflow `{}`", data.name);
+            return Err(Error::new(ErrorKind::Problems { what, problems: vain }));
+        }
         let graph = Arc::new(Graph::new(data)?);
         let mut pins = Pins { graph: graph.digest().to_owned(), agents: BTreeMap::new() };
         let steps = assemble_steps(&graph, bodies, &mut pins)?;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -50,7 +50,7 @@ impl<O> Run<O> {
     /// Asks the run to end. Running agents are stopped and clean up; what has not begun is
     /// skipped. A run that is over stays as it is.
     pub async fn cancel(&self, reason: &str) {
-        if self.shared.end.borrow().is_none() {
+        if self.shared.end().is_none() {
             self.shared.send(ToDriver::Cancel(reason.into())).await;
         }
     }
@@ -60,14 +60,16 @@ impl<O> Run<O> {
         self.shared.ledger().used()
     }
 
-    /// What was done until a budget ended the run: the output of each step that succeeded, by its path. Waits
-    /// until the run is over; `None` if it ended otherwise.
+    /// What was done until a budget or a cancellation ended the run: the output of each step that succeeded, by its
+    /// path. Waits until the run is over; `None` if it ended otherwise.
     ///
     /// # Errors
     /// As [`wait`](Self::wait).
     pub async fn partial(&self) -> Result<Option<Value>, Error> {
         self.end(|status, output, _| match output {
-            Some(output) if status == RunStatus::Stopped => output.json().cloned().map(Some),
+            Some(output) if matches!(status, RunStatus::Stopped | RunStatus::Cancelled) => {
+                output.json().cloned().map(Some)
+            }
             _ => Ok(None),
         })
         .await
@@ -76,8 +78,10 @@ impl<O> Run<O> {
     /// The questions that wait for an answer, by id.
     pub async fn questions(&self) -> Vec<Arc<Question>> {
         let (reply, questions) = oneshot::channel();
-        if self.shared.end.borrow().is_none() {
-            self.shared.send(ToDriver::Questions(reply)).await;
+        match self.shared.end() {
+            None => self.shared.send(ToDriver::Questions(reply)).await,
+            // Nobody would answer.
+            Some(_) => drop(reply),
         }
         questions.await.unwrap_or_default()
     }
@@ -88,14 +92,15 @@ impl<O> Run<O> {
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound) if there is no such question;
     /// [`Invalid`](ErrorKind::Invalid) if the answer does not fit its schema;
-    /// [`Suspended`](ErrorKind::Suspended) if the run stands still; those of the journal.
+    /// [`Suspended`](ErrorKind::Suspended) if the run stands still, [`Fenced`](ErrorKind::Fenced) if that is since
+    /// another process took it over; those of the journal.
     pub async fn answer<A: Data>(&self, id: &str, answer: A, by: &str) -> Result<bool, Error> {
-        if self.shared.end.borrow().is_none()
+        if self.shared.end().is_none()
             && let Some(taken) = self.shared.answer(id.into(), Payload::new(answer), by.into()).await
         {
             return taken;
         }
-        match self.shared.end.borrow().as_deref() {
+        match self.shared.end() {
             Some(RunEnd::Finished { .. }) => Ok(false),
             _ => Err(self.stands_still()),
         }
@@ -105,17 +110,27 @@ impl<O> Run<O> {
     /// yet.
     ///
     /// # Errors
-    /// [`Suspended`](ErrorKind::Suspended) if the run stands still; those of the journal.
+    /// [`Suspended`](ErrorKind::Suspended) if the run stands still or is over, [`Fenced`](ErrorKind::Fenced) if
+    /// another process took it over; those of the journal.
     pub async fn signal<T: Data>(&self, name: &str, payload: T) -> Result<(), Error> {
         let (taken, wait) = oneshot::channel();
-        if self.shared.end.borrow().is_none() {
-            let payload = Payload::new(payload);
-            self.shared.send(ToDriver::Signal { name: name.into(), payload, taken }).await;
+        match self.shared.end() {
+            None => {
+                let payload = Payload::new(payload);
+                self.shared.send(ToDriver::Signal { name: name.into(), payload, taken }).await;
+            }
+            // Nobody would answer.
+            Some(_) => drop(taken),
         }
         wait.await.unwrap_or_else(|_| Err(self.stands_still()))
     }
 
     fn stands_still(&self) -> Error {
+        if let Some(RunEnd::Broken(error)) = self.shared.end()
+            && error.is_fenced()
+        {
+            return error.clone();
+        }
         Error::new(ErrorKind::Suspended { run: self.shared.id.to_string() })
             .with_help("resume it, then try again")
     }
@@ -140,15 +155,9 @@ impl<O> Run<O> {
         &self,
         then: impl FnOnce(RunStatus, Option<&Payload>, Option<&Error>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut end = self.shared.end.subscribe();
-        // The sender lives in `self.shared`, so the wait can't fail.
-        let end = end.wait_for(Option::is_some).await.ok().and_then(|end| end.clone());
-        match end.as_deref() {
-            Some(RunEnd::Finished { status, output, error }) => {
-                then(*status, output.as_ref(), error.as_ref())
-            }
-            Some(RunEnd::Broken(error)) => Err(error.clone()),
-            None => Err(Error::new(ErrorKind::Suspended { run: self.shared.id.to_string() })),
+        match self.shared.ended().await {
+            RunEnd::Finished { status, output, error } => then(*status, output.as_ref(), error.as_ref()),
+            RunEnd::Broken(error) => Err(error.clone()),
         }
     }
 }
@@ -193,19 +202,14 @@ impl EventStream {
                 }
                 // Whether it is over is asked before the journal is read, so that no record
                 // made in between is missed.
-                let mut head = cursor.shared.head.subscribe();
-                let mut end = cursor.shared.end.subscribe();
-                let over = end.borrow_and_update().is_some();
-                head.borrow_and_update();
+                let shared = cursor.shared.clone();
+                let mut news = pin!(shared.news.notified());
+                news.as_mut().enable();
+                let over = shared.end().is_some();
                 match cursor.shared.ports.journal.read(&cursor.shared.id, cursor.next, PAGE).await {
                     Ok(page) if !page.is_empty() => cursor.page = page.into_iter(),
                     Ok(_) if over => return None,
-                    Ok(_) => {
-                        tokio::select! {
-                            _ = head.changed() => {}
-                            _ = end.changed() => {}
-                        }
-                    }
+                    Ok(_) => news.await,
                     Err(error) => {
                         cursor.broken = true;
                         return Some((Err(error), cursor));

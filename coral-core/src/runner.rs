@@ -9,15 +9,19 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::budget::Budget;
+use crate::cache::Blobs;
 use crate::clock::{Clock, SystemClock};
 use crate::driver::{Driver, RunEnd, RunShared, ToDriver};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
+#[expect(unused_imports, reason = "named in the documentation")]
+use crate::error::ErrorKind;
 use crate::event::{EVENT_FORMAT, Event, ForkPoint, Record, RunStatus, Seq};
 use crate::graph::RetryPolicy;
 use crate::journal::{Journal, MemoryJournal, PAGE, RunFilter};
 use crate::machine::Machine;
 use crate::migration::Lineage;
 use crate::model::{ChatModel, Delta};
+use crate::offload::OffloadingJournal;
 use crate::payload::Payload;
 use crate::program::{IntoProgram, Program};
 use crate::resources::Resources;
@@ -51,12 +55,20 @@ pub struct Runner {
 #[must_use]
 pub struct RunnerBuilder {
     ports: Ports,
+    blobs: Option<Arc<dyn Blobs>>,
 }
 
 impl RunnerBuilder {
     /// Where runs are recorded. Default: a [`MemoryJournal`], which forgets with the process.
     pub fn journal(mut self, journal: impl Journal + 'static) -> Self {
         self.ports.journal = Arc::new(journal);
+        self
+    }
+
+    /// Where values go that are too large for the journal, which then holds their digests: see
+    /// [`OffloadingJournal`]. Default: nowhere, and the journal holds all.
+    pub fn blobs(mut self, blobs: impl Blobs + 'static) -> Self {
+        self.blobs = Some(Arc::new(blobs));
         self
     }
 
@@ -100,7 +112,10 @@ impl RunnerBuilder {
     }
 
     /// The runner.
-    pub fn build(self) -> Runner {
+    pub fn build(mut self) -> Runner {
+        if let Some(blobs) = self.blobs {
+            self.ports.journal = Arc::new(OffloadingJournal::new(self.ports.journal, blobs));
+        }
         Runner { ports: Arc::new(self.ports), active: Arc::default(), draining: Arc::default() }
     }
 }
@@ -190,6 +205,7 @@ impl Runner {
                 on_delta: None,
                 resources: None,
             },
+            blobs: None,
         }
     }
 
@@ -233,11 +249,11 @@ impl Runner {
         let mut facts = brief.map(|brief| brief.facts.clone()).unwrap_or_default();
         facts.extend(options.facts);
         let graph = program.graph().data().clone();
-        let (id, epoch) = self.claim(options.id, &graph.name).await?;
+        let id = self.id_of(options.id, &graph.name)?;
         let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
-        let (shared, inbox) = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
-        shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms());
-        let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
+        let shared = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
+        shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms(), None);
+        let mut driver = Driver::new(shared.clone(), program.inner.clone(), 0);
         driver
             .begin(Event::RunStarted {
                 format: EVENT_FORMAT,
@@ -253,27 +269,20 @@ impl Runner {
         Ok(self.launch(shared, driver))
     }
 
-    /// The id and epoch of a run that begins.
-    async fn claim(&self, id: Option<String>, workflow: &str) -> Result<(Arc<str>, u64), Error> {
-        let id: Arc<str> = match id {
+    /// The id of a run that begins.
+    fn id_of(&self, id: Option<String>, workflow: &str) -> Result<Arc<str>, Error> {
+        match id {
             Some(id) => {
                 check_id(&id)?;
-                if let Some(head) = self.ports.journal.head(&id).await? {
-                    let conflict = ErrorKind::Conflict { run: head.run, expected: 0, found: head.last_seq };
-                    return Err(Error::new(conflict)
-                        .with_help("there is a run of this id: resume it, or start under another id"));
-                }
-                id.into()
+                Ok(id.into())
             }
             None => {
                 let (now, chance) = (self.ports.clock.now_ms(), self.ports.clock.random() >> 32);
                 let name: String =
                     workflow.chars().take(64).map(|c| if fits_id(c) { c } else { '-' }).collect();
-                format!("{}-{now:x}-{chance:08x}", name.trim_start_matches('.')).into()
+                Ok(format!("{}-{now:x}-{chance:08x}", name.trim_start_matches('.')).into())
             }
-        };
-        let epoch = self.ports.journal.acquire(&id).await?;
-        Ok((id, epoch))
+        }
     }
 
     /// Starts a run that has the first `at` records of another as its own, and goes on from there:
@@ -290,6 +299,7 @@ impl Runner {
         at: Seq,
         id: Option<String>,
     ) -> Result<Run<P::Output>, Error> {
+        self.check_open()?;
         let program = workflow.into_program()?;
         let mut records = self.read(run, Some(at)).await?;
         if records.last().is_none_or(|last| last.seq != at) {
@@ -302,8 +312,8 @@ impl Runner {
         if let Some(Record { event: Event::RunStarted { forked_from, .. }, .. }) = records.first_mut() {
             *forked_from = Some(ForkPoint { run: run.into(), seq: at });
         }
-        let (id, epoch) = self.claim(id, &workflow).await?;
-        self.ports.journal.append(&id, epoch, 0, records.into()).await?;
+        let id = self.id_of(id, &workflow)?;
+        self.ports.journal.begin(&id, records.into()).await?;
         self.resume_inner(&program, &id, ResumeOptions::default(), None).await
     }
 
@@ -380,11 +390,13 @@ impl Runner {
         if journal.head(run).await?.is_none() {
             return Err(self.no_such_run(run).await?);
         }
-        let epoch = journal.acquire(run).await?;
-        let mut page = journal.read(run, 1, PAGE).await?;
+        // Checked before the run is taken over: whoever works on it goes on if this process must not.
+        let first = journal.read(run, 1, 1).await?.pop();
         let Some(Record {
-            event: Event::RunStarted { format, project, pins, facts, budget, .. }, at_ms, ..
-        }) = page.first()
+            event: Event::RunStarted { format, project, pins, facts, budget, forked_from, .. },
+            at_ms,
+            ..
+        }) = &first
         else {
             return Err(not_begun(run));
         };
@@ -399,13 +411,16 @@ impl Runner {
         let mut lineage = match lineage {
             Some(lineage) => lineage,
             None if *pins != program.inner.pins => self.lineage(run).await?,
-            None => Lineage::new(page.first()).ok_or_else(|| not_begun(run))?,
+            None => Lineage::new(first.as_ref()).ok_or_else(|| not_begun(run))?,
         };
         let migration = lineage.check(run, &program.inner, &program.migrations)?;
+        let epoch = journal.acquire(run).await?;
+        let mut page = journal.read(run, 1, PAGE).await?;
         migration.into_iter().for_each(|migration| lineage.then(migration));
-        let (shared, inbox) = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
-        shared.ledger().open((**budget).clone(), *at_ms);
-        let mut driver = Driver::new(shared.clone(), program.inner.clone(), inbox, epoch);
+        let shared = RunShared::new(run.into(), project.clone(), facts.clone(), self.ports.clone());
+        let forked_at = forked_from.as_ref().map(|point| point.seq);
+        shared.ledger().open((**budget).clone(), *at_ms, forked_at);
+        let mut driver = Driver::new(shared.clone(), program.inner.clone(), epoch);
         let mut finished = None;
         while let Some(last) = page.last().map(|record| record.seq) {
             for record in &page {
@@ -422,14 +437,13 @@ impl Runner {
             let full = page.len() == PAGE;
             page = if full { journal.read(run, last + 1, PAGE).await? } else { Vec::new() };
         }
-        shared.head.send_replace(driver.seq);
         match finished {
             Some((status @ (RunStatus::Succeeded | RunStatus::Cancelled), output, error))
                 if driver.machine.status() == status =>
             {
                 // An output that is `null` reads back as none.
                 let output = output.or_else(|| (status == RunStatus::Succeeded).then(Payload::null));
-                shared.end.send_replace(Some(Arc::new(RunEnd::Finished { status, output, error })));
+                shared.finish(RunEnd::Finished { status, output, error });
                 Ok(Run::new(shared))
             }
             _ => {
@@ -495,9 +509,7 @@ impl Runner {
             run.send(letter()).await;
         }
         for run in &active {
-            let mut end = run.end.subscribe();
-            // The sender lives in `run`, so the wait can't fail.
-            let _ = end.wait_for(Option::is_some).await;
+            run.ended().await;
         }
     }
 
@@ -511,18 +523,22 @@ impl Runner {
 
     fn is_active(&self, run: &str) -> bool {
         let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        active.get(run).and_then(Weak::upgrade).is_some_and(|run| run.end.borrow().is_none())
+        active.get(run).and_then(Weak::upgrade).is_some_and(|run| run.end().is_none())
     }
 
     fn launch<O>(&self, shared: Arc<RunShared>, driver: Driver) -> Run<O> {
         {
             let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
             if active.len() >= 2 * active.capacity().max(32) / 3 {
-                active.retain(|_, run| run.upgrade().is_some_and(|run| run.end.borrow().is_none()));
+                active.retain(|_, run| run.upgrade().is_some_and(|run| run.end().is_none()));
             }
             active.insert(shared.id.clone(), Arc::downgrade(&shared));
         }
-        tokio::spawn(driver.drive());
+        if self.draining.load(Ordering::SeqCst) {
+            // It began while the runner began to drain, which may have missed it.
+            shared.begin_draining();
+        }
+        tokio::spawn(Box::new(driver).drive());
         Run::new(shared)
     }
 }

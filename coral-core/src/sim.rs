@@ -53,6 +53,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use serde_json::Value;
+use tokio::task::AbortHandle;
 
 pub use self::chance::Injected;
 use self::chance::{Chance, Site};
@@ -64,7 +65,7 @@ use crate::journal::{Journal, MemoryJournal};
 use crate::model::ChatModel;
 use crate::program::{IntoProgram, Program};
 use crate::run::Run;
-use crate::runner::{Runner, StartOptions};
+use crate::runner::{Runner, RunnerBuilder, StartOptions};
 use crate::tool::Toolbox;
 
 /// How many crashes and failures a run is taken up after; then it runs in calm.
@@ -84,6 +85,8 @@ pub struct Faults {
     pub crash: u16,
     /// The process is killed at a moment of its own.
     pub kill: u16,
+    /// Another process takes the run over at a moment of its own, while the first one still works on it.
+    pub takeover: u16,
     /// A model call is refused for its rate, with a hint when to come again.
     pub rate_limit: u16,
     /// A model's answer breaks off.
@@ -106,6 +109,7 @@ impl Faults {
         Faults {
             crash: 0,
             kill: 0,
+            takeover: 0,
             rate_limit: 0,
             cut_answer: 0,
             bad_json: 0,
@@ -121,6 +125,7 @@ impl Faults {
         Faults {
             crash: 60,
             kill: 300,
+            takeover: 100,
             rate_limit: 50,
             cut_answer: 30,
             bad_json: 30,
@@ -303,8 +308,12 @@ pub struct World {
     model: Option<Arc<dyn ChatModel>>,
     tools: Option<Arc<dyn Toolbox>>,
     answer: Option<Arc<Answer>>,
+    options: StartOptions,
+    stands_on: Option<Arc<StandsOn>>,
     crashes: Arc<AtomicU64>,
 }
+
+type StandsOn = dyn Fn(RunnerBuilder) -> RunnerBuilder + Send + Sync;
 
 impl World {
     fn new(chance: Arc<Chance>) -> Self {
@@ -315,6 +324,8 @@ impl World {
             model: None,
             tools: None,
             answer: None,
+            options: StartOptions::new(),
+            stands_on: None,
             crashes: Arc::default(),
         }
     }
@@ -335,6 +346,23 @@ impl World {
     #[must_use]
     pub fn tools(mut self, tools: impl Toolbox + 'static) -> Self {
         self.tools = Some(Arc::new(FaultyTools::new(tools, self.chance.clone())));
+        self
+    }
+
+    /// Sets how runs are started: with a budget, facts, an id. Without an id a run is called `run`.
+    #[must_use]
+    pub fn options(mut self, options: StartOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Sets what else the runner of each process stands on, such as its resources or its policy for retries.
+    #[must_use]
+    pub fn stands_on(
+        mut self,
+        parts: impl Fn(RunnerBuilder) -> RunnerBuilder + Send + Sync + 'static,
+    ) -> Self {
+        self.stands_on = Some(Arc::new(parts));
         self
     }
 
@@ -404,21 +432,16 @@ impl World {
         O: crate::payload::Data,
     {
         let chance = if calm { Chance::new(0, Faults::none(), BTreeSet::new()) } else { self.chance.clone() };
-        let journal = DyingJournal::new(self.journal.clone(), chance.clone(), dead.clone());
-        let mut builder = Runner::builder().journal(journal).clock(self.clock.clone());
-        if let Some(model) = &self.model {
-            builder = builder.model(model.clone());
-        }
-        if let Some(tools) = &self.tools {
-            builder = builder.tools(tools.clone());
-        }
-        let runner = builder.build();
-        let run = match self.journal.head("run").await? {
-            None => runner.start_with(program, input.clone(), StartOptions::new().id("run")).await?,
-            Some(_) => runner.resume(program, "run").await?,
+        let id = self.options.id.as_deref().unwrap_or("run");
+        let runner = self.process(&chance, &dead);
+        let run = match self.journal.head(id).await? {
+            None => runner.start_with(program, input.clone(), self.options.clone().id(id)).await?,
+            Some(_) => runner.resume(program, id).await?,
         };
-        let answering = self.answer.clone().map(|answer| tokio::spawn(answer_all(run.clone(), answer)));
+        let answering = self.answering(&run, &chance);
         let killed = chance.strikes("the process is killed", chance.faults().kill);
+        let taken_over =
+            !killed && chance.strikes("another process takes the run over", chance.faults().takeover);
         let moment = Duration::from_millis(chance.below("moment of the kill", 2_000));
         let output = tokio::select! {
             output = run.output() => output,
@@ -428,22 +451,53 @@ impl World {
                 runner.shutdown().await;
                 Err(Error::storage("append", "the process was killed"))
             }
+            () = tokio::time::sleep(moment), if taken_over => {
+                let other = self.process(&chance, &dead).resume(program, id).await?;
+                let answering = self.answering(&other, &chance);
+                let output = other.output().await;
+                drop(answering);
+                output
+            }
             () = tokio::time::sleep(Duration::from_millis(STUCK_MS)) => {
                 let open = run.questions().await.len();
                 let what = format!("the run, of which {open} questions are open,");
                 Err(Error::new(ErrorKind::TimedOut { what, limit_ms: STUCK_MS }))
             }
         };
-        if let Some(answering) = answering {
-            answering.abort();
-        }
+        drop(answering);
+        // Where another process has the run, this one still tries to work on it until here.
+        runner.shutdown().await;
         output
+    }
+
+    /// What a process runs workflows with.
+    fn process(&self, chance: &Arc<Chance>, dead: &Arc<AtomicBool>) -> Runner {
+        let journal = DyingJournal::new(self.journal.clone(), chance.clone(), dead.clone());
+        let mut builder = Runner::builder();
+        if let Some(stands_on) = &self.stands_on {
+            builder = stands_on(builder);
+        }
+        builder = builder.journal(journal).clock(self.clock.clone());
+        if let Some(model) = &self.model {
+            builder = builder.model(model.clone());
+        }
+        if let Some(tools) = &self.tools {
+            builder = builder.tools(tools.clone());
+        }
+        builder.build()
+    }
+
+    /// Answers the questions of `run` as long as what is returned lives.
+    fn answering<O: 'static>(&self, run: &Run<O>, chance: &Arc<Chance>) -> Option<Answering> {
+        let (answer, run, chance) = (self.answer.clone()?, run.clone(), chance.clone());
+        Some(Answering(tokio::spawn(answer_all(run, answer, chance)).abort_handle()))
     }
 
     /// Each effect has one outcome.
     async fn check(&self) -> Result<(), Error> {
         let mut seen = BTreeSet::new();
-        for Record { event, .. } in self.journal.read("run", 1, usize::MAX).await? {
+        let id = self.options.id.as_deref().unwrap_or("run");
+        for Record { event, .. } in self.journal.read(id, 1, usize::MAX).await? {
             if let Event::EffectDone { path, attempt, index, outcome: Outcome::Ok(_), .. } = event
                 && !seen.insert((path.clone(), attempt, index))
             {
@@ -467,12 +521,22 @@ fn may_go_on(error: &Error) -> bool {
     error.class() != ErrorClass::User && !is_found
 }
 
-async fn answer_all<O>(run: Run<O>, answer: Arc<Answer>) {
+/// The task of somebody who answers questions.
+struct Answering(AbortHandle);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn answer_all<O>(run: Run<O>, answer: Arc<Answer>, chance: Arc<Chance>) {
     let mut events = run.events(1);
     while let Some(Ok(record)) = events.next().await {
         if let Event::QuestionAsked { question, .. } = record.event
             && let Some(value) = answer(&question)
         {
+            chance.delay("answer").await;
             // One that was answered before a crash stays as it was answered.
             let _ = run.answer(&question.id, value, "simulation").await;
         }

@@ -139,7 +139,8 @@ pub struct PromptTemplate {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HandoffSpec {
-    /// Agents that usually follow. The model may route only to one of these.
+    /// Agents that usually follow. In a route the agent may hand on only to one of these; a model to none if
+    /// there are none, an agent of code then to any of the route.
     #[serde(default)]
     pub next_agents: Vec<String>,
     /// Template of the tasks for the next agent, one a line.
@@ -237,6 +238,9 @@ pub struct PhaseSpec {
     /// In place of the spec's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_agents: Option<Vec<String>>,
+    /// In place of the spec's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_schema: Option<Value>,
 }
 
 impl AgentSpec {
@@ -258,6 +262,9 @@ impl AgentSpec {
             }
             if let Some(next) = &differs.next_agents {
                 spec.handoff.next_agents.clone_from(next);
+            }
+            if differs.output_schema.is_some() {
+                spec.output_schema.clone_from(&differs.output_schema);
             }
         }
         spec

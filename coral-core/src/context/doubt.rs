@@ -39,11 +39,12 @@ impl AgentContext {
             answer_schema: schemars::schema_for!(Reconciliation).to_value(),
             deadline_ms: None,
         };
-        let answer: Reconciliation = self.run.ask(path.clone(), Arc::new(question)).await.get()?;
+        let asking = self.run.ask(path.clone(), Arc::new(question));
+        let answer: Reconciliation = self.presence.wait(asking).await?.get()?;
         match answer.decision {
             Decision::Happened => Ok(Known::Happened(answer.result)),
             Decision::DidNotHappen => {
-                self.run.append(vec![self.intended(index, intent)]).await?;
+                self.intend_again(index, intent).await?;
                 Ok(Known::DidNotHappen)
             }
             Decision::GiveUp => Err(Error::new(ErrorKind::InDoubt {
@@ -51,7 +52,7 @@ impl AgentContext {
                 index,
                 label: intent.label.to_string(),
             })
-            .with_help("resuming the run starts a new attempt of the step, which does it anew")),
+            .with_help("resuming the run starts a new attempt of the step, which asks again")),
         }
     }
 }

@@ -10,22 +10,28 @@ use crate::budget::Used;
 use crate::call::{CallContext, Caller};
 use crate::driver::{RunShared, ToDriver};
 use crate::error::Error;
-use crate::event::{Event, Question, Spent};
+use crate::event::{EffectPlace, Event, Question, Spent};
 use crate::hash::digest;
 use crate::model::{ChatRequest, ChatResponse};
 use crate::payload::Payload;
 use crate::spec::AgentSpec;
 
-use super::Reserved;
+use super::effect::{Intent, Reserved};
+use super::{AgentContext, Presence};
 
 /// One call of a run, as the adapter that carries it out sees it.
 pub(crate) struct InCall {
-    pub(super) run: Arc<RunShared>,
-    pub(super) caller: Arc<Caller>,
-    pub(super) spec: Arc<AgentSpec>,
-    pub(super) attempt: u32,
-    pub(super) index: u32,
+    run: Arc<RunShared>,
+    caller: Arc<Caller>,
+    spec: Arc<AgentSpec>,
+    presence: Arc<Presence>,
+    attempt: u32,
+    index: u32,
+    intent: Intent,
+    follows: Option<EffectPlace>,
     done: Mutex<Done>,
+    /// One model call at a time is reserved and intended, so that each counts those before it.
+    intending: tokio::sync::Mutex<()>,
 }
 
 /// What was done so far.
@@ -36,17 +42,36 @@ struct Done {
     asked: HashMap<String, u32>,
     chats: u32,
     spent: Spent,
+    /// What may have been used for the call before, what the model calls in it used, and what those may use that are
+    /// not over.
+    before: Used,
+    used: Used,
+    open: Used,
 }
 
 impl InCall {
-    pub(super) fn new(
-        run: Arc<RunShared>,
-        caller: Arc<Caller>,
-        spec: Arc<AgentSpec>,
-        attempt: u32,
-        index: u32,
-    ) -> Self {
-        InCall { run, caller, spec, attempt, index, done: Mutex::default() }
+    pub(super) fn new(cx: &AgentContext, index: u32, intent: Intent) -> Self {
+        InCall {
+            run: cx.run.clone(),
+            caller: cx.caller.clone(),
+            spec: cx.spec.clone(),
+            presence: cx.presence.clone(),
+            attempt: cx.attempt,
+            index,
+            intent,
+            follows: cx.follows(index),
+            done: Mutex::default(),
+            intending: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// The call begins; before it, so much may have been used for it.
+    pub(super) fn begin(&self, before: Used) {
+        self.done(|done| done.before = before);
+    }
+
+    pub(super) fn before(&self) -> Used {
+        self.done(|done| done.before)
     }
 
     fn done<T>(&self, with: impl FnOnce(&mut Done) -> T) -> T {
@@ -80,7 +105,7 @@ impl InCall {
             answer_schema: schema,
             deadline_ms: None,
         };
-        let answer = self.run.ask(path.clone(), Arc::new(question)).await;
+        let answer = self.presence.wait(self.run.ask(path.clone(), Arc::new(question))).await?;
         answer.json().cloned()
     }
 
@@ -91,26 +116,55 @@ impl InCall {
         });
         let cx = CallContext::new(self.caller.clone()).with_key(format!("{key}.{number}"));
         let cx = cx.with_needs(self.spec.model.clone());
-        let (reserved, cx) = Reserved::for_chat(&self.run, &self.caller.path, request, cx)?;
-        let response = self.run.ports.model.chat(request, &cx).await?;
-        let spent = Spent { model: None, usage: response.usage, cost: response.cost, tries: 1 };
-        reserved.settle(Used::of_call(&spent));
+        let (path, index) = (&self.caller.path, self.index);
+        let intending = self.intending.lock().await;
+        let before = self.done(|done| done.before.plus(done.used).plus(done.open));
+        let (reserved, cx, worst) = Reserved::for_chat(&self.run, path, index, (before, true), request, cx)?;
+        self.done(|done| done.open = done.open.plus(worst));
+        let place = EffectPlace { attempt: self.attempt, index };
+        let intended = self.intent.event_with(path, place, reserved.total, self.follows);
+        self.run.append(vec![intended], || reserved.hold()).await?;
+        drop(intending);
+        let result = self.run.ports.model.chat(request, &cx).await;
+        let used = Used { calls: 1, ..used_by(&result, worst) };
         self.done(|done| {
-            done.spent.usage += spent.usage;
-            done.spent.cost = done.spent.cost.into_iter().chain(spent.cost).reduce(|sum, cost| sum + cost);
+            done.open = done.open.minus(worst);
+            done.used = done.used.plus(used);
+            if let Ok(response) = &result {
+                done.spent.usage += response.usage;
+                let cost = done.spent.cost.into_iter().chain(response.cost);
+                done.spent.cost = cost.reduce(|sum, cost| sum + cost);
+            }
         });
-        Ok(response)
+        result
     }
 
-    /// Takes the notes, and what the call used besides itself.
-    pub(super) async fn finish(&self) -> Spent {
-        let (notes, spent) =
-            self.done(|done| (std::mem::take(&mut done.notes), std::mem::take(&mut done.spent)));
+    /// Sends the notes on their way, and gives what the model calls within the call used: as they told, and as it is
+    /// settled.
+    pub(super) async fn finish(&self) -> (Spent, Used) {
+        let (notes, spent, used) = self.done(|done| {
+            let used = done.used.plus(std::mem::take(&mut done.open));
+            (std::mem::take(&mut done.notes), std::mem::take(&mut done.spent), used)
+        });
         for note in notes {
             self.run.send(ToDriver::Record(Box::new(note))).await;
         }
-        spent
+        (spent, used)
     }
+}
+
+/// What a model call used, of which this was the worst case; it counts as no call.
+pub(crate) fn used_by(result: &Result<ChatResponse, Error>, worst: Used) -> Used {
+    let used = match result {
+        Ok(response) => Used {
+            usd: response.cost.unwrap_or_default(),
+            tokens: response.usage.total_tokens(),
+            ..Used::default()
+        },
+        Err(error) if error.leaves_doubt() => worst,
+        Err(_) => Used::default(),
+    };
+    Used { calls: 0, ..used }
 }
 
 impl fmt::Debug for InCall {

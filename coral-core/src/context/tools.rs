@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 
+use super::effect::Reserved;
 use super::{AgentContext, Intent, Stand, replayed};
-use crate::budget::Used;
 use crate::context::doubt::Known;
 use crate::context::waits::Asking;
 use crate::error::{Error, ErrorKind};
@@ -136,22 +136,63 @@ impl AgentContext {
             })
             .collect::<Result<Vec<_>, Error>>()?;
         let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
-        let fresh = (first..).take(calls.len()).filter(|index| !self.is_done(*index));
-        let fresh = Used { calls: fresh.count() as u64, ..Used::default() };
-        let reserved = self.reserve(fresh)?;
-        let stands = self.begin(first, &intents).await?;
+        let stands = self.begin_calls(first, &intents).await?;
+        let open = stands.iter().filter(|stand| !matches!(stand, Stand::Done(_))).count();
         let this = &*self;
+        let _fan_out = this.presence.fan_out(open.max(1));
         let made = calls.iter().zip(stands).zip(&intents).zip(approvals).zip(first..).map(
             |((((call, stand), intent), approval), index)| async move {
                 match stand {
                     Stand::Done(outcome) => replayed(outcome),
-                    stand => this.carry_out_tool(call, intent, stand, approval, index).await,
+                    Stand::Refused(error) => Err(error),
+                    stand => {
+                        let result = this.carry_out_tool(call, intent, stand, approval, index).await;
+                        this.presence.end_branch().await;
+                        result
+                    }
                 }
             },
         );
-        let outcomes = futures_util::future::join_all(made).await;
-        reserved.settle(fresh);
-        Ok(outcomes)
+        Ok(futures_util::future::join_all(made).await)
+    }
+
+    /// Makes the intents of calls durable, if the budgets allow all of those that are to be made now. Of effects in
+    /// doubt it is first to be seen whether they are to be done.
+    async fn begin_calls(&mut self, first: u32, intents: &[Intent]) -> Result<Vec<Stand>, Error> {
+        let (stands, mut events) = self.stands(first, intents)?;
+        let refusal = stands.iter().find_map(|stand| match stand {
+            Stand::Refused(error) => Some(error.clone()),
+            _ => None,
+        });
+        if let Some(error) = refusal {
+            return Err(error);
+        }
+        let to_make = || {
+            let stands = stands.iter().zip(intents).zip(first..);
+            stands
+                .filter(|((stand, _), _)| matches!(stand, Stand::Go))
+                .map(|((_, intent), index)| (intent, index))
+        };
+        let reserved = to_make().map(|(intent, index)| {
+            let total = self.once_more(index, intent);
+            Reserved::new(&self.run, &self.step.path, index, total)
+        });
+        match reserved.collect::<Result<Vec<_>, Error>>() {
+            Ok(reserved) => {
+                let again = to_make().zip(&reserved);
+                let again = again.filter_map(|((intent, index), reserved)| {
+                    self.intended_again(index, intent, reserved.total)
+                });
+                events.extend(again);
+                self.intend(events, reserved).await?;
+                Ok(stands)
+            }
+            Err(error) => {
+                let refused: Vec<u32> = to_make().map(|(_, index)| index).collect();
+                self.refuse(events, refused, &error).await;
+                Err(error)
+            }
+        }
     }
 
     async fn carry_out_tool(
@@ -163,7 +204,8 @@ impl AgentContext {
         index: u32,
     ) -> Result<ToolOutput, Error> {
         let tools = &self.run.ports.tools;
-        let (within, mut cx) = self.call_context(index);
+        let (within, mut cx) = self.call_context(index, intent);
+        within.begin(self.held(index));
         if let Some(approval) = approval {
             cx = cx.with_approval(approval);
         }
@@ -175,14 +217,16 @@ impl AgentContext {
         let result = match known {
             Ok(Some(output)) => Ok(output),
             Ok(None) => {
+                within.begin(self.held(index));
                 let (result, times) = self.tried(index, intent.class, || tools.call(call, &cx)).await;
                 tries = times;
                 result
             }
             Err(error) => Err(error),
         };
-        let spent = Spent { tries, ..within.finish().await };
-        self.end(index, &result, spent).await;
+        let held = within.before();
+        let (spent, inside) = within.finish().await;
+        self.end(index, &result, Spent { tries, ..spent }.settling(held.plus(inside))).await;
         result
     }
 
@@ -198,7 +242,10 @@ impl AgentContext {
         if intent.class == EffectClass::Reconcile {
             match self.run.ports.tools.reconcile(call, cx).await? {
                 Reconciled::Happened(output) => return Ok(Some(output)),
-                Reconciled::DidNotHappen => return Ok(None),
+                Reconciled::DidNotHappen => {
+                    self.intend_again(index, intent).await?;
+                    return Ok(None);
+                }
                 Reconciled::Unknown => {}
             }
         }

@@ -90,13 +90,10 @@ impl AgentContext {
             .collect();
         let stands = self.begin(first, &intents).await?;
         let waits = stands.iter().any(|stand| !matches!(stand, Stand::Done(_)));
-        // Meanwhile others may have the agent's permit.
-        let worked = waits && self.permit.take().is_some();
         let this = &*self;
         let answers = asking.into_iter().zip(intents).zip(stands).zip(asked_ms).zip(first..).map(
             |((((asking, intent), stand), asked_ms), index)| async move {
-                let digest = intent.digest.get(..16).unwrap_or(&intent.digest);
-                let id: Arc<str> = format!("{}#{}:{index}@{digest}", this.step.path, this.attempt).into();
+                let id = Question::id_of(&this.step.path, this.attempt, index, &intent.digest);
                 let answer = match stand {
                     Stand::Done(outcome) => replayed(outcome),
                     _ => {
@@ -108,11 +105,9 @@ impl AgentContext {
                 (id, answer)
             },
         );
-        let answers = futures_util::future::join_all(answers).await;
-        if worked {
-            self.begin_work().await?;
-        }
-        Ok(answers)
+        let answers = futures_util::future::join_all(answers);
+        // Meanwhile others may have the agent's permit.
+        if waits { self.presence.wait(answers).await } else { Ok(answers.await) }
     }
 
     async fn wait_for_answer(&self, id: Arc<str>, asking: Asking, asked_ms: Option<u64>) -> Payload {
@@ -120,7 +115,6 @@ impl AgentContext {
         let now_ms = self.run.ports.clock.now_ms();
         let deadline_ms = default.as_ref().map(|(ms, _)| asked_ms.unwrap_or(now_ms).saturating_add(*ms));
         let question = Question { id: id.clone(), label, question, answer_schema, deadline_ms };
-        let _resting = self.run.rest().await;
         let answer = self.run.ask(self.step.path.clone(), Arc::new(question));
         let Some(((_, default), deadline_ms)) = default.zip(deadline_ms) else { return answer.await };
         tokio::pin!(answer);
@@ -197,14 +191,12 @@ impl AgentContext {
         if let Stand::Done(outcome) = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
             return replayed(outcome);
         }
-        let worked = self.permit.take().is_some();
-        let resting = self.run.rest().await;
-        let result = act(self.key(index)).await;
-        drop(resting);
-        self.end(index, &result, Spent::default()).await;
-        if worked {
-            self.begin_work().await?;
-        }
-        result
+        let waiting = async {
+            let result = act(self.key(index)).await;
+            // Recorded while it still waits, so that what came is not lost for want of a permit.
+            self.end(index, &result, Spent::default()).await;
+            result
+        };
+        self.presence.wait(waiting).await?
     }
 }

@@ -5,20 +5,33 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::driver::kept::What;
-use crate::event::{EffectKind, Event, Outcome, Record, Seq, Stage};
+use crate::driver::kept::{Before, What};
+use crate::error::{Error, ErrorKind};
+use crate::event::{EffectKind, EffectPlace, Event, Outcome, Record, Seq, Stage};
 use crate::tool::EffectClass;
 
-/// What is recorded of an attempt that did not end.
+/// What is recorded of an attempt that did not end, or that a budget stopped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StepLog {
     attempt: u32,
+    /// By index, in order.
     effects: Vec<RecordedEffect>,
     stage: Option<Stage>,
     handed_off: Vec<Arc<str>>,
     notes: VecDeque<(Arc<str>, Value)>,
-    /// What earlier attempts did that must not be done twice.
-    kept: Vec<(What, Outcome)>,
+    /// What earlier attempts did, or may have done, that must not be done twice.
+    kept: Vec<(What, Before)>,
+    clean_up: Option<CleanUp>,
+    /// The calls that a budget refused and that are made once there is more, by index.
+    refused: Vec<u32>,
+}
+
+/// Where an attempt began to clean up, and what it had noted and entered before.
+#[derive(Clone, Copy, Debug)]
+struct CleanUp {
+    seq: Seq,
+    notes: usize,
+    stage: Option<Stage>,
 }
 
 #[derive(Clone, Debug)]
@@ -31,30 +44,67 @@ pub(crate) struct RecordedEffect {
     pub(crate) digest: String,
     pub(crate) class: EffectClass,
     pub(crate) outcome: Option<Outcome>,
-    /// How often it was intended: again, once a person has found that it did not take place.
+    /// How often it was intended: again, where it was cut off and is done anew.
     pub(crate) intents: u32,
+    /// The effect of an earlier attempt that it goes on with.
+    follows: Option<EffectPlace>,
+    /// Where its outcome is recorded, and how often it was tried before that.
+    done: Seq,
+    tries: u32,
+}
+
+impl RecordedEffect {
+    /// Whether a budget did not let it be done.
+    fn is_stopped(&self) -> bool {
+        matches!(&self.outcome, Some(Outcome::Err(error)) if matches!(error.kind(), ErrorKind::Budget { .. }))
+    }
+
+    /// Why it was not even tried, if it was not: a budget did not allow it.
+    pub(crate) fn refusal(&self) -> Option<&Error> {
+        match &self.outcome {
+            Some(Outcome::Err(error)) if self.tries == 0 && self.is_stopped() => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl StepLog {
     pub(crate) fn effect(&self, index: u32) -> Option<&RecordedEffect> {
-        self.effects.get(usize::try_from(index).ok()?).filter(|effect| effect.index == index)
+        self.effects.get(self.find(index).ok()?)
     }
 
-    /// Sets what earlier attempts did. What this attempt has been given of it already is in its own effects.
-    pub(super) fn keep(&mut self, mut kept: Vec<(What, Outcome)>) {
-        for effect in self.effects.iter().filter(|effect| !effect.class.is_repeatable()) {
-            let what = (effect.effect, effect.label.clone(), effect.digest.clone());
-            if let Some(at) = kept.iter().position(|(kept, _)| *kept == what) {
-                kept.remove(at);
-            }
+    fn find(&self, index: u32) -> Result<usize, usize> {
+        // Few journals leave an index out.
+        let at = usize::try_from(index).unwrap_or(usize::MAX);
+        if self.effects.get(at).is_some_and(|effect| effect.index == index) {
+            return Ok(at);
         }
-        self.kept = kept;
+        self.effects.binary_search_by_key(&index, |effect| effect.index)
     }
 
-    /// What came of the same effect in an earlier attempt, once.
-    pub(crate) fn take_kept(&mut self, what: &What) -> Option<Outcome> {
+    /// Whether the step went on without the effect of this index: releases before this one recorded nothing of a
+    /// call that a budget refused.
+    pub(crate) fn went_on_without(&self, index: u32) -> bool {
+        let is_passed = self.effects.last().is_some_and(|last| last.index > index);
+        is_passed && self.effect(index).is_none() && !self.refused.contains(&index)
+    }
+
+    /// Sets what is known of the step's effects. Those that this attempt has itself are in its own.
+    pub(super) fn keep(&mut self, kept: impl Iterator<Item = (EffectPlace, What, Before)>) {
+        let attempt = self.attempt;
+        let kept = kept.filter(|(place, ..)| place.attempt != attempt || self.effect(place.index).is_none());
+        self.kept = kept.map(|(_, what, before)| (what, before)).collect();
+    }
+
+    /// What is known of the same effect of an earlier attempt, once.
+    pub(crate) fn take_kept(&mut self, what: &What) -> Option<Before> {
         let at = self.kept.iter().position(|(kept, _)| kept == what)?;
         Some(self.kept.remove(at).1)
+    }
+
+    /// The effect of an earlier attempt that the one of this index goes on with.
+    pub(crate) fn follows(&self, index: u32) -> Option<EffectPlace> {
+        self.effect(index)?.follows
     }
 
     pub(crate) fn entered(&self, stage: Stage) -> bool {
@@ -69,6 +119,55 @@ impl StepLog {
     pub(crate) fn take_note(&mut self, topic: &str) -> Option<Value> {
         let next = self.notes.iter().position(|(recorded, _)| **recorded == *topic)?;
         self.notes.remove(next).map(|(_, note)| note)
+    }
+
+    fn intended(&mut self, record: &Record) {
+        let Event::EffectIntended { index, effect, label, digest, class, follows, .. } = &record.event else {
+            return;
+        };
+        let at = match self.find(*index) {
+            Ok(at) => {
+                if let Some(again) = self.effects.get_mut(at) {
+                    again.intents += 1;
+                }
+                return;
+            }
+            Err(at) => at,
+        };
+        let recorded = RecordedEffect {
+            seq: record.seq,
+            at_ms: record.at_ms,
+            index: *index,
+            effect: *effect,
+            label: label.clone(),
+            digest: digest.clone(),
+            class: *class,
+            outcome: None,
+            intents: 1,
+            follows: *follows,
+            done: 0,
+            tries: 0,
+        };
+        self.effects.insert(at, recorded);
+    }
+
+    /// The attempt was stopped by a budget, and goes on once there is more: at the call that it was stopped at. A
+    /// call that was refused before, and that the agent went on without, stays refused.
+    fn stop(&mut self) {
+        // What it did to clean up is over; it cleans up again when it ends.
+        if let Some(begun) = self.clean_up.take() {
+            self.effects.retain(|effect| effect.seq < begun.seq);
+            self.notes.truncate(begun.notes);
+            self.stage = begun.stage;
+        }
+        let last = self.effects.iter().map(|effect| effect.seq).max().unwrap_or_default();
+        let is_refused = |effect: &RecordedEffect| effect.refusal().is_some() && effect.done > last;
+        self.refused =
+            self.effects.iter().filter(|effect| is_refused(effect)).map(|effect| effect.index).collect();
+        self.effects.retain(|effect| !is_refused(effect));
+        for effect in self.effects.iter_mut().filter(|effect| effect.is_stopped() && effect.done > last) {
+            effect.outcome = None;
+        }
     }
 }
 
@@ -89,33 +188,25 @@ impl StepLogs {
             }
             Event::StageEntered { path, stage, .. } => {
                 if let Some(log) = self.0.get_mut(path) {
+                    if *stage == Stage::CleanUp {
+                        let (seq, notes, stage) = (record.seq, log.notes.len(), log.stage);
+                        log.clean_up = Some(CleanUp { seq, notes, stage });
+                    }
                     log.stage = Some(*stage);
                 }
             }
-            Event::EffectIntended { path, index, effect, label, digest, class, .. } => {
-                let Some(log) = self.0.get_mut(path) else { return };
-                let known = usize::try_from(*index).ok().and_then(|index| log.effects.get_mut(index));
-                if let Some(again) = known {
-                    again.intents += 1;
-                } else {
-                    log.effects.push(RecordedEffect {
-                        seq: record.seq,
-                        at_ms: record.at_ms,
-                        index: *index,
-                        effect: *effect,
-                        label: label.clone(),
-                        digest: digest.clone(),
-                        class: *class,
-                        outcome: None,
-                        intents: 1,
-                    });
+            Event::EffectIntended { path, .. } => {
+                if let Some(log) = self.0.get_mut(path) {
+                    log.intended(record);
                 }
             }
-            Event::EffectDone { path, index, outcome, .. } => {
-                let effect =
-                    self.0.get_mut(path).and_then(|log| log.effects.get_mut(usize::try_from(*index).ok()?));
-                if let Some(effect) = effect {
+            Event::EffectDone { path, index, outcome, spent, .. } => {
+                let Some(log) = self.0.get_mut(path) else { return };
+                let at = log.find(*index);
+                if let Some(effect) = at.ok().and_then(|at| log.effects.get_mut(at)) {
                     effect.outcome = Some(outcome.clone());
+                    effect.done = record.seq;
+                    effect.tries = spent.tries;
                 }
             }
             Event::HandedOff { from, to, .. } => {
@@ -126,6 +217,14 @@ impl StepLogs {
             Event::Noted { path, topic, note } => {
                 if let Some(log) = self.0.get_mut(path) {
                     log.notes.push_back((topic.clone(), note.clone()));
+                }
+            }
+            Event::StepFailed { path, attempt, error, retry_in_ms: None }
+                if matches!(error.kind(), ErrorKind::Budget { .. }) =>
+            {
+                match self.0.get_mut(path).filter(|log| log.attempt == *attempt) {
+                    Some(log) => log.stop(),
+                    None => drop(self.0.remove(path)),
                 }
             }
             Event::StepSucceeded { path, .. }
@@ -144,6 +243,7 @@ impl StepLogs {
     }
 
     pub(super) fn take(&mut self, path: &Arc<str>, attempt: u32) -> StepLog {
-        self.0.remove(path).filter(|log| log.attempt == attempt).unwrap_or_default()
+        let log = self.0.remove(path).filter(|log| log.attempt == attempt);
+        log.unwrap_or_else(|| StepLog { attempt, ..StepLog::default() })
     }
 }

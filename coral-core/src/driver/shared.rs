@@ -1,24 +1,22 @@
 //! What a run's driver, its steps and its handles share.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use serde_json::Value;
-use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, oneshot};
 
 use crate::budget::Ledger;
 use crate::call::Caller;
 use crate::context::StepPlace;
+use crate::driver::inbox::Inbox;
 use crate::error::Error;
-use crate::event::{Event, Question, RunStatus, Seq};
+use crate::event::{Event, Question, RunStatus};
 use crate::payload::Payload;
 use crate::runner::Ports;
 use crate::spec::AgentSpec;
-
-/// Messages to the driver that may wait; beyond, steps wait.
-pub(super) const INBOX: usize = 256;
 
 /// What the steps of a run share with its driver and its handles.
 pub(crate) struct RunShared {
@@ -31,9 +29,11 @@ pub(crate) struct RunShared {
     resting: AtomicUsize,
     /// Whether no step is to begin any more.
     draining: AtomicBool,
-    pub(crate) inbox: mpsc::Sender<ToDriver>,
-    pub(crate) head: watch::Sender<Seq>,
-    pub(crate) end: watch::Sender<Option<Arc<RunEnd>>>,
+    pub(super) inbox: Inbox,
+    /// Told of each append, and of the end.
+    pub(crate) news: Notify,
+    end: OnceLock<RunEnd>,
+    over: Notify,
 }
 
 /// How a driver ended.
@@ -51,9 +51,8 @@ impl RunShared {
         project: Arc<str>,
         facts: Arc<BTreeMap<String, Value>>,
         ports: Arc<Ports>,
-    ) -> (Arc<Self>, mpsc::Receiver<ToDriver>) {
-        let (inbox, receiver) = mpsc::channel(INBOX);
-        let shared = RunShared {
+    ) -> Arc<Self> {
+        Arc::new(RunShared {
             id,
             project,
             facts,
@@ -61,11 +60,36 @@ impl RunShared {
             ledger: Mutex::default(),
             resting: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
-            inbox,
-            head: watch::Sender::new(0),
-            end: watch::Sender::new(None),
-        };
-        (Arc::new(shared), receiver)
+            inbox: Inbox::default(),
+            news: Notify::new(),
+            end: OnceLock::new(),
+            over: Notify::new(),
+        })
+    }
+
+    /// How the driver ended, once it has.
+    pub(crate) fn end(&self) -> Option<&RunEnd> {
+        self.end.get()
+    }
+
+    /// Waits until the driver has ended.
+    pub(crate) async fn ended(&self) -> &RunEnd {
+        loop {
+            let mut over = pin!(self.over.notified());
+            over.as_mut().enable();
+            if let Some(end) = self.end() {
+                return end;
+            }
+            over.await;
+        }
+    }
+
+    /// Says how the driver ended, once.
+    pub(crate) fn finish(&self, end: RunEnd) {
+        // Only the driver says it, or whoever finds the run over before there is one.
+        let _ = self.end.set(end);
+        self.over.notify_waiters();
+        self.news.notify_waiters();
     }
 
     /// Who calls when the agent of `spec` works at `place`.
@@ -81,20 +105,23 @@ impl RunShared {
     }
 
     /// Counts a step as waiting, as long as what is returned lives.
-    pub(crate) async fn rest(self: &Arc<Self>) -> Resting {
+    pub(crate) fn rest(self: &Arc<Self>) -> Resting {
         self.resting.fetch_add(1, Ordering::SeqCst);
-        let resting = Resting(self.clone());
+        Resting(self.clone())
+    }
+
+    /// Lets the driver look again whether all that works is over, where it waits for that.
+    pub(crate) async fn tell_of_rest(&self) {
         if self.draining.load(Ordering::SeqCst) {
             self.send(ToDriver::Drain).await;
         }
-        resting
     }
 
     pub(super) fn resting(&self) -> usize {
         self.resting.load(Ordering::SeqCst)
     }
 
-    pub(super) fn begin_draining(&self) {
+    pub(crate) fn begin_draining(&self) {
         self.draining.store(true, Ordering::SeqCst);
     }
 
@@ -107,10 +134,11 @@ impl RunShared {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `events` durable.
-    pub(crate) async fn append(&self, events: Vec<Event>) -> Result<(), Error> {
+    /// Makes `events` durable; does `then` as soon as they are on their way, even if nobody waits for them to arrive.
+    pub(crate) async fn append(&self, events: Vec<Event>, then: impl FnOnce()) -> Result<(), Error> {
         let (done, wait) = oneshot::channel();
         self.send(ToDriver::Append(events, done)).await;
+        then();
         match wait.await {
             Ok(result) => result,
             // The driver is gone and drops this step next.
@@ -141,12 +169,10 @@ impl RunShared {
         wait.await.ok()
     }
 
+    /// Sends a message to the driver. One that is gone has said why through `end`; nothing more can be
+    /// recorded.
     pub(crate) async fn send(&self, message: ToDriver) {
-        // A driver that is gone has said why through `end`; nothing more can be recorded.
-        if let Err(TrySendError::Full(message)) = self.inbox.try_send(message) {
-            // Boxed, so that the tasks of steps are small: this is rare.
-            let _ = Box::pin(self.inbox.send(message)).await;
-        }
+        self.inbox.send(message).await;
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::agent::HandoffDraft;
 use crate::context::{AgentContext, StepPlace};
 use crate::driver::log::StepLog;
 use crate::driver::shared::RunShared;
-use crate::error::Error;
-use crate::graph::StepKind;
+use crate::error::{Error, ErrorKind};
 use crate::handoff::HandoffContext;
 use crate::payload::Payload;
 use crate::program::{Feed, StepFuture};
@@ -28,24 +28,6 @@ pub(super) async fn hand_off_function(
     }
 }
 
-/// Waits for a person, a time or a signal.
-pub(super) async fn wait_for(
-    kind: Option<StepKind>,
-    input: Payload,
-    cx: &mut AgentContext,
-) -> Result<Payload, Error> {
-    match kind {
-        Some(StepKind::Ask { answer, deadline_ms, default }) => {
-            let label = cx.path().to_string();
-            let default = deadline_ms.map(|ms| (ms, Payload::from_json(default)));
-            cx.ask_person(&label, input, answer, default).await
-        }
-        Some(StepKind::Timer(ms)) => cx.sleep_ms(ms).await.map(|()| input),
-        Some(StepKind::Signal(name)) => cx.wait_for_signal(&name).await,
-        _ => Ok(input),
-    }
-}
-
 /// What a function takes.
 pub(super) enum FunctionInput {
     /// The output before it, as it is.
@@ -54,8 +36,23 @@ pub(super) enum FunctionInput {
     From(Box<(Feed, Vec<Option<Payload>>, HandoffContext)>),
 }
 
-/// Calls a function; a panic of its is the future's.
+/// Calls a function, which may take so long; a panic of its is the future's.
 pub(super) fn begin_function(
+    call: &(dyn Fn(Payload) -> StepFuture + Send + Sync),
+    condition: Result<(), Error>,
+    input: FunctionInput,
+    place: &StepPlace,
+) -> StepFuture {
+    let work = call_function(call, condition, input);
+    let Some(limit_ms) = place.timeout_ms else { return work };
+    let what = place.path.to_string();
+    Box::pin(async move {
+        let ended = tokio::time::timeout(Duration::from_millis(limit_ms), work).await;
+        ended.unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut { what, limit_ms })))
+    })
+}
+
+fn call_function(
     call: &(dyn Fn(Payload) -> StepFuture + Send + Sync),
     condition: Result<(), Error>,
     input: FunctionInput,

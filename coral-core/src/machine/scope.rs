@@ -64,6 +64,7 @@ impl Machine {
                 path,
                 state: StepState::Waiting,
                 attempts,
+                started: false,
                 unsettled: graph.wiring(at).map_or(0, |wires| wires.before.len()),
                 taken: None,
                 opened: None,
@@ -389,13 +390,14 @@ impl Machine {
     }
 
     /// After a failed run is resumed: what failed in a graph, and what was skipped for it, is open
-    /// again; so are the graphs inside of steps that failed. What succeeded stays.
+    /// again; so are the graphs inside of steps that failed. What succeeded stays. An attempt that a budget stopped
+    /// goes on, if it has what it began with.
     pub(super) fn reopen(&mut self, id: usize, commands: &mut Vec<Command>) {
         let Some(scope) = self.scopes.get_mut(id) else { return };
         scope.result = None;
         let (graph, first) = (scope.graph.clone(), scope.first);
         let steps = first..first + graph.steps().len();
-        let mut opened = Vec::new();
+        let (mut opened, mut stopped) = (Vec::new(), Vec::new());
         let mut reopened = 0;
         for step in steps.clone() {
             let Some(slot) = self.slots.get_mut(step) else { continue };
@@ -404,6 +406,7 @@ impl Machine {
                 continue;
             }
             reopened += 1;
+            let by_budget = matches!(&slot.state, StepState::Failed(error) if matches!(error.kind(), ErrorKind::Budget { .. }));
             slot.verdict = None;
             slot.failed = false;
             if let Some(reviewed) = self.reviewed.get_mut(&step) {
@@ -414,7 +417,11 @@ impl Machine {
                 opened.push(step);
             } else {
                 slot.state = StepState::Waiting;
-                slot.taken = None;
+                if by_budget && slot.started {
+                    stopped.push(step);
+                } else {
+                    slot.taken = None;
+                }
             }
         }
         if let Some(scope) = self.scopes.get_mut(id) {
@@ -433,6 +440,17 @@ impl Machine {
                 }
             }
             self.advance(step, commands);
+        }
+        for step in stopped {
+            let is_held = self.is_held(step);
+            let Some(slot) = self.slots.get_mut(step) else { continue };
+            if !is_held && (slot.unsettled == 0 || slot.taken.is_some()) {
+                let attempt = slot.attempts;
+                slot.state = StepState::Running { attempt };
+                commands.push(Command::Run { step, attempt });
+            } else {
+                slot.taken = None;
+            }
         }
         for step in steps {
             self.consider(step, None, commands);

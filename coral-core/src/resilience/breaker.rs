@@ -1,5 +1,6 @@
 //! A circuit breaker: an endpoint that is down is left alone until it may be up again.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -314,6 +315,10 @@ impl<M: ChatModel> ChatModel for Guarded<M> {
 
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         self.inner.info_for(request, cx)
+    }
+
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.inner.identity(cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

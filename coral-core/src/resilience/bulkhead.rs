@@ -1,5 +1,6 @@
 //! A bulkhead: what one category of agents does can't take all the room from the others.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -146,6 +147,10 @@ impl<M: ChatModel> ChatModel for Bounded<M> {
 
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         self.inner.info_for(request, cx)
+    }
+
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.inner.identity(cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

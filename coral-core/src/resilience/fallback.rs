@@ -198,6 +198,12 @@ impl ChatModel for Fallback {
         worst(self.models.iter().map(|model| model.info_for(request, cx)))
     }
 
+    /// Those of all models of the chain.
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        let all: Vec<Cow<'_, str>> = self.models.iter().map(|model| model.identity(cx)).collect();
+        all.join(" else ").into()
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let key = cx.key();
         let mut request = Cow::Borrowed(request);

@@ -1,6 +1,7 @@
 //! A token bucket for requests and one for the tokens of language, shared by all who call one
 //! endpoint under one key.
 
+use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,8 @@ use tokio::time::Instant;
 use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Part};
+use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
+use crate::prompt::{TokenCounter, UpperEstimate};
 use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// How much may be asked in a minute, and how long a call may wait for its turn.
@@ -291,29 +293,12 @@ impl Reservation {
     }
 }
 
-/// Tokens that `request` may use: a guess at its input from the length of its text, and its limit
-/// of output. Right on the average; [`Reservation::settle`] corrects it.
+/// Tokens that `request` may use: its input by [`UpperEstimate`], and its limit of output.
+/// [`Reservation::settle`] puts back what was not used.
 pub fn estimate_tokens(request: &ChatRequest, info: &ModelInfo) -> u64 {
-    const BYTES_A_TOKEN: usize = 4;
-    const IMAGE: usize = 1_500 * BYTES_A_TOKEN;
     const OUTPUT: u64 = 1_024;
-    let part = |part: &Part| match part {
-        Part::Text { text } | Part::Thinking { text, .. } => text.len(),
-        Part::Image { .. } => IMAGE,
-        Part::Opaque { item, .. } => item.to_string().len(),
-        Part::ToolCall(call) => call.name.len() + call.arguments.to_string().len(),
-        Part::ToolResult { content, .. } => content.len(),
-    };
-    let messages: usize = request.messages.iter().flat_map(|message| &message.parts).map(part).sum();
-    let tools: usize = request
-        .tools
-        .iter()
-        .map(|tool| tool.name.len() + tool.description.len() + tool.input_schema.to_string().len())
-        .sum();
-    let schema = request.output.as_ref().map_or(0, |output| output.schema.to_string().len());
-    let input = (messages + tools + schema).div_ceil(BYTES_A_TOKEN);
     let output = request.max_output_tokens.map(u64::from).or(info.max_output_tokens).unwrap_or(OUTPUT);
-    u64::try_from(input).unwrap_or(u64::MAX).saturating_add(output)
+    UpperEstimate.request(request).saturating_add(output)
 }
 
 /// A model or a toolbox whose calls keep to a [`RateLimit`].
@@ -335,6 +320,10 @@ impl<M: ChatModel> ChatModel for RateLimited<M> {
 
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         self.inner.info_for(request, cx)
+    }
+
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.inner.identity(cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -1,5 +1,6 @@
 //! Ports that fail as the seed says.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -45,16 +46,6 @@ impl Clock for JumpingClock {
 
     fn random(&self) -> u64 {
         self.chance.draw("random").1
-    }
-}
-
-impl Clock for Arc<JumpingClock> {
-    fn now_ms(&self) -> u64 {
-        (**self).now_ms()
-    }
-
-    fn random(&self) -> u64 {
-        (**self).random()
     }
 }
 
@@ -142,6 +133,10 @@ impl<M: ChatModel> ChatModel for FaultyModel<M> {
 
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
         self.inner.info_for(request, cx)
+    }
+
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.inner.identity(cx)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -11,7 +11,7 @@ use coral_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{CrashJournal, FnModel, Sink, records};
+use crate::support::{CrashJournal, FnModel, Sink, records, until};
 
 /// A service outside: it remembers each key once, as a sink that honours keys does.
 type Ledger = Arc<Mutex<BTreeMap<String, usize>>>;
@@ -230,16 +230,6 @@ impl Workflow for FickleFlow {
     fn build(&self, flow: &mut Flow<String>) -> Handle<String> {
         flow.step(Fickle(AgentSpec::new("fickle", "Fickle"), self.0.clone()), flow.input())
     }
-}
-
-async fn until(run: &coral_core::Run<String>, done: impl Fn(&Event) -> bool) {
-    let mut events = run.events(1);
-    while let Some(record) = events.next().await {
-        if done(&record.unwrap().event) {
-            return;
-        }
-    }
-    panic!("the run ended before");
 }
 
 #[tokio::test(start_paused = true)]

@@ -52,10 +52,9 @@ impl Workflow for Nested {
     }
 }
 
-/// langgraph 7038, 7115, 7498, 8458: time travel into a sub-graph must not run the whole again.
-/// langgraph 8551: a fork must not write into its parent.
+/// Time travel into a sub-graph runs the whole again, and a fork writes into its parent.
 #[tokio::test]
-async fn a_fork_at_any_record_leaves_its_parent_alone_and_runs_only_what_comes_after() {
+async fn langgraph_7038_7115_7498_8458_8551_a_fork_leaves_its_parent_alone_and_runs_only_what_comes_after() {
     let journal = Arc::new(MemoryJournal::new());
     let runner = Runner::builder().journal(journal.clone()).build();
     let flow = Nested(Arc::default());

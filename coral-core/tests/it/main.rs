@@ -3,14 +3,21 @@
 
 mod budget;
 mod crash;
+mod deadlines;
+mod effects;
 mod engine;
 mod fork;
 mod matrix;
 mod nesting;
+mod offload;
+mod parking;
 mod peers;
 mod people;
+mod presence;
 mod prompt_agent;
 mod prompt_fit;
+mod prompt_versions;
+mod prompt_written;
 mod prompts;
 mod properties;
 mod resilience;

@@ -3,26 +3,161 @@
 //!
 //! `CORAL_SEEDS=10000 cargo test -p coral-core --features sim --test it matrix` draws more; a failure prints its seed.
 
-use std::collections::BTreeMap;
+mod forks;
+mod journals;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Brief, EffectClass, Error, Event, Finding, GraphData,
-    Journal, ManualClock, MemoryJournal, Outcome, Payload, Program, RetryPolicy, Run, Runner, StartOptions,
-    StepData, StepKind, Team, digest,
+    Agent, AgentContext, AgentError, AgentSpec, Brief, Budget, CallContext, Caller, ChatModel, ChatRequest,
+    ChatResponse, Decision, EffectClass, Error, Event, Finding, GraphData, Join, Journal, ManualClock,
+    MemoryJournal, ModelInfo, Outcome, Payload, Program, Question, Reconciled, Reconciliation, RetryPolicy,
+    Run, Runner, StartOptions, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput, Toolbox, digest,
 };
 use serde_json::{Value, json};
 
-use crate::support::{CrashJournal, records};
+use crate::support::{CrashJournal, TokioClock, agent_as as agent, records, step};
 
-/// How often each key arrived at the service outside.
-type Ledger = Arc<Mutex<BTreeMap<String, u32>>>;
+/// The service outside: what arrived under each key, and how far the journal was each time.
+#[derive(Clone)]
+struct Shop {
+    journal: Arc<MemoryJournal>,
+    arrivals: Arc<Mutex<BTreeMap<String, Vec<u64>>>>,
+}
+
+impl Shop {
+    fn new(journal: Arc<MemoryJournal>) -> Self {
+        Shop { journal, arrivals: Arc::default() }
+    }
+
+    async fn arrives(&self, key: &str) {
+        let seq = self.journal.head("run").await.unwrap().unwrap().last_seq;
+        self.arrivals.lock().unwrap().entry(key.to_owned()).or_default().push(seq);
+        tokio::task::yield_now().await;
+    }
+
+    fn knows(&self, key: &str) -> bool {
+        self.arrivals.lock().unwrap().contains_key(key)
+    }
+
+    /// What a person knows who looks at the shop, and says of anything else `true`.
+    fn answer(&self, question: &Question) -> Value {
+        if &*question.label != "needs_reconciliation" {
+            return json!(true);
+        }
+        let doubt = question.question.json().unwrap();
+        let decision = match self.knows(doubt["key"].as_str().unwrap()) {
+            true => Decision::Happened,
+            false => Decision::DidNotHappen,
+        };
+        json!(Reconciliation {
+            decision,
+            result: (decision == Decision::Happened).then(|| doubt["effect"].clone())
+        })
+    }
+}
+
+/// Tools of each class that go to the shop and say their own name.
+#[async_trait]
+impl Toolbox for Shop {
+    async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
+        let tool = |(name, effect): (&str, EffectClass)| ToolDef {
+            name: name.into(),
+            description: name.into(),
+            input_schema: json!({"type": "object"}),
+            effect,
+        };
+        let tools = [
+            ("file", EffectClass::Idempotent),
+            ("mail", EffectClass::Reconcile),
+            ("ship", EffectClass::Irreversible),
+        ];
+        Ok(tools.map(tool).into())
+    }
+
+    async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {
+        self.arrives(cx.key()).await;
+        Ok(ToolOutput::text(&call.name))
+    }
+
+    async fn reconcile(&self, call: &ToolCall, cx: &CallContext) -> Result<Reconciled, Error> {
+        Ok(match self.knows(cx.key()) {
+            true => Reconciled::Happened(ToolOutput::text(&call.name)),
+            false => Reconciled::DidNotHappen,
+        })
+    }
+}
+
+/// Answers in one word; what it is asked arrives at the shop too.
+struct Clerk(Shop);
+
+#[async_trait]
+impl ChatModel for Clerk {
+    fn name(&self) -> &str {
+        "clerk"
+    }
+
+    fn info(&self) -> ModelInfo {
+        let mut info = ModelInfo::default();
+        info.max_output_tokens = Some(100);
+        info
+    }
+
+    async fn chat(&self, _: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        self.0.arrives(cx.key()).await;
+        Ok(ChatResponse::text("clerk", "yes"))
+    }
+}
+
+/// Sells something: asks a model, waits, calls tools of each class, and signs what can't be taken back.
+struct Seller {
+    spec: AgentSpec,
+    shop: Shop,
+}
+
+#[async_trait]
+impl Agent for Seller {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.spec
+    }
+
+    async fn run(&self, _: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
+        let said = cx.chat(&ChatRequest::user(cx.path().to_string())).await?.message.text();
+        cx.sleep_ms(10).await?;
+        let calls = ["file", "mail", "ship"].map(|name| ToolCall {
+            id: name.into(),
+            name: name.into(),
+            arguments: json!({ "for": cx.path() }),
+        });
+        let mut told = vec![said];
+        for outcome in cx.call_tools(&calls).await? {
+            told.push(outcome?.content);
+        }
+        let shop = self.shop.clone();
+        let signed: String = cx
+            .effect("sign", EffectClass::Irreversible, "here", |key| async move {
+                shop.arrives(&key).await;
+                Ok("sign".to_owned())
+            })
+            .await?;
+        told.push(signed);
+        // The next attempt does nothing of this again that can't be repeated.
+        if cx.attempt() == 1 {
+            return Err(AgentError::transient("once more"));
+        }
+        Ok(json!(told))
+    }
+}
 
 /// Buys something outside, twice, and hands on as its input says.
 struct Buyer {
     spec: AgentSpec,
-    ledger: Ledger,
+    shop: Shop,
 }
 
 #[async_trait]
@@ -37,17 +172,19 @@ impl Agent for Buyer {
     async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
         let mut bought = Vec::new();
         for n in 0..2 {
-            let ledger = self.ledger.clone();
+            let shop = self.shop.clone();
             let place = format!("{}:{n}", cx.path());
             let request = place.clone();
             let receipt: String = cx
                 .effect("buy", EffectClass::Idempotent, &request, |key| async move {
-                    *ledger.lock().unwrap().entry(key.to_string()).or_default() += 1;
-                    tokio::task::yield_now().await;
+                    shop.arrives(&key).await;
                     Ok(place)
                 })
                 .await?;
             bought.push(receipt);
+        }
+        if self.spec.id == "broken" {
+            return Err(AgentError::user("out of order"));
         }
         if self.spec.id == "flaky" && !cx.attempt().is_multiple_of(3) {
             return Err(AgentError::transient("not today"));
@@ -67,20 +204,12 @@ impl Agent for Buyer {
     }
 }
 
-fn agent(name: &str, id: &str, inputs: &[&str]) -> StepData {
-    step(name, StepKind::Agent(id.into()), inputs)
-}
-
-fn step(name: &str, kind: StepKind, inputs: &[&str]) -> StepData {
-    StepData { inputs: inputs.iter().map(|input| (*input).into()).collect(), ..StepData::new(name, kind) }
-}
-
 fn graph(name: &str, steps: Vec<StepData>) -> Arc<GraphData> {
     Arc::new(GraphData { name: name.into(), steps, ..GraphData::default() })
 }
 
 fn ask(name: &str, inputs: &[&str]) -> StepData {
-    let kind = StepKind::Ask { answer: json!({"type": "boolean"}), deadline_ms: None, default: Value::Null };
+    let kind = StepKind::Ask { answer: json!({"type": "boolean"}), deadline_ms: None, default: None };
     step(name, kind, inputs)
 }
 
@@ -108,6 +237,12 @@ fn samples() -> Vec<Arc<GraphData>> {
         let agents = vec!["buyer".into(), "other".into()];
         step(name, StepKind::Route { agents, max_hops: 9 }, inputs)
     };
+    let sell = |name: &str, inputs: &[&str]| StepData {
+        retry: RetryPolicy::attempts(2),
+        budget: Budget::new().calls(40).tokens(1_000_000).wall_ms(86_400_000),
+        ..agent(name, "seller", inputs)
+    };
+    let joined = |name: &str, join, inputs: &[&str]| StepData { join, ..agent(name, "buyer", inputs) };
     let start = || step("start", StepKind::Function("start".into()), &[]);
     vec![
         // Sub-workflow × fan-out.
@@ -171,6 +306,21 @@ fn samples() -> Vec<Arc<GraphData>> {
                 &[],
             )],
         ),
+        // Every kind of effect × retry × map × timer × signal × joins × budget.
+        graph(
+            "shop",
+            vec![
+                list(),
+                each("m", vec![sell("sell", &[])], &["list"]),
+                step("soon", StepKind::Timer(50), &["list"]),
+                step("late", StepKind::Timer(3_600_000), &["list"]),
+                step("go", StepKind::Signal("go".into()), &["list"]),
+                agent("broken", "broken", &["list"]),
+                joined("first", Join::FirstOk, &["soon", "late"]),
+                joined("two", Join::Quorum(2), &["m", "go", "broken"]),
+                joined("all", Join::Settle, &["first", "two", "broken"]),
+            ],
+        ),
         // Everything in everything.
         graph(
             "six",
@@ -193,25 +343,37 @@ fn samples() -> Vec<Arc<GraphData>> {
 
 struct World {
     journal: Arc<MemoryJournal>,
-    ledger: Ledger,
+    shop: Shop,
     program: Program<Brief, Value>,
+    /// Whether its clock stands still.
+    stands: bool,
 }
 
 impl World {
     fn new(graph: &GraphData) -> Self {
-        let ledger = Ledger::default();
+        World::on(Arc::default(), graph)
+    }
+
+    fn on(journal: Arc<MemoryJournal>, graph: &GraphData) -> Self {
+        let shop = Shop::new(journal.clone());
         let mut team = Team::new()
             .with_function("list", |_: Value| async move { Ok(json!([{"n": 1}, {"n": 2}, {"n": 3}])) })
-            .with_function("start", |_: Value| async move { Ok(json!({"hops": 3})) });
-        for id in ["buyer", "other", "flaky", "critic2", "critic3"] {
-            team = team.with_agent(Buyer { spec: AgentSpec::new(id, id), ledger: ledger.clone() });
+            .with_function("start", |_: Value| async move { Ok(json!({"hops": 3})) })
+            .with_agent(Seller { spec: AgentSpec::new("seller", "seller"), shop: shop.clone() });
+        for id in ["buyer", "other", "flaky", "broken", "critic2", "critic3"] {
+            team = team.with_agent(Buyer { spec: AgentSpec::new(id, id), shop: shop.clone() });
         }
         let program = Program::from_graph(graph.clone(), &team).unwrap();
-        World { journal: Arc::default(), ledger, program }
+        World { journal, shop, program, stands: false }
     }
 
     fn runner(&self, journal: impl Journal + 'static) -> Runner {
-        Runner::builder().journal(journal).clock(ManualClock::at_ms(1)).build()
+        let builder = Runner::builder().journal(journal);
+        let builder = match self.stands {
+            true => builder.clock(ManualClock::at_ms(1)),
+            false => builder.clock(TokioClock(tokio::time::Instant::now())),
+        };
+        builder.model(Clerk(self.shop.clone())).tools(self.shop.clone()).build()
     }
 
     /// Begins or goes on, on a journal that dies after so many appends, or on one that does not.
@@ -224,10 +386,24 @@ impl World {
             None => runner.start_with(&self.program, Brief::default(), StartOptions::new().id("run")).await?,
             Some(_) => runner.resume(&self.program, "run").await?,
         };
-        let answers = tokio::spawn(answer_all(run.clone()));
+        let answers = tokio::spawn(self.answering(&run));
         let output = run.output().await;
         answers.abort();
         output
+    }
+
+    /// Answers what the run asks, and sends it the signal, if it waits for one.
+    fn answering(&self, run: &Run<Value>) -> impl Future<Output = ()> + Send + use<> {
+        let steps = &self.program.graph().data().steps;
+        let waits = steps.iter().any(|step| matches!(step.kind, StepKind::Signal(_)));
+        let (run, shop) = (run.clone(), self.shop.clone());
+        async move {
+            // Each process is told; a signal that nobody needs any more is kept.
+            if waits {
+                let _ = run.signal("go", true).await;
+            }
+            answer_all(run, shop).await;
+        }
     }
 
     /// What the run comes to: the output of every step, by path.
@@ -238,30 +414,44 @@ impl World {
         digest(&outputs).unwrap()
     }
 
-    /// Every effect is recorded once; every key that the service saw is of one of them; and a key
-    /// that arrived twice was in doubt when it did.
-    async fn check(&self, deaths: u32) {
+    /// Every effect is recorded once. What is recorded does not arrive again, and what can't be repeated does not
+    /// arrive twice at all.
+    async fn check(&self) {
         let mut done = BTreeMap::new();
+        let mut once = BTreeSet::new();
         for record in records(&*self.journal, "run").await {
-            if let Event::EffectDone { path, attempt, index, outcome: Outcome::Ok(_), .. } = record.event {
-                assert!(
-                    done.insert((path.to_string(), attempt, index), ()).is_none(),
-                    "{path} {index} twice"
-                );
+            match record.event {
+                Event::EffectDone { path, attempt, index, outcome: Outcome::Ok(_), .. } => {
+                    let before = done.insert(key(&path, attempt, index), record.seq);
+                    assert!(before.is_none(), "{path} {index} twice");
+                }
+                Event::EffectIntended { path, attempt, index, class, .. } if !class.is_repeatable() => {
+                    once.insert(key(&path, attempt, index));
+                }
+                _ => {}
             }
         }
-        let ledger = self.ledger.lock().unwrap();
-        assert!(ledger.len() <= done.len());
-        assert!(ledger.values().all(|times| *times <= deaths + 1));
+        let arrivals = self.shop.arrivals.lock().unwrap();
+        for (key, seqs) in &*arrivals {
+            let recorded =
+                done.get(key).copied().unwrap_or_else(|| panic!("`{key}` is no effect of the run"));
+            assert!(seqs.iter().all(|seq| *seq < recorded), "recorded at {recorded}, it arrived at {seqs:?}");
+            assert!(!once.contains(key) || seqs.len() == 1, "it can't be repeated, and arrived at {seqs:?}");
+        }
     }
 }
 
-async fn answer_all(run: Run<Value>) {
+/// The key of an effect: what the shop knows it by.
+fn key(path: &str, attempt: u32, index: u32) -> String {
+    coral_core::sha256_hex(format!("run/{path}#{attempt}:{index}").as_bytes())
+}
+
+async fn answer_all(run: Run<Value>, shop: Shop) {
     let mut events = run.events(1);
     while let Some(Ok(record)) = events.next().await {
         if let Event::QuestionAsked { question, .. } = record.event {
             // One that was answered before the crash stays as it was answered.
-            let _ = run.answer(&question.id, true, "tester").await;
+            let _ = run.answer(&question.id, shop.answer(&question), "tester").await;
         }
     }
 }
@@ -284,7 +474,7 @@ async fn killed_at_any_append_every_sample_ends_as_if_it_had_not_been() {
                 let place = format!("`{}` killed at append {after}, landed: {lands}", graph.name);
                 assert_eq!(output, expected, "{place}");
                 assert_eq!(world.state().await, state, "{place}");
-                world.check(1).await;
+                world.check().await;
             }
         }
     }
@@ -295,16 +485,19 @@ async fn killed_at_any_append_every_sample_ends_as_if_it_had_not_been() {
 #[test]
 fn under_every_seed_each_sample_ends_as_in_calm() {
     let seeds: u64 = std::env::var("CORAL_SEEDS").ok().and_then(|seeds| seeds.parse().ok()).unwrap_or(500);
-    let samples = samples();
+    // Nobody signals there.
+    let samples: Vec<_> = samples().into_iter().filter(|graph| graph.name != "shop").collect();
     let each = seeds.div_ceil(samples.len() as u64);
     for graph in samples {
         let report = coral_core::sim::Simulation::new().seeds(0..each).explore(|world| {
-            let shop = World { journal: world.journal().clone(), ..World::new(&graph) };
+            let town = World::on(world.journal().clone(), &graph);
             async move {
-                let world = world.answers(|_| Some(json!(true)));
-                let output = world.run(&shop.program, Brief::default()).await?;
-                shop.check(u32::MAX - 1).await;
-                Ok((output, shop.state().await))
+                let shop = town.shop.clone();
+                let world = world.answers(move |question| Some(shop.answer(question)));
+                let world = world.model(Clerk(town.shop.clone())).tools(town.shop.clone());
+                let output = world.run(&town.program, Brief::default()).await?;
+                town.check().await;
+                Ok((output, town.state().await))
             }
         });
         let report = report.unwrap_or_else(|found| panic!("`{}`: {found}", graph.name));
@@ -347,39 +540,5 @@ fn a_replay_is_the_same_under_any_number_of_threads_and_any_hash_seed() {
             states.push(state);
         }
         assert!(states.iter().all(|state| *state == states[0]), "`{}`", graph.name);
-    }
-}
-
-/// Where the journals of releases are kept: they load and go on forever.
-fn fixture(release: &str) -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/journal-{release}.json"))
-}
-
-/// A run of the last sample, cut off in its middle, as each release wrote it. A new release adds its own:
-/// `CORAL_WRITE_FIXTURE=1.2.3 cargo test -p coral-core --test it journals_of_every_release`.
-#[tokio::test(start_paused = true)]
-async fn journals_of_every_release_load_and_go_on() {
-    let six = samples().pop().unwrap();
-    let calm = World::new(&six);
-    let expected = calm.live(None).await.unwrap();
-    if let Ok(release) = std::env::var("CORAL_WRITE_FIXTURE") {
-        let cut = World::new(&six);
-        cut.live(Some((24, true))).await.unwrap_err();
-        let text = serde_json::to_string_pretty(&records(&*cut.journal, "run").await).unwrap();
-        std::fs::write(fixture(&release), text + "\n").unwrap();
-    }
-    for release in ["0.1.0"] {
-        let text = std::fs::read_to_string(fixture(release)).unwrap();
-        let recorded: Vec<coral_core::Record> = serde_json::from_str(&text).unwrap();
-        let open =
-            recorded.iter().filter(|record| matches!(record.event, Event::QuestionAsked { .. })).count();
-        assert!(open > 0 && recorded.len() > 60, "{release}: a fixture that shows something");
-        let world = World::new(&six);
-        let epoch = world.journal.acquire("run").await.unwrap();
-        world.journal.append("run", epoch, 0, recorded.clone().into()).await.unwrap();
-        assert_eq!(world.live(None).await.unwrap(), expected, "{release}");
-        let after = records(&*world.journal, "run").await;
-        assert_eq!(after[..recorded.len()], recorded[..], "{release}: what was recorded stays");
-        world.check(1).await;
     }
 }

@@ -10,7 +10,7 @@ use coral_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{records, story};
+use crate::support::{Act, agent, asked, cast, play, records, story, until};
 
 fn runner() -> Runner {
     Runner::builder().build()
@@ -91,9 +91,9 @@ impl Workflow for Endless {
     }
 }
 
-/// langgraph 148: the error of a loop names the loop.
+/// The error of a loop names the loop.
 #[tokio::test]
-async fn the_error_of_an_endless_loop_names_the_loop() {
+async fn langgraph_148_the_error_of_an_endless_loop_names_the_loop() {
     let run = runner().start(&Endless, 1).await.unwrap();
     let error = run.output().await.unwrap_err();
     assert!(
@@ -128,9 +128,9 @@ impl Workflow for Fragile {
     }
 }
 
-/// langgraph 6792: finished tasks in a sub-graph must not run again.
+/// Finished tasks in a sub-graph must not run again.
 #[tokio::test]
-async fn resuming_a_failed_map_runs_only_what_failed() {
+async fn langgraph_6792_resuming_a_failed_map_runs_only_what_failed() {
     let runner = runner();
     let flow = Fragile(Arc::default(), Arc::default());
     let run = runner.start(&flow, vec![1, 2, 3]).await.unwrap();
@@ -226,7 +226,12 @@ fn route(max_hops: u32) -> Program<coral_core::Brief, Value> {
         Ok(serde_json::from_str::<Value>(&brief.text).map(|plan| json!({"plan": plan}))?)
     });
     for id in ["triage", "billing", "refunds"] {
-        team = team.with_agent(Planned(AgentSpec::new(id, id)));
+        let mut spec = AgentSpec::new(id, id);
+        // Of these, one is bound by its definition, besides the route.
+        if id == "refunds" {
+            spec.handoff.next_agents = vec!["billing".into()];
+        }
+        team = team.with_agent(Planned(spec));
     }
     Program::from_graph(graph, &team).unwrap()
 }
@@ -251,6 +256,9 @@ async fn agents_route_among_those_that_the_graph_allows() {
     }
     let (output, _) = routed(r#"["billing", "boss"]"#, 5).await;
     assert!(matches!(output.unwrap_err().kind(), ErrorKind::NotFound { name, .. } if name == "boss"));
+    let (output, _) = routed(r#"["billing", "refunds", "triage"]"#, 5).await;
+    let error = output.unwrap_err().to_string();
+    assert!(error.contains("names `triage`, and may hand on to `billing` alone"), "{error}");
     let (output, _) = routed(r#"["billing", "refunds", "billing"]"#, 3).await;
     assert!(
         matches!(output.unwrap_err().kind(), ErrorKind::Limit { limit, .. } if limit == "max_hops of `desk`")
@@ -351,4 +359,76 @@ async fn the_toolbox_hears_who_acts_for_whom_and_when_the_run_is_over() {
     // The third acts for the second, and with it for the first.
     let heard = [first.clone(), first, second, format!("forget {}", run.id())];
     assert_eq!(*ear.0.lock().unwrap(), heard);
+}
+
+#[test]
+fn an_agent_that_is_twice_in_a_route_is_a_problem_of_the_graph() {
+    let agents = vec!["triage".into(), "billing".into(), "triage".into()];
+    let steps = vec![StepData::new("desk", StepKind::Route { agents, max_hops: 2 })];
+    let graph = GraphData { name: "support".into(), steps, ..GraphData::default() };
+    let problems: Vec<String> = graph.problems().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        problems,
+        ["step `desk`: agent `triage` is in its route twice, and only the first would work"]
+    );
+    let team = Team::new()
+        .with_agent(Planned(AgentSpec::new("triage", "triage")))
+        .with_agent(Planned(AgentSpec::new("billing", "billing")));
+    assert!(Program::from_graph(graph, &team).unwrap_err().to_string().contains("twice"));
+}
+
+#[tokio::test]
+async fn a_driver_that_was_taken_over_does_not_make_the_toolbox_forget_the_run() {
+    let (journal, ear) = (Arc::new(MemoryJournal::new()), Ear::default());
+    let asker = play(|_, cx: &mut AgentContext| -> Act<'_> {
+        Box::pin(async move { Ok(json!(cx.ask::<String, bool>("ok", &"?".into()).await?)) })
+    });
+    let program = cast(vec![agent("asker", &[])], vec![("asker", asker)]);
+    let build = || Runner::builder().journal(journal.clone()).tools(ear.clone()).build();
+    let (first, second) = (build(), build());
+    let slow = first.start(&program, coral_core::Brief::default()).await.unwrap();
+    until(&slow, |event| matches!(event, coral_core::Event::QuestionAsked { .. })).await;
+    let fast = second.resume(&program, slow.id()).await.unwrap();
+    let open = asked(&fast, 1).await;
+    let error = slow.answer(&open[0].id, true, "slow").await.unwrap_err();
+    assert!(error.is_fenced(), "{error}");
+    assert!(slow.output().await.unwrap_err().is_fenced());
+    assert!(ear.0.lock().unwrap().is_empty(), "the run goes on elsewhere");
+    fast.answer(&open[0].id, true, "fast").await.unwrap();
+    fast.output().await.unwrap();
+    assert_eq!(*ear.0.lock().unwrap(), [format!("forget {}", fast.id())]);
+}
+
+/// Never ends its clean-up.
+struct Clinging(AgentSpec);
+
+#[async_trait::async_trait]
+impl Agent for Clinging {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, _: Value, _: &mut AgentContext) -> Result<Value, AgentError> {
+        std::future::pending().await
+    }
+
+    async fn clean_up(&self, _: &mut AgentContext) {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clean_up_that_does_not_end_keeps_no_run_from_being_cancelled() {
+    let steps = vec![agent("clinging", &[])];
+    let graph = GraphData { name: "cling".into(), steps, ..GraphData::default() };
+    let team = Team::new().with_agent(Clinging(AgentSpec::new("clinging", "Clinging")));
+    let program = Program::from_graph(graph, &team).unwrap();
+    let run = Runner::builder().build().start(&program, coral_core::Brief::default()).await.unwrap();
+    until(&run, |event| matches!(event, coral_core::Event::StepStarted { .. })).await;
+    run.cancel("enough").await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(60), run.wait()).await;
+    assert_eq!(ended.unwrap().unwrap(), coral_core::RunStatus::Cancelled);
 }

@@ -1,39 +1,18 @@
 //! What went wrong elsewhere, one test each, named after the thread that tells of it.
 
 use std::collections::BTreeMap;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, ApprovalAnswer, Brief, CallContext, Caller, EffectClass,
-    Error, ErrorKind, Event, GraphData, Join, MemoryJournal, Program, RetryPolicy, Run, RunStatus, Runner,
-    StartOptions, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput, Toolbox,
+    AgentContext, AgentError, AgentSpec, ApprovalAnswer, Brief, CallContext, Caller, ChatModel, ChatRequest,
+    ChatResponse, Delta, EffectClass, Error, ErrorKind, Event, GraphData, Join, MemoryJournal, Program,
+    RetryPolicy, Run, RunStatus, Runner, StartOptions, StepData, StepKind, Team, ToolCall, ToolDef,
+    ToolOutput, Toolbox,
 };
 use serde_json::{Value, json};
 
-use crate::support::{records, story};
-
-type Act<'a> = Pin<Box<dyn Future<Output = Result<Value, AgentError>> + Send + 'a>>;
-type Play = Arc<dyn for<'a> Fn(Value, &'a mut AgentContext) -> Act<'a> + Send + Sync>;
-
-/// An agent that does what a closure says.
-struct Actor(AgentSpec, Play);
-
-#[async_trait]
-impl Agent for Actor {
-    type Input = Value;
-    type Output = Value;
-
-    fn spec(&self) -> &AgentSpec {
-        &self.0
-    }
-
-    async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
-        (self.1)(input, cx).await
-    }
-}
+use crate::support::{Act, Actor, Play, agent, cast, records, step, story};
 
 /// What happened outside, how often.
 #[derive(Clone, Default)]
@@ -118,11 +97,7 @@ impl Stage {
     }
 
     fn program(&self, steps: Vec<StepData>) -> Program<Brief, Value> {
-        let mut team = Team::new().with_function("pass", |v: Value| async move { Ok(v) });
-        for (id, play) in &self.actors {
-            team = team.with_agent(Actor(AgentSpec::new(*id, *id), play.clone()));
-        }
-        Program::from_graph(GraphData { name: "play".into(), steps, ..GraphData::default() }, &team).unwrap()
+        cast(steps, self.actors.iter().map(|(id, play)| (*id, play.clone())).collect())
     }
 
     fn runner(&self) -> Runner {
@@ -164,14 +139,6 @@ async fn answer_all(run: &Run<Value>) {
     for question in run.questions().await {
         run.answer(&question.id, true, "ann").await.unwrap();
     }
-}
-
-fn step(name: &str, kind: StepKind, inputs: &[&str]) -> StepData {
-    StepData { inputs: inputs.iter().map(|input| (*input).into()).collect(), ..StepData::new(name, kind) }
-}
-
-fn agent(id: &str, inputs: &[&str]) -> StepData {
-    step(id, StepKind::Agent(id.into()), inputs)
 }
 
 fn sub(name: &str, steps: Vec<StepData>, inputs: &[&str]) -> StepData {
@@ -306,17 +273,55 @@ async fn adk_5349_a_second_wait_of_one_agent_outlives_the_process_too() {
     assert_eq!(run.output().await.unwrap(), json!({"twice": [true, true]}));
 }
 
+/// A model that answers in pieces.
+struct Streams(Outside);
+
+#[async_trait]
+impl ChatModel for Streams {
+    fn name(&self) -> &str {
+        "streams"
+    }
+
+    async fn chat(&self, _: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
+        self.0.happens(&format!("asked by {}", cx.caller().path));
+        for piece in ["good", "day"] {
+            cx.emit(&Delta::Text(piece.into()));
+            tokio::task::yield_now().await;
+        }
+        Ok(ChatResponse::text("streams", "good day"))
+    }
+}
+
 /// Finished nodes are replayed, and with streaming each node runs twice.
 #[tokio::test]
 async fn adk_rust_467_who_listens_changes_nothing() {
-    let stage = Stage::new().charger("a").charger("b");
-    let runner = Runner::builder().journal(stage.journal.clone()).on_delta(|_, _| {}).build();
+    let talker = |stage: Stage, id| {
+        stage.actor(id, |outside, _, cx| {
+            Box::pin(async move {
+                outside.happens(cx.path());
+                Ok(json!(cx.chat(&ChatRequest::user("hello")).await?.message.text()))
+            })
+        })
+    };
+    let stage = talker(talker(Stage::new(), "a"), "b");
+    let heard = stage.outside.clone();
+    let listen = move |path: &Arc<str>, delta: &Delta| {
+        heard.happens(&format!("{path} hears {delta}"));
+    };
+    let builder = Runner::builder().journal(stage.journal.clone()).on_delta(listen);
+    let runner = builder.model(Streams(stage.outside.clone())).build();
     let program = stage.program(vec![agent("a", &[]), agent("b", &["a"])]);
     let run = runner.start_with(&program, Brief::default(), StartOptions::new().id("run")).await.unwrap();
     let listeners: Vec<_> = (0..3).map(|_| story(&run)).collect();
     let stories = futures_util::future::join_all(listeners).await;
     assert!(stories.iter().all(|story| *story == stories[0]));
-    assert_eq!((stage.outside.times("a"), stage.outside.times("b")), (1, 1));
+    for step in ["a", "b"] {
+        assert_eq!(stage.outside.times(step), 1);
+        assert_eq!(stage.outside.times(&format!("asked by {step}")), 1);
+        for piece in ["good", "day"] {
+            assert_eq!(stage.outside.times(&format!("{step} hears {piece}")), 1);
+        }
+    }
 }
 
 /// Resuming at a pause replays the siblings of what is paused.
@@ -330,16 +335,22 @@ async fn adk_rust_628_siblings_of_a_paused_step_are_not_replayed() {
     assert_eq!(["x", "y", "end"].map(|what| stage.outside.times(what)), [1, 1, 1]);
 }
 
-/// Suspending within nested and parallel workflows loses steps, or does not resume (also 15552 and 20225).
+/// Suspending within nested and parallel workflows loses steps, or does not resume.
 #[tokio::test]
-async fn mastra_9288_nested_parallel_suspensions_resume() {
+async fn mastra_9288_15552_20225_nested_parallel_suspensions_resume() {
     let stage = Stage::new().asker("ask").charger("pay");
     let inner = || sub("inner", vec![agent("pay", &[]), agent("ask", &["pay"])], &[]);
     let outer = |name| sub(name, vec![inner(), agent("pay", &["inner"])], &[]);
-    let (_runner, run) = stage.interrupted(2, vec![outer("left"), outer("right")]).await;
+    let steps = vec![outer("left"), outer("right")];
+    let (second, run) = stage.interrupted(2, steps.clone()).await;
     // One is answered, and the process ends again.
     let first = run.questions().await[0].id.clone();
     run.answer(&first, true, "ann").await.unwrap();
+    second.shutdown().await;
+    let third = stage.runner();
+    let run = third.resume(&stage.program(steps), "run").await.unwrap();
+    let left = open(&run, 1).await;
+    assert!(left.len() == 1 && *left[0] != *first, "what is answered stays answered");
     answer_all(&run).await;
     run.output().await.unwrap();
     for place in ["left/inner/pay", "right/inner/pay", "left/pay", "right/pay"] {
@@ -347,9 +358,9 @@ async fn mastra_9288_nested_parallel_suspensions_resume() {
     }
 }
 
-/// An approval is lost when the run is resumed (also 2487).
+/// An approval is lost when the run is resumed.
 #[tokio::test]
-async fn openai_agents_4244_an_approval_outlives_the_process() {
+async fn openai_agents_4244_2487_an_approval_outlives_the_process() {
     let stage = Stage::new().actor("sender", |_, _, cx| {
         Box::pin(async move {
             let sent = cx.call_tool(&send(json!({"approve": true}))).await?;
@@ -393,23 +404,28 @@ async fn adk_4751_of_two_writers_one_wins_and_nothing_is_lost() {
     assert_eq!(seqs, (1..=seqs.len() as u64).collect::<Vec<_>>());
 }
 
-/// Each step writes the whole state anew (also 7843).
+/// Each step writes the whole state anew.
 #[tokio::test]
-async fn langgraph_7714_what_is_stored_grows_with_what_is_new() {
+async fn langgraph_7714_7843_what_is_stored_grows_with_what_is_new() {
     let size = |steps: usize| async move {
-        let stage = Stage::new();
+        let stage = Stage::new()
+            .actor("size", |_, input, _| Box::pin(async move { Ok(json!(input.to_string().len())) }));
         let chain = (0..steps).map(|n| {
-            let before = n.checked_sub(1).map(|before| format!("s{before}"));
-            let inputs: Vec<&str> = before.as_deref().into_iter().collect();
-            step(&format!("s{n}"), StepKind::Function("pass".into()), &inputs)
+            let before: Vec<String> = (0..n).rev().take(1).map(|before| format!("s{before}")).collect();
+            let inputs: Vec<&str> = before.iter().map(String::as_str).collect();
+            step(&format!("s{n}"), StepKind::Agent("size".into()), &inputs)
         });
-        let (_, _runner, run) = stage.start(chain.collect()).await;
+        // A state of its own size, that each step has before it.
+        let (program, runner) = (stage.program(chain.collect()), stage.runner());
+        let brief = Brief { text: "state ".repeat(4_000).into(), ..Brief::default() };
+        let run = runner.start_with(&program, brief, StartOptions::new().id("run")).await.unwrap();
         run.output().await.unwrap();
         let records = records(&*stage.journal, "run").await;
         records.iter().skip(1).map(|record| serde_json::to_string(record).unwrap().len()).sum::<usize>()
     };
     let (short, long) = (size(50).await, size(100).await);
     assert!(long < short * 21 / 10, "{short} bytes for 50 steps, {long} for 100");
+    assert!(long < 24_000 * 20, "{long} bytes for 100 steps over a state of 24,000");
 }
 
 /// Tools run before the guard that would have refused the input trips.
@@ -484,6 +500,51 @@ async fn losers_that_hold_steps_are_stopped_with_all_that_is_inside() {
     let times = records(&*stage.journal, "run").await;
     assert!(times.iter().any(|record| matches!(&record.event,
         Event::StepFailed { path, error, .. } if &**path == "loser" && error.to_string().contains("went on without it"))));
+}
+
+/// What would only have fed a loser is stopped too, at any distance.
+#[tokio::test(start_paused = true)]
+async fn what_works_for_losers_alone_is_stopped_and_what_others_wait_for_is_not() {
+    let stage = Stage::new()
+        .charger("fast")
+        .charger("late")
+        .charger("later")
+        .charger("other")
+        .actor("source", |outside, _, cx| {
+            Box::pin(async move {
+                outside.happens("source");
+                cx.sleep_ms(3_600_000).await?;
+                Ok(json!("source"))
+            })
+        })
+        .actor("shared", |outside, _, cx| {
+            Box::pin(async move {
+                outside.happens("shared");
+                cx.sleep_ms(10_000).await?;
+                Ok(json!("shared"))
+            })
+        });
+    let first = StepData {
+        join: Join::FirstOk,
+        ..step("first", StepKind::Function("pass".into()), &["fast", "later"])
+    };
+    let steps = vec![
+        step("pause", StepKind::Timer(50), &[]),
+        agent("fast", &["pause"]),
+        agent("source", &[]),
+        agent("shared", &[]),
+        agent("late", &["source", "shared"]),
+        agent("later", &["late"]),
+        agent("other", &["shared"]),
+        first,
+    ];
+    let began = tokio::time::Instant::now();
+    let (_, _runner, run) = stage.start(steps).await;
+    assert_eq!(run.wait().await.unwrap(), RunStatus::Succeeded);
+    assert!(began.elapsed() < std::time::Duration::from_secs(60), "nobody waits for `source`");
+    assert_eq!((stage.outside.times("source"), stage.outside.times("shared")), (1, 1));
+    assert_eq!((stage.outside.times("late"), stage.outside.times("later")), (0, 0));
+    assert_eq!(stage.outside.times("other"), 1, "what another step waits for goes on");
 }
 
 /// Draining lets what works end, begins nothing more, and cuts nothing off.

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, ApprovalAnswer, Budget, CallContext, Caller, ChatRequest,
-    ChatResponse, Decision, EffectClass, Error, ErrorKind, Event, Flow, Handle, MemoryJournal, Question,
-    Reconciled, Reconciliation, Run, RunStatus, Runner, StartOptions, ToolCall, ToolDef, ToolOutput, Toolbox,
-    Usage, Usd, Workflow,
+    ChatResponse, Decision, EffectClass, Error, ErrorKind, Event, Flow, Handle, MemoryJournal, Reconciled,
+    Reconciliation, Run, RunStatus, Runner, StartOptions, ToolCall, ToolDef, ToolOutput, Toolbox, Usage, Usd,
+    Workflow,
 };
 use serde_json::{Value, json};
 
-use crate::support::{FnModel, records};
+use crate::support::{FnModel, asked, records};
 
 /// Tools that do as they are told by their names, and write down that they did.
 #[derive(Clone, Default)]
@@ -130,17 +130,6 @@ fn runner(journal: &Arc<MemoryJournal>, desk: &Desk) -> Runner {
         Ok(ChatResponse { usage, cost, ..ChatResponse::text("test", "a summary") })
     });
     Runner::builder().journal(journal.clone()).tools(desk.clone()).model(model).build()
-}
-
-async fn asked<O>(run: &Run<O>, count: usize) -> Vec<Arc<Question>> {
-    let mut events = run.events(1);
-    loop {
-        let open = run.questions().await;
-        if open.len() >= count {
-            return open;
-        }
-        events.next().await.unwrap().unwrap();
-    }
 }
 
 #[tokio::test]

@@ -1,15 +1,18 @@
 //! What the tests share.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, EffectClass, Error, Event, Journal,
-    MemoryJournal, Record, Run, RunFilter, RunHead, Seq, ToolCall, ToolDef, ToolOutput, Toolbox,
+    Agent, AgentContext, AgentError, AgentSpec, Brief, CallContext, Caller, ChatModel, ChatRequest,
+    ChatResponse, Clock, EffectClass, Error, Event, GraphData, Journal, MemoryJournal, Program, Question,
+    Record, Run, RunFilter, RunHead, Seq, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput, Toolbox,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A model that answers by a function of the request, and counts.
 pub(crate) struct FnModel<F> {
@@ -58,6 +61,93 @@ impl Toolbox for Sink {
         self.0.lock().unwrap().entry(cx.key().to_owned()).or_default().push(call.arguments.to_string());
         Ok(ToolOutput::text("written"))
     }
+}
+
+/// What a scripted agent does.
+pub(crate) type Act<'a> = Pin<Box<dyn Future<Output = Result<Value, AgentError>> + Send + 'a>>;
+pub(crate) type Play = Arc<dyn for<'a> Fn(Value, &'a mut AgentContext) -> Act<'a> + Send + Sync>;
+
+/// An agent that does what a closure says.
+pub(crate) struct Actor(pub(crate) AgentSpec, pub(crate) Play);
+
+#[async_trait]
+impl Agent for Actor {
+    type Input = Value;
+    type Output = Value;
+
+    fn spec(&self) -> &AgentSpec {
+        &self.0
+    }
+
+    async fn run(&self, input: Value, cx: &mut AgentContext) -> Result<Value, AgentError> {
+        (self.1)(input, cx).await
+    }
+}
+
+/// Shows the time of tokio's clock, which tests pause.
+pub(crate) struct TokioClock(pub(crate) tokio::time::Instant);
+
+impl Clock for TokioClock {
+    fn now_ms(&self) -> u64 {
+        1 + u64::try_from(self.0.elapsed().as_millis()).unwrap()
+    }
+
+    fn random(&self) -> u64 {
+        7
+    }
+}
+
+/// A play from a closure.
+pub(crate) fn play<F>(act: F) -> Play
+where
+    F: for<'a> Fn(Value, &'a mut AgentContext) -> Act<'a> + Send + Sync + 'static,
+{
+    Arc::new(act)
+}
+
+/// A workflow of these steps, with these agents; the function `pass` gives what it takes.
+pub(crate) fn cast(steps: Vec<StepData>, actors: Vec<(&str, Play)>) -> Program<Brief, Value> {
+    let mut team = Team::new().with_function("pass", |value: Value| async move { Ok(value) });
+    for (id, play) in actors {
+        team = team.with_agent(Actor(AgentSpec::new(id, id), play));
+    }
+    Program::from_graph(GraphData { name: "play".into(), steps, ..GraphData::default() }, &team).unwrap()
+}
+
+pub(crate) fn step(name: &str, kind: StepKind, inputs: &[&str]) -> StepData {
+    StepData { inputs: inputs.iter().map(|input| (*input).into()).collect(), ..StepData::new(name, kind) }
+}
+
+/// A step in which the agent works that has the same name.
+pub(crate) fn agent(id: &str, inputs: &[&str]) -> StepData {
+    agent_as(id, id, inputs)
+}
+
+pub(crate) fn agent_as(name: &str, id: &str, inputs: &[&str]) -> StepData {
+    step(name, StepKind::Agent(id.into()), inputs)
+}
+
+/// The open questions, once there are so many.
+pub(crate) async fn asked<O>(run: &Run<O>, count: usize) -> Vec<Arc<Question>> {
+    let mut events = run.events(1);
+    loop {
+        let open = run.questions().await;
+        if open.len() >= count {
+            return open;
+        }
+        events.next().await.unwrap().unwrap();
+    }
+}
+
+/// Waits until something is recorded.
+pub(crate) async fn until<O>(run: &Run<O>, recorded: impl Fn(&Event) -> bool) {
+    let mut events = run.events(1);
+    while let Some(record) = events.next().await {
+        if recorded(&record.unwrap().event) {
+            return;
+        }
+    }
+    panic!("the run ended before");
 }
 
 /// All records of a run.

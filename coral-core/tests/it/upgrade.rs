@@ -197,3 +197,39 @@ async fn a_run_migrates_there_and_back() {
     let head = world.journal.head(&run).await.unwrap().unwrap();
     assert_eq!(head.workflow, "order");
 }
+
+/// A new release that is rolled out must not take runs from the old one that it then can't drive.
+#[tokio::test]
+async fn a_resume_that_is_refused_leaves_the_run_to_whoever_has_it() {
+    let world = World::new();
+    let old = world.program("old", vec![function("check", &[]), cashier("check")]);
+    let other = world.program("new", vec![function("vet", &[]), cashier("vet")]);
+    let runner = world.runner();
+    let run = runner.start_with(&old, Brief::default(), StartOptions::new().id("order-7")).await.unwrap();
+    until_charged(&run).await;
+    let refused = world.runner().resume(&other, "order-7").await.unwrap_err();
+    assert!(matches!(refused.kind(), ErrorKind::DefinitionChanged { .. }), "{refused}");
+    for (_, resumed) in world.runner().recover(&other).await.unwrap() {
+        assert!(matches!(resumed.unwrap_err().kind(), ErrorKind::DefinitionChanged { .. }));
+    }
+    run.signal("go", "now".to_owned()).await.unwrap();
+    assert_eq!(run.output().await.unwrap()["pay"]["receipt"], 1);
+}
+
+/// The keys of its effects and the ids of its questions hold a step's name.
+#[tokio::test]
+async fn a_step_at_work_keeps_its_name() {
+    let world = World::new();
+    let old = world.program("old", vec![function("check", &[]), cashier("check")]);
+    let run = world.waiting(&old).await;
+    let renamed = StepData { name: "charge".into(), ..cashier("check") };
+    let new = world.program("old", vec![function("check", &[]), renamed]);
+    let migration = || Migration::of(old.pins().digest(), "`pay` is called `charge`").rename("pay", "charge");
+    let error = world.runner().resume(&new.clone().with_migration(migration()), &run).await.unwrap_err();
+    assert!(error.to_string().contains("`charge` is at work and had another name"), "{error}");
+    let new = new.with_migration(migration().restart("charge"));
+    let runner = world.runner();
+    let resumed = runner.resume(&new, &run).await.unwrap();
+    resumed.signal("go", "now".to_owned()).await.unwrap();
+    assert_eq!(resumed.output().await.unwrap()["charge"]["receipt"], 1);
+}

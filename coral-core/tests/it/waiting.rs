@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Clock, ErrorKind, Event, Flow, Handle, ManualClock,
-    MemoryJournal, Run, Runner, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, Brief, Clock, ErrorKind, Event, Flow, GraphData, Handle,
+    ManualClock, MemoryJournal, Program, RetryPolicy, Run, Runner, StepData, StepKind, Team, Workflow,
 };
+use serde_json::{Value, json};
 
 use crate::support::records;
 
@@ -213,4 +214,88 @@ async fn a_typed_question_takes_its_default_when_nobody_answered_in_time() {
     };
     run.answer(&id, false, "ada").await.unwrap();
     assert!(!run.output().await.unwrap());
+}
+
+/// Asks with a default.
+struct Choice<A>(A);
+
+impl<A: coral_core::Data> Workflow for Choice<A> {
+    type Input = String;
+    type Output = A;
+
+    fn name(&self) -> &str {
+        "choice"
+    }
+
+    fn build(&self, flow: &mut Flow<String>) -> Handle<A> {
+        flow.ask_within("which", flow.input(), 1_000, self.0.clone())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_may_be_the_default_and_one_that_does_not_fit_is_refused_before_the_run() {
+    let runner = Runner::builder().build();
+    let run = runner.start(&Choice(None::<u32>), "which?".to_owned()).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), None);
+
+    let kind = StepKind::Ask {
+        answer: json!({ "type": "boolean" }),
+        deadline_ms: Some(1_000),
+        default: Some(json!("maybe")),
+    };
+    let graph =
+        GraphData { name: "ask".into(), steps: vec![StepData::new("which", kind)], ..GraphData::default() };
+    let error = Program::<Brief, Value>::from_graph(graph, &Team::new()).unwrap_err();
+    assert!(error.to_string().contains("the default answer does not fit"), "{error}");
+}
+
+/// Fails once, and waits between half a minute and a minute before it tries again.
+struct Stubborn;
+
+impl Workflow for Stubborn {
+    type Input = u32;
+    type Output = u32;
+
+    fn name(&self) -> &str {
+        "stubborn"
+    }
+
+    fn build(&self, flow: &mut Flow<u32>) -> Handle<u32> {
+        let done = flow.function("done", flow.input(), |n: u32| async move { Ok(n + 1) });
+        let tries = std::sync::atomic::AtomicU32::new(0);
+        let retry = RetryPolicy { max_attempts: 2, backoff_ms: 60_000, max_backoff_ms: 60_000 };
+        let second = flow.function("second", &done, move |n: u32| {
+            let fails = tries.fetch_add(1, std::sync::atomic::Ordering::SeqCst) == 0;
+            async move { if fails { Err(AgentError::transient("busy")) } else { Ok(n + 1) } }
+        });
+        second.retry(retry)
+    }
+}
+
+/// What has passed of the wait before another attempt counts in the next process.
+#[tokio::test(start_paused = true)]
+async fn the_wait_between_attempts_does_not_begin_anew_with_a_restart() {
+    let (journal, clock) = (Arc::new(MemoryJournal::new()), Arc::new(ManualClock::at_ms(1_000)));
+    let program = Program::new(&Stubborn).unwrap();
+    let runner = || Runner::builder().journal(journal.clone()).clock(clock.clone()).build();
+    let first = runner();
+    let run = first.start(&program, 0).await.unwrap();
+    let mut events = run.events(1);
+    while !matches!(events.next().await.unwrap().unwrap().event, Event::StepFailed { .. }) {}
+    first.shutdown().await;
+    clock.advance_ms(29_000);
+    let began = tokio::time::Instant::now();
+    let run = runner().resume(&program, run.id()).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), 2);
+    assert!(began.elapsed() <= std::time::Duration::from_millis(31_100), "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_run_tells_what_was_done_until_then() {
+    let runner = Runner::builder().build();
+    let run = runner.start(&Stubborn, 0).await.unwrap();
+    let mut events = run.events(1);
+    while !matches!(events.next().await.unwrap().unwrap().event, Event::StepFailed { .. }) {}
+    run.cancel("enough").await;
+    assert_eq!(run.partial().await.unwrap(), Some(json!({ "done": 1 })));
 }

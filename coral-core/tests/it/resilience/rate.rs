@@ -2,7 +2,9 @@ use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex};
 
 use coral_core::resilience::{RateLimit, RatePolicy, estimate_tokens};
-use coral_core::{ChatModel, ChatRequest, ChatResponse, Message, ModelFault, ModelInfo, Usage};
+use coral_core::{
+    ChatModel, ChatRequest, ChatResponse, Message, ModelFault, ModelInfo, TokenCounter, UpperEstimate, Usage,
+};
 use proptest::prelude::*;
 use tokio::time::Instant;
 
@@ -181,11 +183,11 @@ async fn a_model_is_charged_what_it_used_and_nothing_for_what_never_began() {
     let begin = Instant::now();
     ask(&model).await.unwrap_err();
     ask(&model).await.unwrap();
-    // 10,000 less 5,000 used; each call reserves its guess of 1,025.
+    // 10,000 less 5,000 used; each call reserves its estimate of 1,029.
     ask(&model).await.unwrap();
     assert_eq!(since(begin), 0);
     ask(&model).await.unwrap();
-    assert_eq!(since(begin), 6_150, "the bucket is empty; 1,025 flow in in 6.15 s");
+    assert_eq!(since(begin), 6_174, "the bucket is empty; 1,029 flow in in 6.174 s");
 }
 
 #[tokio::test(start_paused = true)]
@@ -204,18 +206,20 @@ async fn tools_are_limited_by_their_calls() {
 }
 
 #[test]
-fn the_guess_counts_text_and_the_limit_of_output() {
+fn the_estimate_counts_text_and_the_limit_of_output() {
     let request = ChatRequest {
         messages: vec![Message::user("x".repeat(400))],
         max_output_tokens: Some(50),
         ..Default::default()
     };
     let mut info = ModelInfo::default();
-    assert_eq!(estimate_tokens(&request, &info), 150);
+    let input = UpperEstimate.request(&request);
+    assert!(input >= 100, "{input}");
+    assert_eq!(estimate_tokens(&request, &info), input + 50);
     let open = ChatRequest { max_output_tokens: None, ..request };
-    assert_eq!(estimate_tokens(&open, &info), 100 + 1_024);
+    assert_eq!(estimate_tokens(&open, &info), input + 1_024);
     info.max_output_tokens = Some(9_000);
-    assert_eq!(estimate_tokens(&open, &info), 100 + 9_000, "the model's own limit is the worst case");
+    assert_eq!(estimate_tokens(&open, &info), input + 9_000, "the model's own limit is the worst case");
 }
 
 proptest! {
