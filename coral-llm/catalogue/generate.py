@@ -1,10 +1,10 @@
 """Makes catalogue.json from the price list in LiteLLM's wheel (MIT): facts about models, with our tiers.
 
 usage: pip download --no-deps litellm==1.109.1 && unzip -o litellm-*.whl 'litellm/model_prices*' &&
-       python3 generate.py litellm/model_prices_and_context_window_backup.json 2026-11-22 >catalogue.json
+       python3 generate.py litellm/model_prices_and_context_window_backup.json models.json 2026-11-22 >catalogue.json
 
-A second list, rig-core's catalog/models.json (MIT, made from models.dev), may follow: what the two do not agree on is
-said on stderr, to be looked up at the provider.
+The second list is rig-core's src/catalog/models.json (MIT, made from models.dev): what models refuse is taken from both,
+and where the two do not agree on a price that is said on stderr, to be looked up at the provider.
 """
 
 import json
@@ -95,10 +95,32 @@ def long_input(facts):
     return {"above_tokens": bound * 1_000, "price": prices(facts, suffix)}
 
 
-def compare(name, model, other):
-    theirs = other.get(SECOND_NAMES.get(model["provider"], model["provider"]), {}).get("models", {}).get(model["id"])
-    if theirs is None:
-        return
+def refused(facts, theirs):
+    """What the model refuses though its wire has it: a list of the words of `CatalogueEntry::refuses`."""
+    known = theirs.get("rig", {})
+    words = []
+    if known.get("chat_tools") in ("never", "reasoning_off") and known.get("reasoning_default"):
+        words.append("chat_tools")
+    if theirs.get("reasoning_options") and not efforts(theirs):
+        words.append("effort")
+    if facts.get("supports_forced_tool_use") is False or known.get("rejects_forced_tool_choice"):
+        words.append("forced_tools")
+    if facts.get("supports_assistant_prefill") is False:
+        words.append("prefill")
+    never = facts.get("supports_sampling_params") is False or theirs.get("temperature") is False
+    if never or (known.get("sampling") == "reasoning_off" and known.get("reasoning_default")):
+        words.append("sampling")
+    elif known.get("sampling") == "reasoning_off":
+        words.append("sampling_with_effort")
+    return words
+
+
+def efforts(theirs):
+    values = [option.get("values", []) for option in theirs.get("reasoning_options", []) if option["type"] == "effort"]
+    return [effort for effort in sum(values, []) if effort != "none"]
+
+
+def compare(name, model, theirs):
     cost, limit = theirs.get("cost", {}), theirs.get("limit", {})
     for what, ours, found in [
         *[(kind, model["price"][kind], cost.get(kind)) for kind in model["price"]],
@@ -108,13 +130,11 @@ def compare(name, model, other):
             print(f"{name}: {what} is {ours} here and {found} there", file=sys.stderr)
 
 
-def main(path, date, second=None):
+def main(path, second, date):
     with open(path) as file:
         known = json.load(file)
-    other = {}
-    if second:
-        with open(second) as file:
-            other = json.load(file)
+    with open(second) as file:
+        other = json.load(file)
     models = []
     for name, (tier, speed) in MODELS.items():
         provider, _, short = name.partition("/")
@@ -133,11 +153,16 @@ def main(path, date, second=None):
         if kept := long_cache(facts, long):
             model["long_cache"] = kept
         model["capabilities"] = sorted(capabilities)
+        theirs = other.get(SECOND_NAMES.get(provider, provider), {}).get("models", {}).get(short, {})
+        if words := refused(facts, theirs):
+            model["refuses"] = words
+        if levels := efforts(theirs):
+            model["efforts"] = levels
         model["source"] = facts.get("source") or PAGES[provider]
-        compare(name, model, other)
+        compare(name, model, theirs)
         models.append(model)
     lines = ",\n".join("    " + json.dumps(model) for model in models)
-    print(f'{{\n  "format": 2,\n  "date": "{date}",\n  "models": [\n{lines}\n  ]\n}}')
+    print(f'{{\n  "format": 3,\n  "date": "{date}",\n  "models": [\n{lines}\n  ]\n}}')
 
 
 if __name__ == "__main__":

@@ -31,5 +31,5 @@ fn decode<'a>(
         }
         decoder.feed(Bytes::copy_from_slice(piece), &mut |_| {}).map_err(|failure| failure.fault)?;
     }
-    decoder.finish().map_err(|failure| failure.fault)
+    decoder.finish(&mut |_| {}).map_err(|failure| failure.fault)
 }

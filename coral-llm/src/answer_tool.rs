@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use coral_core::{
-    CallContext, ChatRequest, ChatResponse, Delta, EffectClass, Message, OutputFormat, Part, StopReason,
-    ToolChoice, ToolDef,
+    CallContext, ChatRequest, ChatResponse, Delta, EffectClass, Message, OutputFormat, Part, Role,
+    StopReason, ToolChoice, ToolDef,
 };
 use serde_json::{Map, Value, json};
 
@@ -51,9 +51,10 @@ impl AnswerTool {
             (false, _) => ToolChoice::Auto,
         };
         if !dialect.forced_tools {
-            let told = format!("Give your final answer by calling the tool `{}`, never in words.", tool.name);
-            let system = asked.messages.iter().take_while(|m| m.role == coral_core::Role::System).count();
-            asked.messages.insert(system, Message::system(told));
+            tell(
+                &mut asked,
+                format!("Give your final answer by calling the tool `{}`, never in words.", tool.name),
+            );
         }
         (Cow::Owned(asked), Some(tool))
     }
@@ -123,6 +124,28 @@ impl AnswerTool {
             response.stop = StopReason::End;
         }
     }
+}
+
+/// The request as it is asked of a model that can't be made to call a tool: it is asked to.
+pub(crate) fn unforced<'a>(request: Cow<'a, ChatRequest>, dialect: &Dialect) -> Cow<'a, ChatRequest> {
+    if dialect.forced_tools || request.tools.is_empty() {
+        return request;
+    }
+    let told = match &request.tool_choice {
+        ToolChoice::Required => "Call one of your tools now, and say nothing else.".to_owned(),
+        ToolChoice::Tool(name) => format!("Call the tool `{name}` now, and say nothing else."),
+        _ => return request,
+    };
+    let mut asked = request.into_owned();
+    asked.tool_choice = ToolChoice::Auto;
+    tell(&mut asked, told);
+    Cow::Owned(asked)
+}
+
+/// Adds an instruction behind those that are there.
+fn tell(request: &mut ChatRequest, told: String) {
+    let system = request.messages.iter().take_while(|message| message.role == Role::System).count();
+    request.messages.insert(system, Message::system(told));
 }
 
 fn is_object(schema: &Value) -> bool {

@@ -1,5 +1,6 @@
 //! Answers that are paid for once.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -9,12 +10,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    Cache, CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault,
-    ModelInfo, StopReason, Usage, Usd, sha256_hex,
+    Cache, CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, ErrorKind, ModelFault, ModelInfo,
+    StopReason, SystemClock, Usage, Usd, sha256_hex,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::note;
+use crate::pool::Probe;
 use crate::relay::tell_whole;
 
 mod similar;
@@ -25,8 +27,9 @@ pub use similar::Similar;
 /// A model whose answers are kept: an equal request is answered from memory, and equal requests at the same time are
 /// one call.
 ///
-/// - Requests are equal if everything in them is: the whole conversation, tools, schema and settings, and the model's
-///   name with them.
+/// - Requests are equal if everything in them is: the whole conversation, tools, schema and settings, in whatever order
+///   their fields stand, and the model's [identity](ChatModel::identity) with them: where it is, what is sent along, and
+///   at a [`Router`](crate::Router) what the agent needs.
 /// - Only agents that are [named](Cached::for_agents) are served, unless [all](Cached::for_all) are: for most agents a
 ///   second answer to the same question is worth having.
 /// - Only whole answers are kept: none that was cut by a limit, refused or filtered, and no error.
@@ -114,10 +117,21 @@ struct Entry {
     response: ChatResponse,
     /// What it takes up, for keeping the cache in its bounds.
     bytes: u32,
+    /// Until when it is good, in milliseconds since the Unix epoch, for whoever finds it in the cache behind.
+    until_ms: u64,
+}
+
+/// An answer lives as long as it was said to when it was given, wherever it was kept since.
+struct UntilThen;
+
+impl moka::Expiry<Key, Arc<Entry>> for UntilThen {
+    fn expire_after_create(&self, _: &Key, entry: &Arc<Entry>, _: std::time::Instant) -> Option<Duration> {
+        Some(Duration::from_millis(entry.until_ms.saturating_sub(SystemClock.now_ms())))
+    }
 }
 
 /// The version of what the cache behind holds.
-const FORMAT: &str = "chat1";
+const FORMAT: &str = "chat2";
 
 impl<M: ChatModel> Cached<M> {
     /// Keeps answers of `model` for a day, at most 64 MiB of them, for no agent yet.
@@ -125,7 +139,7 @@ impl<M: ChatModel> Cached<M> {
         Cached {
             model,
             agents: Some(BTreeSet::new()),
-            kept: memory(64 << 20, Duration::from_secs(86_400)),
+            kept: memory(64 << 20),
             behind: None,
             similar: None,
             ttl: Duration::from_secs(86_400),
@@ -150,7 +164,7 @@ impl<M: ChatModel> Cached<M> {
     /// Sets how much is kept in memory, and for how long. What was kept so far is forgotten.
     #[must_use]
     pub fn keeping(mut self, bytes: u64, ttl: Duration) -> Self {
-        self.kept = memory(bytes, ttl);
+        self.kept = memory(bytes);
         self.ttl = ttl;
         self
     }
@@ -186,16 +200,19 @@ impl<M: ChatModel> Cached<M> {
         &self.model
     }
 
-    fn key(&self, request: &ChatRequest, caller: &Caller) -> Option<Key> {
+    fn key(&self, request: &ChatRequest, cx: &CallContext) -> Option<Key> {
         let mut bytes = Vec::with_capacity(1_024);
-        bytes.extend_from_slice(self.model.name().as_bytes());
+        bytes.extend_from_slice(self.model.identity(cx).as_bytes());
         bytes.push(0);
         // What is kept under a key may be an answer to another question, which is not for everyone.
         if let Some(similar) = &self.similar {
-            bytes.extend_from_slice(similar.circle(caller).as_bytes());
+            bytes.extend_from_slice(similar.circle(cx.caller()).as_bytes());
             bytes.push(0);
         }
-        serde_json::to_writer(&mut bytes, request).ok()?;
+        // Schemas and arguments have their fields in one order, whatever `serde_json` keeps.
+        let mut request = serde_json::to_value(request).ok()?;
+        request.sort_all_objects();
+        serde_json::to_writer(&mut bytes, &request).ok()?;
         Some(Key(bytes.into()))
     }
 
@@ -210,7 +227,8 @@ impl<M: ChatModel> Cached<M> {
         if let Some((cache, name)) = &far {
             match cache.get(name).await {
                 Ok(Some(bytes)) => {
-                    if let Ok(entry) = serde_json::from_slice::<Entry>(&bytes) {
+                    let entry = serde_json::from_slice::<Entry>(&bytes).ok();
+                    if let Some(entry) = entry.filter(|entry| entry.until_ms > SystemClock.now_ms()) {
                         return Ok((Arc::new(entry), Source::Equal));
                     }
                 }
@@ -231,14 +249,14 @@ impl<M: ChatModel> Cached<M> {
             add(&mut response, asked);
             return Err(Unkept::Answer(Box::new(response)));
         }
-        let mut entry = Entry { response, bytes: 0 };
+        let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let mut entry = Entry { response, bytes: 0, until_ms: SystemClock.now_ms().saturating_add(ttl) };
         let bytes = serde_json::to_vec(&entry).unwrap_or_default();
         entry.bytes = u32::try_from(bytes.len() + key.0.len()).unwrap_or(u32::MAX);
-        if let Some((cache, name)) = &far {
-            let ttl = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
-            if let Err(error) = cache.put(name, bytes.into(), Some(ttl)).await {
-                tracing::warn!(%error, "the cache behind can't be written");
-            }
+        if let Some((cache, name)) = &far
+            && let Err(error) = cache.put(name, bytes.into(), Some(ttl)).await
+        {
+            tracing::warn!(%error, "the cache behind can't be written");
         }
         let entry = Arc::new(entry);
         if let Some((similar, question)) = question {
@@ -250,7 +268,7 @@ impl<M: ChatModel> Cached<M> {
     /// The question as a vector. If the embedder fails, the model is asked.
     async fn question(&self, request: &ChatRequest, cx: &CallContext) -> Option<(&Similar, Question)> {
         let similar = self.similar.as_ref()?;
-        match similar.question(self.model.name(), request, cx.caller()).await {
+        match similar.question(&self.model.identity(cx), request, cx.caller()).await {
             Ok(question) => Some((similar, question?)),
             Err(error) => {
                 tracing::warn!(%error, "the question can't be compared with others");
@@ -300,11 +318,11 @@ fn add(response: &mut ChatResponse, embedded: Option<(u64, Option<Usd>)>) {
     }
 }
 
-fn memory(bytes: u64, ttl: Duration) -> moka::future::Cache<Key, Arc<Entry>> {
+fn memory(bytes: u64) -> moka::future::Cache<Key, Arc<Entry>> {
     moka::future::Cache::builder()
         .max_capacity(bytes)
         .weigher(|_: &Key, entry: &Arc<Entry>| entry.bytes)
-        .time_to_live(ttl)
+        .expire_after(UntilThen)
         .build()
 }
 
@@ -328,9 +346,13 @@ impl<M: ChatModel> ChatModel for Cached<M> {
         self.model.info_for(request, cx)
     }
 
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.model.identity(cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let served = self.agents.as_ref().is_none_or(|agents| agents.contains(&cx.caller().agent));
-        let Some(key) = served.then(|| self.key(request, cx.caller())).flatten() else {
+        let Some(key) = served.then(|| self.key(request, cx)).flatten() else {
             return self.model.chat(request, cx).await;
         };
         if let Some(entry) = self.kept.get(&key).await {
@@ -361,16 +383,24 @@ impl<M: ChatModel> ChatModel for Cached<M> {
                     Ok((**response).clone())
                 }
                 (Unkept::Answer(response), None) => Ok(self.hit(response, Source::Equal, cx)),
-                // The one that ran may have had less time than this one.
-                (Unkept::Error(error), None) if is_timeout(error) => self.model.chat(request, cx).await,
+                // The one that ran may have had less time or money than this one.
+                (Unkept::Error(error), None) if !is_for_all(error) => self.model.chat(request, cx).await,
                 (Unkept::Error(error), _) => Err(error.clone()),
             },
         }
     }
 }
 
-fn is_timeout(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Model { fault: ModelFault::Timeout, .. })
+/// Whether an error would be every caller's: the provider's word, which does not hang on the terms of the call.
+fn is_for_all(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Model { fault, .. } if *fault != ModelFault::Timeout)
+}
+
+#[async_trait]
+impl<M: Probe> Probe for Cached<M> {
+    async fn probe(&self) -> Result<(), Error> {
+        self.model.probe().await
+    }
 }
 
 impl<M: ChatModel> fmt::Debug for Cached<M> {

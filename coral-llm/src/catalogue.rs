@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use coral_core::{Error, LongInput, ModelInfo, Price, Tier};
+use coral_core::{Effort, Error, LongInput, ModelInfo, Price, Tier};
 use serde::{Deserialize, Serialize};
+
+use crate::dialect::Dialect;
 
 /// A dated list of models.
 ///
@@ -64,6 +66,14 @@ pub struct CatalogueEntry {
     /// the user's own.
     #[serde(default)]
     pub capabilities: BTreeSet<String>,
+    /// What it refuses though its wire has it: `sampling` (a temperature), `sampling_with_effort`, `effort`,
+    /// `forced_tools` (to be made to call one), `prefill` (to go on from the beginning of an answer), `chat_tools` (any
+    /// tool over chat completions, where Responses have them).
+    #[serde(default)]
+    pub refuses: BTreeSet<String>,
+    /// The efforts that it knows, where that is known.
+    #[serde(default)]
+    pub efforts: Vec<Effort>,
     /// The page that the prices are from.
     #[serde(default)]
     pub source: Option<String>,
@@ -81,8 +91,8 @@ pub struct LongCache {
 }
 
 /// The form of the file that this release writes. It reads the ones before, too: 1 had no prices of long input and of
-/// long caching, and no sources.
-const FORMAT: u32 = 2;
+/// long caching, and no sources; 2 did not say what models refuse.
+const FORMAT: u32 = 3;
 
 static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
     // INVARIANT: a test parses the file, so that an empty list can't be released.
@@ -130,6 +140,13 @@ impl Catalogue {
         self
     }
 
+    /// What the built-in catalogue knows of a model of `vendor`.
+    pub(crate) fn known(vendor: &str, model: &str) -> Option<&'static CatalogueEntry> {
+        // The same models under another wire.
+        let provider = if vendor == "openai_responses" { "openai" } else { vendor };
+        Self::builtin().models.iter().find(|known| known.provider == provider && known.id == model)
+    }
+
     /// The model called `provider/id`.
     pub fn find(&self, name: &str) -> Option<&CatalogueEntry> {
         let (provider, id) = name.split_once('/')?;
@@ -151,6 +168,43 @@ impl CatalogueEntry {
         info.price = self.price;
         info.long_input = self.long_input;
         info
+    }
+
+    /// Puts what the model refuses into the quirks of its endpoint.
+    pub(crate) fn shape(&self, dialect: &mut Dialect) {
+        let takes = |word: &str| !self.refuses.contains(word);
+        dialect.sampling &= takes("sampling");
+        dialect.sampling_with_effort &= takes("sampling_with_effort");
+        dialect.effort &= takes("effort");
+        dialect.forced_tools &= takes("forced_tools");
+        dialect.prefill &= takes("prefill");
+        dialect.chat_tools &= takes("chat_tools");
+        dialect.efforts.clone_from(&self.efforts);
+    }
+
+    /// The quirks of an endpoint for another model than the one that `dialect` was made for, whose vendor has `general`
+    /// ones. `known` is what is known of the model.
+    pub(crate) fn reshaped(known: Option<&Self>, dialect: &Dialect, general: &Dialect) -> Dialect {
+        let mut dialect = Dialect {
+            sampling: general.sampling,
+            sampling_with_effort: general.sampling_with_effort,
+            effort: general.effort,
+            efforts: general.efforts.clone(),
+            forced_tools: general.forced_tools,
+            prefill: general.prefill,
+            chat_tools: general.chat_tools,
+            ..dialect.clone()
+        };
+        if let Some(known) = known {
+            known.shape(&mut dialect);
+        }
+        dialect
+    }
+
+    /// The facts under the quirks of an endpoint: what is marked for long caching is paid for as that.
+    pub(crate) fn info_with(&self, dialect: &Dialect) -> ModelInfo {
+        let is_long = dialect.cache_ttl.as_deref().is_some_and(|ttl| ttl.ends_with('h'));
+        if is_long { self.info_with_long_cache() } else { self.info() }
     }
 
     /// The same where the provider's cache is asked to keep input for an hour or longer.
@@ -201,8 +255,7 @@ mod tests {
         }
         for vendor in Vendor::all() {
             let Some(model) = &vendor.default_model else { continue };
-            let id = if vendor.id == "openai_responses" { "openai" } else { &vendor.id };
-            let known = vendor.id == "llamacpp" || catalogue.find(&format!("{id}/{model}")).is_some();
+            let known = vendor.id == "llamacpp" || Catalogue::known(&vendor.id, model).is_some();
             assert!(known, "the default model of `{}` is not in the catalogue", vendor.id);
         }
     }
@@ -211,7 +264,7 @@ mod tests {
     fn other_forms_are_refused() {
         for text in [
             "{}",
-            r#"{"format": 3, "date": "", "models": []}"#,
+            r#"{"format": 4, "date": "", "models": []}"#,
             r#"{"format": 1, "date": "", "models": [], "x": 1}"#,
             r#"{"format": 2, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
                 "context_tokens": 1, "price": {"input": -1.0, "output": 1, "cache_read": 1, "cache_write": 1}}]}"#,
@@ -238,6 +291,19 @@ mod tests {
             assert_eq!(write(haiku.info(), tokens), Usd::from_dollars(short));
             assert_eq!(write(haiku.info_with_long_cache(), tokens), Usd::from_dollars(long));
         }
+    }
+
+    #[test]
+    fn what_a_model_refuses_is_a_quirk_of_its_endpoint() {
+        const WORDS: [&str; 6] =
+            ["chat_tools", "effort", "forced_tools", "prefill", "sampling", "sampling_with_effort"];
+        for model in &Catalogue::builtin().models {
+            assert!(model.refuses.iter().all(|word| WORDS.contains(&word.as_str())), "{}", model.name());
+            assert!(model.efforts.is_sorted(), "{}", model.name());
+        }
+        let mut dialect = Dialect::default();
+        Catalogue::builtin().find("anthropic/claude-opus-5-5").unwrap().shape(&mut dialect);
+        assert!(!dialect.sampling && !dialect.forced_tools && !dialect.prefill && dialect.chat_tools);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How an endpoint departs from its protocol: data, not code.
 
+use coral_core::Effort;
 use serde::{Deserialize, Serialize};
 
 /// The quirks of an endpoint. The defaults are those of the protocol's own vendor.
@@ -16,8 +17,16 @@ pub struct Dialect {
     pub anthropic_version: String,
     /// Whether the endpoint takes a sampling temperature.
     pub sampling: bool,
+    /// Whether it takes one together with a reasoning effort.
+    pub sampling_with_effort: bool,
     /// Whether the endpoint takes a reasoning effort.
     pub effort: bool,
+    /// The efforts that the model knows; none is all. Another one is taken for the next lower one.
+    pub efforts: Vec<Effort>,
+    /// Whether the model goes on from an answer that was begun for it.
+    pub prefill: bool,
+    /// Whether the model takes tools over chat completions. Where it does not, calls with tools go over Responses.
+    pub chat_tools: bool,
     /// The name of the limit of output tokens in chat completions.
     pub max_tokens_field: MaxTokensField,
     /// How an answer is made to fit a JSON schema.
@@ -53,7 +62,11 @@ impl Default for Dialect {
         Dialect {
             anthropic_version: "2026-10-21".to_owned(),
             sampling: true,
+            sampling_with_effort: true,
             effort: true,
+            efforts: Vec::new(),
+            prefill: true,
+            chat_tools: true,
             max_tokens_field: MaxTokensField::MaxCompletionTokens,
             structured: Structured::Schema,
             forced_tools: true,

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use crate::failure::{self, Failure};
 use crate::provider::{bearer, checked_url, read_error};
+use crate::secrets::Secrets;
 use crate::transport::net::HttpTransport;
 use crate::transport::{Body, Transport};
 
@@ -72,6 +73,7 @@ pub struct HttpEmbedder {
     wire: Wire,
     model: String,
     auth: Option<(HeaderName, HeaderValue)>,
+    secrets: Secrets,
     price: Option<f64>,
     timeout: Duration,
     transport: Arc<dyn Transport>,
@@ -122,6 +124,7 @@ impl HttpEmbedder {
             wire,
             model,
             auth: None,
+            secrets: Secrets::default(),
             price: None,
             timeout: TIMEOUT,
         })
@@ -132,10 +135,12 @@ impl HttpEmbedder {
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if it can't stand in a header.
     pub fn key(mut self, key: impl Into<String>) -> Result<Self, Error> {
-        let value = bearer(&SecretString::from(key.into())).ok_or_else(|| {
+        let key = SecretString::from(key.into());
+        let value = bearer(&key).ok_or_else(|| {
             Error::invalid("embedder", "the key has characters that can't stand in a header")
         })?;
         self.auth = Some((AUTHORIZATION, value));
+        self.secrets = Secrets::new(Some(key), std::iter::empty());
         Ok(self)
     }
 
@@ -244,7 +249,7 @@ impl Embedder for HttpEmbedder {
             let problem = format!("no vector came within {} s", self.timeout.as_secs());
             Err(Failure::new(ModelFault::Timeout, problem))
         });
-        outcome.map_err(|failure| failure.into_error(&self.model))
+        outcome.map_err(|failure| self.secrets.scrub(failure).into_error(&self.model))
     }
 }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use coral_core::{ChatModel, Error};
 
-use crate::catalogue::{Catalogue, CatalogueEntry};
 use crate::offline::OfflineModel;
 use crate::provider::Provider;
 use crate::vendor::Vendor;
@@ -23,7 +22,7 @@ const FIRST: [&str; 4] = ["anthropic", "openai", "gemini", "ollama"];
 /// | `OLLAMA_HOST` | Ollama, such as `127.0.0.1:11434` |
 ///
 /// Every provider of [`Vendor::all`] can be named in `CORAL_MODEL`; its key is looked for where the vendor's data
-/// says. A model that is in the built-in [`Catalogue`] brings its price along. Without any of these the [`OfflineModel`] answers. Nothing is sent yet: an endpoint that can't be
+/// says. A model that is in the built-in [`Catalogue`](crate::Catalogue) brings its price along. Without any of these the [`OfflineModel`] answers. Nothing is sent yet: an endpoint that can't be
 /// reached is an error of the first call.
 ///
 /// # Errors
@@ -116,9 +115,7 @@ fn provider(
                 .with_help(format!("set {}", vendor.key_env.join(" or "))));
         }
     }
-    let provider = builder.build()?;
-    let known = Catalogue::builtin().find(provider.name()).map(CatalogueEntry::info);
-    Ok(Arc::new(provider.with_info(known.unwrap_or_default())))
+    Ok(Arc::new(builder.build()?))
 }
 
 /// The base URL that `OLLAMA_HOST` means: scheme and port may be left out, and `0.0.0.0` is where a server listens.

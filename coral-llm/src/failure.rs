@@ -50,6 +50,21 @@ impl Failure {
         error
     }
 
+    /// The failure of an answer of which something had come, or nothing yet.
+    ///
+    /// What came was heard and is paid for: it is not bought again unasked, whatever ended it. A provider that ended its
+    /// answer before it began has failed like one that answers with an error.
+    pub(crate) fn in_answer(mut self, has_begun: bool) -> Self {
+        self.fault = match (has_begun, self.fault) {
+            (true, ModelFault::RateLimited | ModelFault::Overloaded | ModelFault::Provider) => {
+                ModelFault::Truncated
+            }
+            (false, ModelFault::Truncated) => ModelFault::Provider,
+            (_, fault) => fault,
+        };
+        self
+    }
+
     pub(crate) fn malformed(problem: impl Into<String>) -> Self {
         Failure::new(ModelFault::Malformed, problem)
     }
@@ -119,6 +134,7 @@ impl Told {
             told.message.push_str(": ");
             told.message.push_str(raw);
         }
+        told.retry_after_ms = told.retry_after_ms.or_else(|| retry_after::from_text(&told.message));
         told
     }
 
@@ -142,6 +158,7 @@ impl Told {
                 "exceeds the available context size",
                 "exceeds the maximum number of tokens",
                 "exceed context limit",
+                "input length exceeds the context length",
             ])
         {
             Some(ModelFault::ContextTooLong)
@@ -216,7 +233,9 @@ pub(crate) fn of_http(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> F
         413 => ModelFault::ContextTooLong,
         429 => words.filter(|w| *w == ModelFault::QuotaExhausted).unwrap_or(ModelFault::RateLimited),
         503 | 529 => ModelFault::Overloaded,
-        500.. => words.filter(|w| *w == ModelFault::Overloaded).unwrap_or(ModelFault::Provider),
+        500.. => words
+            .filter(|w| matches!(w, ModelFault::Overloaded | ModelFault::ContextTooLong))
+            .unwrap_or(ModelFault::Provider),
         _ => words
             .filter(|w| !matches!(w, ModelFault::Overloaded | ModelFault::RateLimited | ModelFault::Provider))
             .unwrap_or(ModelFault::InvalidRequest),

@@ -1,5 +1,6 @@
 //! What calls used and cost, by who made them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Error, ModelInfo, Usage, Usd};
 use serde::Serialize;
+
+use crate::pool::Probe;
 
 /// Who made a call, and to which model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -119,6 +122,10 @@ impl<M: ChatModel> ChatModel for Metered<M> {
         self.model.info_for(request, cx)
     }
 
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.model.identity(cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let outcome = self.model.chat(request, cx).await;
         let caller = cx.caller();
@@ -141,6 +148,13 @@ impl<M: ChatModel> ChatModel for Metered<M> {
         };
         self.ledger.book(account, total);
         outcome
+    }
+}
+
+#[async_trait]
+impl<M: Probe> Probe for Metered<M> {
+    async fn probe(&self) -> Result<(), Error> {
+        self.model.probe().await
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the layers note about a call: events of the run's journal, read again by reports.
 
-use coral_core::{CallContext, Usd};
+use coral_core::{CallContext, Usage, Usd};
 use serde_json::{Value, json};
 
 use crate::fitted::LeftOut;
@@ -44,6 +44,13 @@ pub(crate) fn model_paid(cx: &CallContext, model: &str, cost: Usd, dearest: &str
         "saved": dearest_cost.saturating_sub(cost),
     });
     cx.note(MODEL_PAID, note);
+}
+
+/// A call was paid for on behalf of one that then failed, and whose outcome can't say so.
+pub(crate) const PAID_IN_VAIN: &str = "paid_in_vain";
+
+pub(crate) fn paid_in_vain(cx: &CallContext, model: &str, usage: Usage, cost: Option<Usd>) {
+    cx.note(PAID_IN_VAIN, json!({"model": model, "usage": usage, "cost": cost}));
 }
 
 /// An answer did not fit its schema, and the model was asked to mend it.

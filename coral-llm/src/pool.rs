@@ -1,5 +1,6 @@
 //! Several endpoints or keys for one model.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -67,6 +68,8 @@ struct Health {
     rests: bool,
     /// Checks that failed in a row.
     failed_checks: u32,
+    /// Whether a call tries a member whose time is over: until it ends no other does.
+    on_trial: bool,
 }
 
 /// How a member of a [`Pool`] is.
@@ -167,30 +170,35 @@ impl Pool {
             .collect()
     }
 
-    /// The member for the next try, none of `tried`.
-    fn pick(&self, cx: &CallContext, tried: &[usize]) -> Option<(usize, &Arc<Member>)> {
+    /// The member for the next try, none of `tried`, with the call at it begun.
+    fn pick(&self, cx: &CallContext, tried: &[usize]) -> Option<(usize, UnderWay<'_>)> {
         let now = Instant::now();
         let untried = || self.members.iter().enumerate().filter(|(index, _)| !tried.contains(index));
-        let healthy = || untried().filter(|(_, member)| member.is_healthy(now));
+        let healthy = || untried().filter(|(_, member)| member.health().takes_calls(now));
         let run = &cx.caller().run;
-        if self.sticky
-            && !run.is_empty()
-            && let Some(found) = healthy().max_by_key(|(index, _)| weight(run, *index))
-        {
-            return Some(found);
+        loop {
+            let found = if self.sticky && !run.is_empty() {
+                healthy().max_by_key(|(index, _)| weight(run, *index))
+            } else {
+                healthy().min_by_key(|(_, member)| {
+                    (member.under_way.load(Ordering::Relaxed), member.served.load(Ordering::Relaxed))
+                })
+            };
+            let Some((index, member)) = found else { break };
+            // Another call may have got the trial of this member meanwhile.
+            if let Some(begun) = member.begin(now) {
+                return Some((index, begun));
+            }
         }
-        let least = healthy().min_by_key(|(_, member)| {
-            (member.under_way.load(Ordering::Relaxed), member.served.load(Ordering::Relaxed))
-        });
-        match least {
-            Some(found) => Some(found),
-            // Only the first try goes to a member that is ejected.
-            None if tried.is_empty() => untried().min_by_key(|(_, member)| {
+        // Only the first try goes to a member that is ejected.
+        let soonest = || {
+            untried().min_by_key(|(_, member)| {
                 let health = member.health();
                 (health.is_down(), health.until)
-            }),
-            None => None,
-        }
+            })
+        };
+        let (index, member) = tried.is_empty().then(soonest).flatten()?;
+        Some((index, UnderWay::new(member, false)))
     }
 }
 
@@ -206,9 +214,14 @@ impl Member {
         self.health.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_healthy(&self, now: Instant) -> bool {
-        let health = self.health();
-        !health.is_down() && health.until.is_none_or(|until| until <= now)
+    /// Begins a call, if the member takes it: the first one after its time is over is a trial.
+    fn begin(&self, now: Instant) -> Option<UnderWay<'_>> {
+        let mut health = self.health();
+        if !health.takes_calls(now) {
+            return None;
+        }
+        health.on_trial = health.until.is_some();
+        Some(UnderWay::new(self, health.on_trial))
     }
 
     /// Notes how a call ended.
@@ -260,6 +273,10 @@ impl Member {
 impl Health {
     fn is_down(&self) -> bool {
         self.failed_checks >= CHECKS_TO_EJECT
+    }
+
+    fn takes_calls(&self, now: Instant) -> bool {
+        !self.is_down() && !self.on_trial && self.until.is_none_or(|until| until <= now)
     }
 }
 
@@ -313,18 +330,25 @@ impl Drop for Checks {
 }
 
 /// A call under way; it is counted until it ends or is dropped.
-struct UnderWay<'a>(&'a AtomicUsize);
+struct UnderWay<'a> {
+    member: &'a Member,
+    on_trial: bool,
+}
 
 impl<'a> UnderWay<'a> {
-    fn begin(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        UnderWay(count)
+    fn new(member: &'a Member, on_trial: bool) -> Self {
+        member.under_way.fetch_add(1, Ordering::Relaxed);
+        member.served.fetch_add(1, Ordering::Relaxed);
+        UnderWay { member, on_trial }
     }
 }
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.member.under_way.fetch_sub(1, Ordering::Relaxed);
+        if self.on_trial {
+            self.member.health().on_trial = false;
+        }
     }
 }
 
@@ -348,19 +372,22 @@ impl ChatModel for Pool {
         self.members.first().map(|member| member.model.info_for(request, cx)).unwrap_or_default()
     }
 
+    /// That of the first member: they are one model.
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.members.first().map_or(Cow::Borrowed(&self.name), |member| member.model.identity(cx))
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         self.checks.get_or_init(|| Checks::begin(&self.members, self.check_every));
         let relay = Relay::new(cx);
         let mut tried = Vec::new();
         let mut last = None;
-        while let Some((index, member)) = self.pick(cx, &tried) {
+        while let Some((index, under_way)) = self.pick(cx, &tried) {
             tried.push(index);
-            member.served.fetch_add(1, Ordering::Relaxed);
-            let outcome = {
-                let _count = UnderWay::begin(&member.under_way);
-                member.model.chat(request, &relay.next()).await
-            };
+            let member = under_way.member;
+            let outcome = member.model.chat(request, &relay.next_as("member", index)).await;
             member.settle(outcome.as_ref().err());
+            drop(under_way);
             let Err(error) = outcome else { return outcome };
             if relay.was_heard() || !is_the_members(&error) {
                 return Err(error);
@@ -383,209 +410,4 @@ impl fmt::Debug for Pool {
 }
 
 #[cfg(test)]
-mod tests {
-    use coral_core::Caller;
-
-    use super::*;
-    use crate::scripted::{Reply, ScriptedModel};
-
-    fn fault(fault: ModelFault) -> Error {
-        Error::new(ErrorKind::Model { fault, model: "m".into(), problem: "x".into() })
-    }
-
-    fn pool(members: [ScriptedModel; 2]) -> (Pool, [Arc<ScriptedModel>; 2]) {
-        let members = members.map(Arc::new);
-        let pool = members.iter().fold(Pool::new("p"), |pool, member| pool.member(member.clone()));
-        (pool, members)
-    }
-
-    async fn ask(pool: &Pool) -> Result<ChatResponse, Error> {
-        pool.chat(&ChatRequest::user("?"), &CallContext::default()).await
-    }
-
-    fn good() -> ScriptedModel {
-        ScriptedModel::new().otherwise(|_| "ok")
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_member_that_keeps_failing_is_ejected_and_comes_back() {
-        let bad = ScriptedModel::new().replies([
-            fault(ModelFault::Overloaded),
-            fault(ModelFault::Connect),
-            fault(ModelFault::Provider),
-        ]);
-        let (pool, members) = pool([bad.otherwise(|_| "back"), good()]);
-        for _ in 0..20 {
-            assert_eq!(ask(&pool).await.unwrap().message.text(), "ok", "the other member answers");
-        }
-        assert_eq!(members[0].calls(), 3);
-        assert_eq!(pool.health()[0].ejected_for_ms, Some(10_000));
-        tokio::time::advance(Duration::from_millis(10_001)).await;
-        assert_eq!(ask(&pool).await.unwrap().message.text(), "back");
-        assert_eq!((pool.health()[0].failures, pool.health()[0].ejected_for_ms), (0, None));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_limited_key_rests_as_long_as_it_says() {
-        let limited = fault(ModelFault::RateLimited).with_retry_after_ms(30_000);
-        let (pool, members) = pool([ScriptedModel::new().reply(limited).otherwise(|_| "back"), good()]);
-        for _ in 0..4 {
-            assert_eq!(ask(&pool).await.unwrap().message.text(), "ok");
-        }
-        assert_eq!((members[0].calls(), pool.health()[0].ejected_for_ms), (1, Some(30_000)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_fault_of_a_request_goes_nowhere_else() {
-        let (pool, members) = pool([ScriptedModel::new().reply(fault(ModelFault::InvalidRequest)), good()]);
-        assert!(ask(&pool).await.is_err());
-        assert_eq!((members[1].calls(), pool.health()[0].failures), (0, 0));
-        let (pool, members) = self::pool([ScriptedModel::new().reply(fault(ModelFault::Truncated)), good()]);
-        assert!(ask(&pool).await.is_err(), "what was paid for is not bought again unasked");
-        assert_eq!((members[1].calls(), pool.health()[0].failures), (0, 1));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn when_all_are_ejected_the_first_to_return_is_asked() {
-        let limited = |ms| Reply::from(fault(ModelFault::RateLimited).with_retry_after_ms(ms));
-        let model = |ms| ScriptedModel::new().reply(limited(ms)).otherwise(|_| "late");
-        let (pool, members) = pool([model(60_000), model(30_000)]);
-        assert_eq!(ask(&pool).await.unwrap_err().retry_after_ms(), Some(30_000));
-        assert_eq!(ask(&pool).await.unwrap().message.text(), "late");
-        assert_eq!((members[0].calls(), members[1].calls()), (1, 2));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_sticky_pool_keeps_a_run_where_it_is() {
-        let (pool, members) = pool([good(), good()]);
-        let pool = pool.sticky();
-        let cx = CallContext::new(Caller { run: "run-1".into(), ..Default::default() });
-        for _ in 0..6 {
-            pool.chat(&ChatRequest::user("?"), &cx).await.unwrap();
-        }
-        let calls = [members[0].calls(), members[1].calls()];
-        assert!(calls == [6, 0] || calls == [0, 6], "{calls:?}");
-    }
-
-    #[tokio::test]
-    async fn a_dropped_call_is_no_longer_under_way() {
-        struct Never;
-        #[async_trait]
-        impl ChatModel for Never {
-            fn name(&self) -> &str {
-                "never"
-            }
-            async fn chat(&self, _: &ChatRequest, _: &CallContext) -> Result<ChatResponse, Error> {
-                std::future::pending().await
-            }
-        }
-        let pool = Pool::new("p").member(Never);
-        {
-            let (request, cx) = (ChatRequest::user("?"), CallContext::default());
-            let mut call = pool.chat(&request, &cx);
-            assert!(
-                std::future::poll_fn(|c| std::task::Poll::Ready(call.as_mut().poll(c).is_pending())).await
-            );
-            assert_eq!(pool.health()[0].under_way, 1);
-        }
-        assert_eq!(pool.health()[0].under_way, 0);
-    }
-
-    /// An endpoint that is up or down, as a test says.
-    #[derive(Default)]
-    struct Endpoint {
-        down: std::sync::atomic::AtomicBool,
-        looks: AtomicU64,
-        calls: AtomicU64,
-    }
-
-    impl Endpoint {
-        fn set_down(&self, down: bool) {
-            self.down.store(down, Ordering::Relaxed);
-        }
-    }
-
-    #[async_trait]
-    impl ChatModel for Endpoint {
-        fn name(&self) -> &str {
-            "endpoint"
-        }
-        async fn chat(&self, _: &ChatRequest, _: &CallContext) -> Result<ChatResponse, Error> {
-            self.calls.fetch_add(1, Ordering::Relaxed);
-            Ok(ChatResponse::text("endpoint", "ok"))
-        }
-    }
-
-    #[async_trait]
-    impl Probe for Endpoint {
-        async fn probe(&self) -> Result<(), Error> {
-            self.looks.fetch_add(1, Ordering::Relaxed);
-            if self.down.load(Ordering::Relaxed) { Err(fault(ModelFault::Connect)) } else { Ok(()) }
-        }
-    }
-
-    async fn pass(seconds: u64) {
-        tokio::time::sleep(Duration::from_secs(seconds)).await;
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_member_that_is_down_is_found_before_a_call_meets_it() {
-        let endpoint = Arc::new(Endpoint::default());
-        let pool = Pool::new("p").checked_member(endpoint.clone()).member(good());
-        for _ in 0..2 {
-            ask(&pool).await.unwrap();
-        }
-        pass(1).await;
-        endpoint.set_down(true);
-        pass(10).await;
-        assert!(!pool.health()[0].down, "one failed look is not enough");
-        pass(10).await;
-        assert!(pool.health()[0].down);
-        for _ in 0..4 {
-            ask(&pool).await.unwrap();
-        }
-        assert_eq!(endpoint.calls.load(Ordering::Relaxed), 1, "no call has met it");
-        endpoint.set_down(false);
-        pass(10).await;
-        assert!(!pool.health()[0].down);
-        ask(&pool).await.unwrap();
-        assert_eq!(endpoint.calls.load(Ordering::Relaxed), 2);
-        drop(pool);
-        tokio::task::yield_now().await;
-        let looks = endpoint.looks.load(Ordering::Relaxed);
-        pass(60).await;
-        assert_eq!(endpoint.looks.load(Ordering::Relaxed), looks, "the looking ends with the pool");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_member_is_back_as_soon_as_it_is_found_up_unless_its_key_rests() {
-        for (kind, back) in [(ModelFault::Overloaded, true), (ModelFault::RateLimited, false)] {
-            struct Failing(ModelFault);
-            #[async_trait]
-            impl ChatModel for Failing {
-                fn name(&self) -> &str {
-                    "failing"
-                }
-                async fn chat(&self, _: &ChatRequest, _: &CallContext) -> Result<ChatResponse, Error> {
-                    Err(fault(self.0))
-                }
-            }
-            #[async_trait]
-            impl Probe for Failing {
-                async fn probe(&self) -> Result<(), Error> {
-                    Ok(())
-                }
-            }
-            let pool = Pool::new("p")
-                .checked_member(Failing(kind))
-                .member(good())
-                .check_every(Duration::from_secs(3));
-            for _ in 0..8 {
-                ask(&pool).await.unwrap();
-            }
-            assert!(pool.health()[0].ejected_for_ms.is_some());
-            pass(4).await;
-            assert_eq!(pool.health()[0].ejected_for_ms.is_none(), back, "{kind:?}");
-        }
-    }
-}
+mod tests;

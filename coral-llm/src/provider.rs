@@ -1,36 +1,44 @@
 //! A provider's model as a [`ChatModel`]: a codec over a transport.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Delta, Error, ModelFault, ModelInfo, OutputFormat,
-    Part,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Delta, Error, Message, ModelFault, ModelInfo,
+    OutputFormat, Part, Role,
 };
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
-use secrecy::{ExposeSecret, SecretString};
+use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use crate::answer_tool::AnswerTool;
+use crate::answer_tool::{AnswerTool, unforced};
+use crate::catalogue::{Catalogue, CatalogueEntry};
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
 use crate::pool::Probe;
 use crate::relay::tell_whole;
-use crate::transport::net::HttpTransport;
+use crate::secrets::Secrets;
 use crate::transport::{Body, Transport};
-use crate::vendor::Vendor;
 use crate::wire::{Framing, Protocol, schema};
+
+mod builder;
+
+pub use builder::ProviderBuilder;
+pub(crate) use builder::{bearer, checked_url};
 
 /// How long a provider may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
+    /// For making a connection. A [`transport`](ProviderBuilder::transport) of one's own has its own.
+    pub connect: Duration,
     /// From sending the request to the head of the response. A model that thinks before it answers whole needs
     /// minutes.
     pub first_byte: Duration,
@@ -40,7 +48,12 @@ pub struct Timeouts {
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Timeouts { first_byte: Duration::from_secs(600), idle: Duration::from_secs(300) }
+        // The official client libraries give a connection and an answer this long.
+        Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(600),
+            idle: Duration::from_secs(300),
+        }
     }
 }
 
@@ -60,34 +73,25 @@ impl Default for Timeouts {
 /// ```
 pub struct Provider {
     name: String,
+    /// A digest of all settings that shape answers.
+    identity: String,
     vendor: String,
     protocol: Protocol,
     base_url: String,
     model: String,
     /// The key, and what the user's own headers say.
-    secrets: Vec<SecretString>,
+    secrets: Secrets,
     headers: Vec<(HeaderName, HeaderValue)>,
     idempotency_header: Option<HeaderName>,
     extra_body: Map<String, Value>,
     dialect: Dialect,
+    /// The vendor's quirks, whatever the model.
+    general: Dialect,
+    /// Whether it was said that temperatures are not sent.
+    unsampled: AtomicBool,
     info: ModelInfo,
     timeouts: Timeouts,
     transport: Arc<dyn Transport>,
-}
-
-/// Sets up a [`Provider`].
-pub struct ProviderBuilder {
-    vendor: String,
-    protocol: Protocol,
-    base_url: String,
-    model: Option<String>,
-    key: Option<SecretString>,
-    headers: Vec<(String, SecretString)>,
-    extra_body: Map<String, Value>,
-    dialect: Dialect,
-    info: ModelInfo,
-    timeouts: Timeouts,
-    transport: Option<Arc<dyn Transport>>,
 }
 
 /// Longest error body that is read, in bytes.
@@ -96,237 +100,23 @@ const MAX_ERROR_BODY: usize = 64 * 1024;
 /// How long the end of a connection is waited for after the end of an answer, so that it can be used again.
 const DRAIN: Duration = Duration::from_millis(100);
 
-/// What is shorter can't be a secret, and would be found in any text.
-const MIN_SECRET: usize = 4;
-
 /// From so many output tokens on an answer of Anthropic must be streamed: whole, it might take longer than ten minutes
 /// at the 128,000 tokens an hour that the official clients reckon with, and connections are cut that are silent so long.
 const MAX_WHOLE_ANSWER: u32 = 21_333;
 
-impl Provider {
-    /// A provider that is known by name, see [`Vendor`].
-    ///
-    /// # Errors
-    /// [`NotFound`](coral_core::ErrorKind::NotFound) if the name is not known.
-    pub fn vendor(id: &str) -> Result<ProviderBuilder, Error> {
-        Ok(Self::of(Vendor::named(id)?))
-    }
-
-    /// A provider described by the user's own data.
-    pub fn of(vendor: &Vendor) -> ProviderBuilder {
-        ProviderBuilder {
-            vendor: vendor.id.clone(),
-            protocol: vendor.protocol,
-            base_url: vendor.base_url.clone(),
-            model: vendor.default_model.clone(),
-            key: None,
-            headers: Vec::new(),
-            extra_body: Map::new(),
-            dialect: vendor.dialect.clone(),
-            info: ModelInfo::default(),
-            timeouts: Timeouts::default(),
-            transport: None,
-        }
-    }
-
-    /// Any server that speaks OpenAI's chat completions.
-    pub fn openai_compatible(base_url: impl Into<String>) -> ProviderBuilder {
-        Self::of(&Vendor {
-            id: "openai_compatible".to_owned(),
-            protocol: Protocol::OpenAiChat,
-            base_url: base_url.into(),
-            base_url_env: None,
-            key_env: Vec::new(),
-            key_optional: true,
-            default_model: None,
-            dialect: Dialect {
-                max_tokens_field: crate::dialect::MaxTokensField::MaxTokens,
-                ..Dialect::default()
-            },
-        })
-    }
-}
-
-impl ProviderBuilder {
-    /// Chooses the model, by the provider's own name for it.
-    #[must_use]
-    pub fn model(mut self, model: impl Into<String>) -> Self {
-        self.model = Some(model.into());
-        self
-    }
-
-    /// Sets the key. No `Debug`, error or log shows it.
-    #[must_use]
-    pub fn key(mut self, key: impl Into<String>) -> Self {
-        self.key = Some(SecretString::from(key.into()));
-        self
-    }
-
-    /// Says where the provider is.
-    #[must_use]
-    pub fn base_url(mut self, base_url: impl Into<String>) -> Self {
-        self.base_url = base_url.into();
-        self
-    }
-
-    /// Sends a header along. Its value is treated as a secret.
-    #[must_use]
-    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.headers.push((name.into(), SecretString::from(value.into())));
-        self
-    }
-
-    /// Sends a field along in each request's body, in place of what Coral would have sent under its name: for
-    /// what a provider takes and [`ChatRequest`] does not know.
-    #[must_use]
-    pub fn body_field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
-        self.extra_body.insert(name.into(), value.into());
-        self
-    }
-
-    /// Speaks another wire format to the same provider.
-    #[must_use]
-    pub fn protocol(mut self, protocol: Protocol) -> Self {
-        self.protocol = protocol;
-        self
-    }
-
-    /// Changes the provider's quirks.
-    #[must_use]
-    pub fn dialect(mut self, change: impl FnOnce(&mut Dialect)) -> Self {
-        change(&mut self.dialect);
-        self
-    }
-
-    /// Says what the model can do and what it costs.
-    #[must_use]
-    pub fn info(mut self, info: ModelInfo) -> Self {
-        self.info = info;
-        self
-    }
-
-    /// Says how long the provider may be silent.
-    #[must_use]
-    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
-        self.timeouts = timeouts;
-        self
-    }
-
-    /// Carries requests by another transport than sockets of its own.
-    #[must_use]
-    pub fn transport(mut self, transport: Arc<dyn Transport>) -> Self {
-        self.transport = Some(transport);
-        self
-    }
-
-    /// Checks the settings and makes the model.
-    ///
-    /// # Errors
-    /// [`Invalid`](coral_core::ErrorKind::Invalid) if no model is named, or the base URL, the key or a header
-    /// can't be used.
-    pub fn build(self) -> Result<Provider, Error> {
-        let what = || format!("model provider `{}`", self.vendor);
-        let Some(model) = self.model.filter(|model| !model.trim().is_empty()) else {
-            return Err(Error::invalid(what(), "no model is named")
-                .with_help(format!("set CORAL_MODEL to `{}/` and a model's name", self.vendor)));
-        };
-        let base_url = checked_base_url(&self.base_url, self.protocol).map_err(|problem| {
-            Error::invalid(what(), problem).with_help("give a URL such as `https://host/v1`")
-        })?;
-        let idempotency_header = match &self.dialect.idempotency_header {
-            None => None,
-            Some(name) => Some(HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
-                Error::invalid(what(), format!("`idempotency_header`: `{name}` is no name of a header"))
-            })?),
-        };
-        let mut headers = Vec::new();
-        if let Some(key) = &self.key {
-            headers.push(auth_header(self.protocol, &self.dialect, key).ok_or_else(|| {
-                Error::invalid(what(), "the key has characters that can't stand in a header")
-            })?);
-        }
-        for (name, value) in &self.headers {
-            let header =
-                HeaderName::from_bytes(name.as_bytes()).ok().zip(secret_header(value.expose_secret()));
-            headers.push(
-                header.ok_or_else(|| Error::invalid(what(), format!("header `{name}` can't be sent")))?,
-            );
-        }
-        let transport = match self.transport {
-            Some(transport) => transport,
-            None => Arc::new(HttpTransport::for_url(&base_url)?),
-        };
-        Ok(Provider {
-            name: format!("{}/{model}", self.vendor),
-            vendor: self.vendor,
-            protocol: self.protocol,
-            base_url,
-            model,
-            secrets: self.key.into_iter().chain(self.headers.into_iter().map(|(_, value)| value)).collect(),
-            headers,
-            idempotency_header,
-            extra_body: self.extra_body,
-            dialect: self.dialect,
-            info: self.info,
-            timeouts: self.timeouts,
-            transport,
-        })
-    }
-}
-
-fn checked_base_url(base_url: &str, protocol: Protocol) -> Result<String, String> {
-    let url = checked_url(base_url)?;
-    // The path of Messages begins with the version, and people write it at the end of the base too.
-    let tail = match protocol {
-        Protocol::Anthropic => "/v1",
-        Protocol::Ollama => "/api",
-        _ => return Ok(url),
-    };
-    Ok(url.strip_suffix(tail).map(str::to_owned).unwrap_or(url))
-}
-
-/// A base URL without the slash at its end, or what is wrong with it.
-pub(crate) fn checked_url(base_url: &str) -> Result<String, String> {
-    let trimmed = base_url.trim().trim_end_matches('/');
-    // What follows is shown in errors and in `Debug`, so no secret may stand in it.
-    if trimmed.contains(['@', '?']) {
-        return Err(
-            "the base URL holds a user, a password or a query; give secrets as a key or a header".to_owned()
-        );
-    }
-    let uri: http::Uri =
-        trimmed.parse().map_err(|error| format!("base URL `{base_url}` is not a URL: {error}"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.authority().is_none() {
-        return Err(format!("base URL `{base_url}` must begin with `http://` or `https://`"));
-    }
-    Ok(trimmed.to_owned())
-}
-
-fn auth_header(
+/// The words of one call: a protocol with its quirks.
+#[derive(Clone, Copy)]
+struct Spoken<'a> {
     protocol: Protocol,
-    dialect: &Dialect,
-    secret: &SecretString,
-) -> Option<(HeaderName, HeaderValue)> {
-    let key = secret.expose_secret();
-    // Since the version of 2026-10-21 Anthropic takes the key as every other provider does.
-    if protocol == Protocol::Anthropic && dialect.anthropic_version.as_str() < "2026-10-21" {
-        return Some((HeaderName::from_static("x-api-key"), secret_header(key)?));
-    }
-    if protocol == Protocol::Gemini {
-        return Some((HeaderName::from_static("x-goog-api-key"), secret_header(key)?));
-    }
-    Some((AUTHORIZATION, bearer(secret)?))
+    dialect: &'a Dialect,
 }
 
-/// A key as most providers take it. `None` if it can't stand in a header.
-pub(crate) fn bearer(key: &SecretString) -> Option<HeaderValue> {
-    secret_header(&format!("Bearer {}", key.expose_secret()))
-}
-
-fn secret_header(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
+impl<'a> Spoken<'a> {
+    /// Some models of OpenAI take tools over Responses alone, which stand beside the chat completions.
+    fn of(protocol: Protocol, dialect: &'a Dialect, request: &ChatRequest) -> Self {
+        let elsewhere = protocol == Protocol::OpenAiChat && !dialect.chat_tools && !request.tools.is_empty();
+        Spoken { protocol: if elsewhere { Protocol::OpenAiResponses } else { protocol }, dialect }
+    }
 }
 
 impl Provider {
@@ -345,15 +135,21 @@ impl Provider {
         self.protocol
     }
 
-    pub(crate) fn with_info(mut self, info: ModelInfo) -> Self {
-        self.info = info;
-        self
-    }
-
     /// The model that a request asks for, in the provider's words.
     fn model_of<'a>(&'a self, request: &'a ChatRequest) -> &'a str {
         let Some(asked) = request.model.as_deref() else { return &self.model };
         asked.strip_prefix(&*self.vendor).and_then(|rest| rest.strip_prefix('/')).unwrap_or(asked)
+    }
+
+    /// What is known of the model that a request asks for. Another one than this is in the catalogue, or unknown: it has
+    /// its own price.
+    fn info_of(&self, request: &ChatRequest) -> ModelInfo {
+        match self.model_of(request) {
+            own if own == self.model => self.info.clone(),
+            other => Catalogue::known(&self.vendor, other)
+                .map(|known| known.info_with(&self.dialect))
+                .unwrap_or_default(),
+        }
     }
 
     /// Whether the answer is to be streamed, heard or not.
@@ -363,9 +159,42 @@ impl Provider {
         cx.streams() || (self.protocol == Protocol::Anthropic && is_long())
     }
 
-    fn http_request(&self, request: &ChatRequest, cx: &CallContext) -> Result<http::Request<Bytes>, Error> {
+    /// The quirks for a request: those of another model than this are what is known of it.
+    fn dialect_of(&self, request: &ChatRequest) -> Cow<'_, Dialect> {
+        match self.model_of(request) {
+            own if own == self.model => Cow::Borrowed(&self.dialect),
+            other => {
+                let known = Catalogue::known(&self.vendor, other);
+                Cow::Owned(CatalogueEntry::reshaped(known, &self.dialect, &self.general))
+            }
+        }
+    }
+
+    /// What the model refuses in a request, said before the provider does: an error where nothing else can be asked.
+    fn checked(&self, request: &ChatRequest, dialect: &Dialect) -> Result<(), Error> {
+        let last = request.messages.last().filter(|last| last.role == Role::Assistant);
+        // What a provider's own tools began is gone on with by every model.
+        let prefills = |last: &Message| !last.parts.iter().any(|part| matches!(part, Part::Opaque { .. }));
+        if !dialect.prefill && last.is_some_and(prefills) {
+            let problem = format!("`{}` does not go on from an answer that was begun for it", self.name);
+            return Err(Error::invalid("chat request", problem)
+                .with_help("end the conversation with a message of the user"));
+        }
+        let sampled = dialect.sampling && (dialect.sampling_with_effort || request.effort.is_none());
+        if request.temperature.is_some() && !sampled && !self.unsampled.swap(true, Ordering::Relaxed) {
+            tracing::warn!(model = %self.name, "the model takes no temperature, so none is sent");
+        }
+        Ok(())
+    }
+
+    fn http_request(
+        &self,
+        request: &ChatRequest,
+        spoken: Spoken<'_>,
+        cx: &CallContext,
+    ) -> Result<http::Request<Bytes>, Error> {
         let stream = self.streams(request, cx);
-        let wire = self.protocol.encode(request, self.model_of(request), stream, &self.dialect)?;
+        let wire = spoken.protocol.encode(request, self.model_of(request), stream, spoken.dialect)?;
         let body = self.with_extra_fields(wire.body)?;
         let mut http = http::Request::post(format!("{}{}", self.base_url, wire.path))
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
@@ -391,18 +220,20 @@ impl Provider {
         }
         let invalid = |error: serde_json::Error| Error::invalid("chat request", error.to_string());
         let mut fields: Map<String, Value> = serde_json::from_slice(&body).map_err(invalid)?;
-        fields.extend(self.extra_body.clone());
+        merge(&mut fields, &self.extra_body);
         serde_json::to_vec(&fields).map(Bytes::from).map_err(invalid)
     }
 
     async fn exchange(
         &self,
-        request: http::Request<Bytes>,
+        http: http::Request<Bytes>,
+        request: &ChatRequest,
+        spoken: Spoken<'_>,
         cx: &CallContext,
     ) -> Result<ChatResponse, Failure> {
         let mut timer = pin!(None);
-        let Timeouts { first_byte, idle } = self.timeouts;
-        let response = within(timer.as_mut(), first_byte, self.transport.send(request))
+        let Timeouts { first_byte, idle, .. } = self.timeouts;
+        let response = within(timer.as_mut(), first_byte, self.transport.send(http))
             .await
             .ok_or_else(|| silent("no answer", first_byte))??;
         let (head, mut body) = response.into_parts();
@@ -412,15 +243,23 @@ impl Provider {
         }
         let content_type =
             head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let framing = Framing::of_content_type(content_type);
-        let mut decoder = self.protocol.decoder(framing, &self.dialect);
+        let mut next = within(timer.as_mut(), idle, body.next()).await;
+        let framing = match &next {
+            Some(Some(Ok(first))) if self.streams(request, cx) => {
+                Framing::of_stream(content_type, first, spoken.protocol)
+            }
+            _ => Framing::of_content_type(content_type),
+        };
+        let mut decoder = spoken.protocol.decoder(framing, spoken.dialect).after(request);
         let mut listener = |delta: &Delta| cx.emit(delta);
-        while !decoder.is_done() {
-            let piece = within(timer.as_mut(), idle, body.next()).await;
-            let Some(piece) = piece.ok_or_else(|| silent("no more of the answer", idle))? else { break };
-            decoder.feed(piece?, &mut listener)?;
+        while let Some(piece) = next.ok_or_else(|| silent("no more of the answer", idle))? {
+            decoder.feed(piece.map_err(|failure| decoder.placed(failure))?, &mut listener)?;
+            if decoder.is_done() {
+                break;
+            }
+            next = within(timer.as_mut(), idle, body.next()).await;
         }
-        let response = decoder.finish()?;
+        let response = decoder.finish(&mut listener)?;
         if framing == Framing::Whole {
             tell_whole(&response, cx);
         } else {
@@ -429,17 +268,6 @@ impl Provider {
             within(timer, DRAIN, drained).await;
         }
         Ok(response)
-    }
-
-    /// Providers repeat keys in what they say of them.
-    fn without_secrets(&self, mut failure: Failure) -> Failure {
-        let secrets = self.secrets.iter().map(ExposeSecret::expose_secret);
-        for secret in secrets.filter(|secret| secret.len() >= MIN_SECRET) {
-            if failure.problem.contains(secret) {
-                failure.problem = failure.problem.replace(secret, "[secret]");
-            }
-        }
-        failure
     }
 }
 
@@ -453,11 +281,23 @@ impl ChatModel for Provider {
         self.info.clone()
     }
 
+    fn info_for(&self, request: &ChatRequest, _cx: &CallContext) -> ModelInfo {
+        self.info_of(request)
+    }
+
+    fn identity(&self, _cx: &CallContext) -> Cow<'_, str> {
+        Cow::Borrowed(&self.identity)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let (asked, answer_tool) = AnswerTool::of(request, &self.dialect);
+        let dialect = &*self.dialect_of(request);
+        self.checked(request, dialect)?;
+        let (asked, answer_tool) = AnswerTool::of(request, dialect);
+        let asked = unforced(asked, dialect);
+        let spoken = Spoken::of(self.protocol, dialect, &asked);
         let listening = answer_tool.as_ref().map(|tool| tool.listen(cx));
         let terms = listening.as_ref().unwrap_or(cx);
-        let http = self.http_request(&asked, cx)?;
+        let http = self.http_request(&asked, spoken, cx)?;
         let span = tracing::Span::current();
         if let Some(host) = http.uri().host() {
             span.record("server.address", host);
@@ -466,13 +306,16 @@ impl ChatModel for Provider {
             span.record("server.port", port);
         }
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
-            None => self.exchange(http, terms).await,
-            Some(limit) => timeout(limit, self.exchange(http, terms)).await.unwrap_or_else(|_| {
-                let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
-                Err(Failure::new(ModelFault::Timeout, problem))
-            }),
+            None => self.exchange(http, &asked, spoken, terms).await,
+            Some(limit) => {
+                let exchanged = timeout(limit, self.exchange(http, &asked, spoken, terms)).await;
+                exchanged.unwrap_or_else(|_| {
+                    let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
+                    Err(Failure::new(ModelFault::Timeout, problem))
+                })
+            }
         };
-        let mut response = outcome.map_err(|failure| self.without_secrets(failure).into_error(&self.name))?;
+        let mut response = outcome.map_err(|failure| self.secrets.scrub(failure).into_error(&self.name))?;
         if response.model.is_empty() {
             self.model_of(request).clone_into(&mut response.model);
         }
@@ -482,7 +325,7 @@ impl ChatModel for Provider {
         if let Some(output) = &request.output {
             relax(&mut response, output);
         }
-        response.cost = self.info.cost(&response.usage);
+        response.cost = self.info_of(request).cost(&response.usage);
         Ok(response)
     }
 }
@@ -505,7 +348,7 @@ impl Probe for Provider {
         }
         let http =
             http.body(Bytes::new()).map_err(|error| Error::invalid("model probe", error.to_string()))?;
-        let fail = |failure: Failure| self.without_secrets(failure).into_error(&self.name);
+        let fail = |failure: Failure| self.secrets.scrub(failure).into_error(&self.name);
         let (head, mut body) = self.transport.send(http).await.map_err(fail)?.into_parts();
         // A server without such a list is up, and so is one that is asked too often.
         if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {
@@ -571,15 +414,31 @@ pub(crate) async fn read_error(body: &mut Body) -> Bytes {
     said.freeze()
 }
 
-/// Undoes in the answer what the strict form of the schema added: nulls for what may be absent.
+/// Undoes in the answer what the strict form of the schema added: nulls for what may be absent. The answer is all of the
+/// text, in however many parts it came.
 fn relax(response: &mut ChatResponse, output: &OutputFormat) {
-    let [Part::Text { text }] = response.message.parts.as_mut_slice() else { return };
-    if !text.contains("null") {
+    let parts = &mut response.message.parts;
+    if !parts.iter().filter_map(Part::as_text).any(|text| text.contains("null")) {
         return;
     }
-    let Ok(mut answer) = serde_json::from_str::<Value>(text) else { return };
+    let text: String = parts.iter().filter_map(Part::as_text).collect();
+    let Ok(mut answer) = serde_json::from_str::<Value>(&text) else { return };
     schema::drop_nulls(&mut answer, &output.schema);
-    *text = answer.to_string();
+    let mut relaxed = Some(answer.to_string());
+    parts.retain_mut(|part| match part {
+        Part::Text { text } => relaxed.take().map(|relaxed| *text = relaxed).is_some(),
+        _ => true,
+    });
+}
+
+/// Puts `more` into `fields`: objects into objects, all else in the place of what was there.
+fn merge(fields: &mut Map<String, Value>, more: &Map<String, Value>) {
+    for (name, value) in more {
+        match (fields.get_mut(name), value) {
+            (Some(Value::Object(known)), Value::Object(more)) => merge(known, more),
+            _ => drop(fields.insert(name.clone(), value.clone())),
+        }
+    }
 }
 
 impl fmt::Debug for Provider {
@@ -588,15 +447,6 @@ impl fmt::Debug for Provider {
             .field("name", &self.name)
             .field("protocol", &self.protocol)
             .field("base_url", &self.base_url)
-            .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for ProviderBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ProviderBuilder")
-            .field("vendor", &self.vendor)
-            .field("model", &self.model)
             .finish_non_exhaustive()
     }
 }

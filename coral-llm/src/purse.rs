@@ -1,6 +1,6 @@
 //! What a call may still use, where one call of a layer is several of a model.
 
-use coral_core::{CallContext, ChatRequest, ChatResponse, ModelInfo, Price, Usage, Usd};
+use coral_core::{Budget, CallContext, ChatRequest, ChatResponse, ModelInfo, Price, Usage, Usd};
 
 /// What is left of the budget of a call.
 ///
@@ -31,6 +31,34 @@ impl Purse {
         self.tokens
     }
 
+    /// The terms of a call that has what is left: a layer further inside may make several calls of it, too.
+    pub(crate) fn within(&self, cx: CallContext) -> CallContext {
+        if self.usd.is_none() && self.tokens.is_none() {
+            return cx;
+        }
+        let budget = Budget { usd: self.usd, tokens: self.tokens, ..cx.budget().clone() };
+        cx.with_budget(budget)
+    }
+
+    /// Takes out the worst case of a call of `request`. `None` if it does not fit, or is not known.
+    pub(crate) fn without(mut self, info: &ModelInfo, request: &ChatRequest) -> Option<Self> {
+        if info.offline {
+            return Some(self);
+        }
+        let input_tokens = bytes_of(request);
+        let output_tokens = match self.output_limit(info, request)? {
+            Some(limit) => Some(u64::from(limit)),
+            None => limit_of(info, request),
+        };
+        let Some(output_tokens) = output_tokens else {
+            return (self.usd.is_none() && self.tokens.is_none()).then_some(self);
+        };
+        let (tokens, usd) = worst(info, input_tokens, output_tokens);
+        self.tokens = self.tokens.map(|left| left.saturating_sub(tokens));
+        self.usd = self.usd.map(|left| left.saturating_sub(usd.unwrap_or_default()));
+        Some(self)
+    }
+
     /// Takes out what a call used.
     pub(crate) fn spend(&mut self, response: &ChatResponse) {
         self.usd = self.usd.map(|left| left.saturating_sub(response.cost.unwrap_or_default()));
@@ -45,8 +73,8 @@ impl Purse {
         if info.offline || (self.usd.is_none() && self.tokens.is_none()) {
             return Some(None);
         }
-        let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
-        let own = request.max_output_tokens.map(u64::from).into_iter().chain(info.max_output_tokens).min();
+        let input_tokens = bytes_of(request);
+        let own = limit_of(info, request);
         if own.is_some_and(|output| self.holds(info, input_tokens, output)) {
             return Some(None);
         }
@@ -64,11 +92,8 @@ impl Purse {
         request: &ChatRequest,
     ) -> Option<ModelInfo> {
         let usd = self.usd?;
-        let input_tokens = serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64);
-        let limit = |info: &ModelInfo| {
-            request.max_output_tokens.map(u64::from).into_iter().chain(info.max_output_tokens).min()
-        };
-        let (output, room) = (limit(first)?.max(1), limit(second)?.min(ROOM));
+        let input_tokens = bytes_of(request);
+        let (output, room) = (limit_of(first, request)?.max(1), limit_of(second, request)?.min(ROOM));
         let (one, two) = (first.price_at(input_tokens)?, second.price_at(input_tokens)?);
         let both = Price {
             input: one.input.max(one.cache_write) + two.input.max(two.cache_write),
@@ -84,12 +109,26 @@ impl Purse {
     }
 
     fn holds(&self, info: &ModelInfo, input_tokens: u64, output_tokens: u64) -> bool {
-        let tokens = input_tokens.saturating_add(output_tokens);
-        let usd = info.price_at(input_tokens).map(|mut price| {
-            price.input = price.input.max(price.cache_write);
-            price.cost(&Usage { input_tokens, output_tokens, ..Usage::default() })
-        });
+        let (tokens, usd) = worst(info, input_tokens, output_tokens);
         self.tokens.is_none_or(|left| tokens <= left)
             && self.usd.is_none_or(|left| usd.is_some_and(|usd| usd <= left))
     }
+}
+
+fn bytes_of(request: &ChatRequest) -> u64 {
+    serde_json::to_vec(request).map_or(u64::MAX, |bytes| bytes.len() as u64)
+}
+
+/// The limit of output, where there is one.
+fn limit_of(info: &ModelInfo, request: &ChatRequest) -> Option<u64> {
+    request.max_output_tokens.map(u64::from).into_iter().chain(info.max_output_tokens).min()
+}
+
+/// What a call uses at the most, and what that costs where the price is known.
+fn worst(info: &ModelInfo, input_tokens: u64, output_tokens: u64) -> (u64, Option<Usd>) {
+    let usd = info.price_at(input_tokens).map(|mut price| {
+        price.input = price.input.max(price.cache_write);
+        price.cost(&Usage { input_tokens, output_tokens, ..Usage::default() })
+    });
+    (input_tokens.saturating_add(output_tokens), usd)
 }

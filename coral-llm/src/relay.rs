@@ -46,6 +46,17 @@ impl<'a> Relay<'a> {
         })
     }
 
+    /// The same for a request with another body, such as that of another model. An endpoint that knows a key refuses
+    /// another body under it, or gives the answer to the first, so this one has a key of its own: the same for each try.
+    pub(crate) fn next_as(&self, what: &str, number: usize) -> CallContext {
+        let cx = self.next();
+        if cx.key().is_empty() {
+            return cx;
+        }
+        let key = format!("{}.{what}{number}", cx.key());
+        cx.with_key(key)
+    }
+
     /// Whether the listener heard something: then another answer would begin in the middle of this one.
     pub(crate) fn was_heard(&self) -> bool {
         self.heard.load(Ordering::Relaxed)

@@ -1,5 +1,6 @@
 //! JSON answers that are held against their schema, and mended.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use async_trait::async_trait;
@@ -9,6 +10,7 @@ use coral_core::{
 use serde_json::Value;
 
 use crate::note;
+use crate::pool::Probe;
 use crate::purse::Purse;
 use crate::relay::{Relay, added, tell_whole};
 
@@ -135,6 +137,10 @@ impl<M: ChatModel> ChatModel for Repaired<M> {
         self.model.info_for(request, cx)
     }
 
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.model.identity(cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         if request.output.is_none() {
             return self.model.chat(request, cx).await;
@@ -143,7 +149,7 @@ impl<M: ChatModel> ChatModel for Repaired<M> {
         let mut purse = Purse::of(cx);
         let mut asked = request.clone();
         let mut response = self.model.chat(&asked, &relay.next()).await?;
-        for _ in 0..self.repairs {
+        for repair in 1..=self.repairs {
             if matches!(response.stop, StopReason::Refusal | StopReason::ContentFilter | StopReason::Pause) {
                 break;
             }
@@ -158,7 +164,8 @@ impl<M: ChatModel> ChatModel for Repaired<M> {
             asked.max_output_tokens = limit.or(request.max_output_tokens);
             note::answer_repaired(cx, &response.model, &problem);
             // What is there already can still be mended by who asked for it; an error can't.
-            let Ok(mended) = self.model.chat(&asked, &relay.next()).await else { break };
+            let terms = purse.within(relay.next_as("repair", repair as usize));
+            let Ok(mended) = self.model.chat(&asked, &terms).await else { break };
             let earlier = std::mem::replace(&mut response, mended);
             response.usage += earlier.usage;
             response.cost = added(response.cost, earlier.cost);
@@ -169,6 +176,13 @@ impl<M: ChatModel> ChatModel for Repaired<M> {
         }
         tell_whole(&response, cx);
         Ok(response)
+    }
+}
+
+#[async_trait]
+impl<M: Probe> Probe for Repaired<M> {
+    async fn probe(&self) -> Result<(), Error> {
+        self.model.probe().await
     }
 }
 

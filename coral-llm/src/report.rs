@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::note;
+use crate::relay::added;
 
 /// What one model call of a run used and cost. A tool that called a model is one, too.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -141,6 +142,7 @@ struct Open {
     call: CallCost,
     is_chat: bool,
     is_over: bool,
+    vain: Vain,
 }
 
 /// Records that are read at once.
@@ -208,13 +210,17 @@ impl CostReport {
         });
         match &record.event {
             Event::EffectIntended { effect, .. } => open.is_chat = *effect == EffectKind::Chat,
+            Event::CallNoted { topic, note, .. } if **topic == *note::PAID_IN_VAIN => open.vain.take(note),
             Event::CallNoted { topic, note, .. } => take_note(&mut open.call, topic, note),
             Event::EffectDone { spent, .. } => {
                 open.is_over =
                     if open.is_chat { spent.model.is_some() } else { spent.usage != Usage::default() };
-                open.call.model = spent.model.clone().unwrap_or_default();
+                let vain = std::mem::take(&mut open.vain);
+                open.is_over = open.is_over || vain.usage != Usage::default();
+                open.call.model = spent.model.clone().unwrap_or(vain.model);
                 open.call.usage = spent.usage;
-                open.call.cost = spent.cost;
+                open.call.usage += vain.usage;
+                open.call.cost = added(spent.cost, vain.cost);
             }
             _ => {}
         }
@@ -237,6 +243,23 @@ impl CostReport {
     /// The total of everything.
     pub fn total(&self) -> CostTotal {
         self.by(|_| ()).into_values().next().unwrap_or_default()
+    }
+}
+
+/// What was paid for a call beside its outcome.
+#[derive(Clone, Debug, Default)]
+struct Vain {
+    model: Arc<str>,
+    usage: Usage,
+    cost: Option<Usd>,
+}
+
+impl Vain {
+    fn take(&mut self, said: &Value) {
+        let field = |name: &str| said.get(name).cloned().unwrap_or_default();
+        self.model = field("model").as_str().unwrap_or_default().into();
+        self.usage += serde_json::from_value(field("usage")).unwrap_or_default();
+        self.cost = added(self.cost, serde_json::from_value(field("cost")).unwrap_or_default());
     }
 }
 

@@ -76,6 +76,25 @@ fn rfc3339(text: &str) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
+/// What a sentence says, such as `Please try again in 1.2s.` or `Try again in 7 seconds`.
+pub(crate) fn from_text(text: &str) -> Option<u64> {
+    const PHRASES: [&str; 3] = ["try again in ", "retry in ", "retry after "];
+    let text = text.to_ascii_lowercase();
+    let rest = PHRASES.iter().find_map(|phrase| Some(text.split_once(phrase)?.1))?;
+    let mut words = rest.split_whitespace();
+    let first = words.next()?.trim_end_matches(['.', ',', ')']);
+    if let Some(ms) = duration_ms(first) {
+        return Some(ms);
+    }
+    let factor = match words.next()?.trim_end_matches(['.', ',', ')']) {
+        "ms" | "milliseconds" => 1.0,
+        "s" | "sec" | "second" | "seconds" => 1_000.0,
+        "minute" | "minutes" => 60_000.0,
+        _ => return None,
+    };
+    positive(first.parse::<f64>().ok()? * factor)
+}
+
 /// A duration such as `7s`, `7.5s`, `120ms` or `1m30s`, in milliseconds.
 pub(crate) fn duration_ms(text: &str) -> Option<u64> {
     let mut total = 0.0;
@@ -160,6 +179,20 @@ mod tests {
         }
         for (text, ms) in [("1970-01-01T00:00:00Z", 0), ("2024-02-29T12:00:00.5Z", 1_709_208_000_000)] {
             assert_eq!(rfc3339(text), Some(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn sentences_are_read() {
+        for (text, expected) in [
+            ("Rate limit reached. Please try again in 1.2s. Visit the page.", Some(1_200)),
+            ("please TRY AGAIN in 6m0s", Some(360_000)),
+            ("Try again in 7 seconds.", Some(7_000)),
+            ("retry after 120ms", Some(120)),
+            ("try again in a while", None),
+            ("slow down", None),
+        ] {
+            assert_eq!(from_text(text), expected, "{text}");
         }
     }
 

@@ -1,5 +1,6 @@
 //! Repeats what may be repeated, for callers outside of a run.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, ModelInfo, SystemClock};
 
+use crate::pool::Probe;
 use crate::relay::Relay;
 
 /// How a [`Retrying`] model repeats.
@@ -117,6 +119,10 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
         self.model.info_for(request, cx)
     }
 
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.model.identity(cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         {
             let mut credit = self.credit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,6 +138,13 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
             tracing::warn!(%error, tries, delay_ms = delay.as_millis(), "the call is made again");
             tokio::time::sleep(delay).await;
         }
+    }
+}
+
+#[async_trait]
+impl<M: Probe> Probe for Retrying<M> {
+    async fn probe(&self) -> Result<(), Error> {
+        self.model.probe().await
     }
 }
 

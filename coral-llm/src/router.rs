@@ -1,13 +1,15 @@
 //! Chooses a model per call, says why, and goes to the next one when an answer is no good.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
     CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, ErrorKind, ModelFault, ModelInfo,
-    ModelNeeds, StopReason, Tier, Usage, Usd,
+    ModelNeeds, StopReason, Tier, TokenCounter, UpperEstimate, Usage, Usd,
 };
 use serde::Serialize;
 use tokio::time::Instant;
@@ -51,14 +53,43 @@ struct Route {
     info: ModelInfo,
     model: Arc<dyn ChatModel>,
     pace: Pace,
+    /// Until when its rate is used up, as it said itself.
+    rests_until: Mutex<Option<Instant>>,
+}
+
+/// How long a model rests whose rate is used up, where it does not say.
+const REST: Duration = Duration::from_secs(10);
+
+impl Route {
+    fn rests(&self) -> bool {
+        let until = *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| until > Instant::now())
+    }
+
+    /// Notes how a call ended: a model whose rate is used up is asked after all others until it is not.
+    fn settle(&self, outcome: &Result<ChatResponse, Error>) {
+        let limited =
+            |error: &&Error| matches!(error.kind(), ErrorKind::Model { fault: ModelFault::RateLimited, .. });
+        let rest = outcome
+            .as_ref()
+            .err()
+            .filter(limited)
+            .map(|error| Instant::now() + error.retry_after_ms().map_or(REST, Duration::from_millis));
+        if rest.is_some() || outcome.is_ok() {
+            *self.rests_until.lock().unwrap_or_else(PoisonError::into_inner) = rest;
+        }
+    }
 }
 
 /// A model that may answer a call.
 struct Candidate<'a> {
     route: &'a Route,
+    /// The place of the route among all.
+    place: usize,
     /// What the call is expected to cost.
     cost: Option<Usd>,
     expected_ms: u64,
+    rests: bool,
     /// The limit of output that keeps the call within the budget.
     output_limit: Option<u32>,
 }
@@ -69,13 +100,15 @@ struct Candidate<'a> {
 /// agent that calls, which the engine brings along; [`for_agent`](Router::for_agent) puts others in their place. The
 /// capability `low_latency` asks for the fastest model that fits. The tier that an agent declares holds, raised by one
 /// for work that looks very hard: long input, many tools, a long conversation. Where none is declared, the effort asked
-/// for and these signs decide. A request that names a model gets that model.
+/// for and these signs decide. A request that names a model gets that model, whatever its tier, or an error that says
+/// why it can't do the work.
 ///
 /// Only models are chosen of which the call surely stays within what the run's budget leaves; where their own limit of
 /// output is too much for that, the call has a smaller one.
 ///
 /// A choice is final once something was heard of its answer. Until then the next model is asked when the endpoint
-/// fails, when the request does not fit, or when the answer is no good: it was refused, or it does not fit the schema
+/// fails (one whose rate is used up comes after all others until it says it is not), when the request does not fit, or
+/// when the answer is no good: it was refused, or it does not fit the schema
 /// that was asked for (or fails the [`validator`](Router::validator)); then models of a lower tier are passed over.
 /// What all tries used and cost is counted in the response.
 ///
@@ -112,6 +145,7 @@ pub struct Router {
     hold_back: bool,
     validator: Option<Validator>,
     listener: Option<Listener>,
+    counter: Option<Arc<dyn TokenCounter>>,
     savings: Mutex<Savings>,
 }
 
@@ -126,7 +160,14 @@ impl Router {
     pub fn route(mut self, entry: CatalogueEntry, model: impl ChatModel + 'static) -> Self {
         let (name, mut info) = (entry.name(), entry.info());
         info.offline = model.info().offline;
-        self.routes.push(Route { name, info, entry, model: Arc::new(model), pace: Pace::default() });
+        self.routes.push(Route {
+            name,
+            info,
+            entry,
+            model: Arc::new(model),
+            pace: Pace::default(),
+            rests_until: Mutex::default(),
+        });
         self
     }
 
@@ -174,6 +215,13 @@ impl Router {
         self
     }
 
+    /// Counts the tokens of requests by `counter`, such as the tokenizer of the models, in place of [`UpperEstimate`].
+    #[must_use]
+    pub fn counter(mut self, counter: impl TokenCounter + 'static) -> Self {
+        self.counter = Some(Arc::new(counter));
+        self
+    }
+
     /// Judges answers; one that is no good goes to the next tier.
     #[must_use]
     pub fn validator(
@@ -207,14 +255,15 @@ impl Router {
 
     fn ranked(&self, request: &ChatRequest, cx: &CallContext) -> Result<(Choice, Vec<Candidate<'_>>), Error> {
         let agent = &*cx.caller().agent;
-        let demands = Demands::of(request, self.agents.get(agent).or(cx.needs()), cx);
+        let counter = self.counter.as_deref().unwrap_or(&UpperEstimate);
+        let demands = Demands::of(request, self.agents.get(agent).or(cx.needs()), counter, cx);
         let strategy = demands.strategy(self.strategies.get(agent).copied(), self.strategy);
         let mut refused = Vec::new();
         let mut fitting = Vec::new();
         // What could do the work, were there money enough: what savings are reckoned against.
         let mut dearest: Option<(&Route, Usd)> = None;
-        for route in self.named(demands.named)? {
-            let candidate = self.candidate(route, &demands).and_then(|mut candidate| {
+        for (place, route) in self.named(demands.named)? {
+            let candidate = self.candidate(place, route, &demands).and_then(|mut candidate| {
                 if let Some(cost) =
                     candidate.cost.filter(|cost| dearest.is_none_or(|(_, most)| *cost >= most))
                 {
@@ -233,12 +282,12 @@ impl Router {
         fitting.sort_by(|a, b| {
             let by_price = price(a).cmp(&price(b));
             let by_tier = b.route.entry.tier.cmp(&a.route.entry.tier);
-            match strategy {
+            let preferred = match strategy {
                 Strategy::Cheapest => by_price.then(by_tier),
                 Strategy::Best => by_tier.then(by_price),
                 Strategy::Fastest => a.expected_ms.cmp(&b.expected_ms).then(by_price),
-            }
-            .then_with(|| a.route.name.cmp(&b.route.name))
+            };
+            a.rests.cmp(&b.rests).then(preferred).then_with(|| a.route.name.cmp(&b.route.name))
         });
         let Some(first) = fitting.first() else {
             let reasons: Vec<String> =
@@ -252,12 +301,14 @@ impl Router {
             (None, Strategy::Best) => "the best that the budget and the limit per call allow".to_owned(),
             (None, Strategy::Fastest) => "the fastest that fits".to_owned(),
         };
+        let resting: Vec<&str> = fitting.iter().filter(|c| c.rests).map(|c| c.route.name.as_str()).collect();
+        let rest = if resting.is_empty() { String::new() } else { format!("; {} rests", resting.join(", ")) };
         let choice = Choice {
             model: first.route.name.clone(),
             next: fitting.iter().skip(1).map(|next| next.route.name.clone()).collect(),
             strategy,
             reason: format!(
-                "{preferred}, of {} that do and {} that do not; the work needs {demands}",
+                "{preferred}, of {} that do and {} that do not; the work needs {demands}{rest}",
                 fitting.len(),
                 refused.len()
             ),
@@ -273,9 +324,10 @@ impl Router {
     }
 
     /// The routes to look at: those of the name that is asked for, or all.
-    fn named(&self, name: Option<&str>) -> Result<Vec<&Route>, Error> {
-        let asked = |route: &&Route| name.is_none_or(|name| name == route.name || name == route.entry.id);
-        let routes: Vec<&Route> = self.routes.iter().filter(asked).collect();
+    fn named(&self, name: Option<&str>) -> Result<Vec<(usize, &Route)>, Error> {
+        let asked = |route: &Route| name.is_none_or(|name| name == route.name || name == route.entry.id);
+        let routes: Vec<(usize, &Route)> =
+            self.routes.iter().enumerate().filter(|(_, route)| asked(route)).collect();
         match name {
             Some(name) if routes.is_empty() => Err(Error::not_found(
                 "routed model",
@@ -287,20 +339,23 @@ impl Router {
     }
 
     /// What a call of a model is expected to cost and take, or why the model does not fit.
-    fn candidate<'a>(&self, route: &'a Route, demands: &Demands<'_>) -> Result<Candidate<'a>, String> {
+    fn candidate<'a>(
+        &self,
+        place: usize,
+        route: &'a Route,
+        demands: &Demands<'_>,
+    ) -> Result<Candidate<'a>, String> {
         let cost = route.info.cost(&demands.expected);
-        if demands.named.is_none() {
-            if let Some(reason) = demands.refusal(route) {
-                return Err(reason);
-            }
-            match (cost, self.max_cost) {
-                (None, _) if !self.allow_unpriced => return Err("has no known price".to_owned()),
-                (Some(cost), Some(max)) if cost > max => return Err(format!("would cost {cost}")),
-                _ => {}
-            }
+        if let Some(reason) = demands.refusal(route) {
+            return Err(reason);
+        }
+        match (cost, self.max_cost) {
+            (None, _) if !self.allow_unpriced => return Err("has no known price".to_owned()),
+            (Some(cost), Some(max)) if cost > max => return Err(format!("would cost {cost}")),
+            _ => {}
         }
         let (expected_ms, _) = route.pace.expect_ms(demands.expected.output_tokens, route.entry.speed);
-        Ok(Candidate { route, cost, expected_ms, output_limit: None })
+        Ok(Candidate { route, place, cost, expected_ms, rests: route.rests(), output_limit: None })
     }
 
     fn judge(&self, request: &ChatRequest, response: &ChatResponse) -> Result<(), String> {
@@ -316,11 +371,12 @@ impl Router {
         }
     }
 
-    /// Counts and notes what a call cost, and what the most expensive model that fits would have cost.
-    fn settle(&self, response: &ChatResponse, choice: &Choice, cx: &CallContext) {
+    /// Counts and notes what a call cost, and what the most expensive model that fits would have cost for the one answer
+    /// that came of it, which used `last`.
+    fn settle(&self, response: &ChatResponse, last: Usage, choice: &Choice, cx: &CallContext) {
         let dearest = choice.dearest.as_ref().map_or("", |(name, _)| name);
         let route = self.routes.iter().find(|route| route.name == dearest);
-        let most = route.and_then(|route| route.info.cost(&response.usage)).unwrap_or_default();
+        let most = route.and_then(|route| route.info.cost(&last)).unwrap_or_default();
         let spent = response.cost.unwrap_or_default();
         note::model_paid(cx, &response.model, spent, dearest, most);
         let mut savings = self.savings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -374,6 +430,16 @@ impl ChatModel for Router {
         }
     }
 
+    /// Those of all models, and what decides between them for this caller.
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        let agent = &*cx.caller().agent;
+        let models: Vec<Cow<'_, str>> = self.routes.iter().map(|route| route.model.identity(cx)).collect();
+        let needs = self.agents.get(agent).or(cx.needs());
+        let strategy = self.strategies.get(agent).unwrap_or(&self.strategy);
+        let decides = (needs, strategy, self.max_cost, self.allow_unpriced);
+        format!("router {} {}", models.join(" or "), serde_json::json!(decides)).into()
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let (choice, candidates) = self.ranked(request, cx)?;
         tracing::info!(
@@ -392,7 +458,7 @@ impl ChatModel for Router {
         let mut answer: Option<ChatResponse> = None;
         let mut failure: Option<Error> = None;
         let mut before: Option<(&str, String)> = None;
-        for Candidate { route, .. } in &candidates {
+        for Candidate { route, place, .. } in &candidates {
             if route.entry.tier < least {
                 continue;
             }
@@ -405,12 +471,16 @@ impl ChatModel for Router {
             let mut asked = ChatRequest { model: None, ..request.clone() };
             asked.max_output_tokens = limit.or(request.max_output_tokens);
             let began = Instant::now();
-            let outcome = route.model.chat(&asked, &relay.next()).await;
+            let terms = purse.within(relay.next_as("model", *place));
+            let outcome = route.model.chat(&asked, &terms).await;
+            route.settle(&outcome);
             route
                 .pace
                 .note(outcome.as_ref().map(|response| response.usage).unwrap_or_default(), began.elapsed());
             let problem = match outcome {
-                Ok(response) => {
+                Ok(mut response) => {
+                    // What is known of the route is its price, where the model itself was told of none.
+                    response.cost = response.cost.or_else(|| route.info.cost(&response.usage));
                     purse.spend(&response);
                     spent.0 += response.usage;
                     spent.1 = added(spent.1, response.cost);
@@ -441,11 +511,12 @@ impl ChatModel for Router {
         let Some(mut response) = answer else {
             return Err(failure.unwrap_or_else(|| Error::invalid("model choice", "no model fits")));
         };
-        (response.usage, response.cost) = spent;
+        let last = std::mem::replace(&mut response.usage, spent.0);
+        response.cost = spent.1;
         if held_back {
             tell_whole(&response, cx);
         }
-        self.settle(&response, &choice, cx);
+        self.settle(&response, last, &choice, cx);
         Ok(response)
     }
 }

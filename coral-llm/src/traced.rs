@@ -1,5 +1,6 @@
 //! Spans by the OpenTelemetry conventions for generative AI.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
@@ -14,6 +15,7 @@ use tracing::{Instrument as _, Span};
 
 #[cfg(feature = "otel")]
 use crate::metrics::{Metrics, Pieces};
+use crate::pool::Probe;
 
 /// A model whose every call is a `tracing` span with the attribute names of the OpenTelemetry conventions for generative
 /// AI (repository `semantic-conventions-genai`, as of November 2026, in development there).
@@ -149,6 +151,10 @@ impl<M: ChatModel> ChatModel for Traced<M> {
         self.model.info_for(request, cx)
     }
 
+    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
+        self.model.identity(cx)
+    }
+
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
         let span = self.span(request, cx);
         let began = Instant::now();
@@ -191,7 +197,9 @@ fn record(span: &Span, response: &ChatResponse) {
         span.record("gen_ai.response.id", id.as_str());
     }
     span.record("gen_ai.response.model", response.model.as_str());
-    span.record("gen_ai.response.finish_reasons", finish_reason(&response.stop));
+    // A list by the conventions, which spans of `tracing` have no form for but text.
+    let reasons = serde_json::json!([finish_reason(&response.stop)]).to_string();
+    span.record("gen_ai.response.finish_reasons", reasons.as_str());
     span.record("gen_ai.usage.input_tokens", usage.input_tokens);
     span.record("gen_ai.usage.output_tokens", usage.output_tokens);
     for (field, tokens) in [
@@ -224,6 +232,7 @@ fn effort_name(effort: Effort) -> &'static str {
         Effort::Minimal => "minimal",
         Effort::Low => "low",
         Effort::High => "high",
+        Effort::ExtraHigh => "xhigh",
         Effort::Max => "max",
         _ => "medium",
     }
@@ -251,6 +260,13 @@ fn error_type(error: &Error) -> String {
     match fault {
         Some(Value::String(fault)) => fault,
         _ => error.code().to_owned(),
+    }
+}
+
+#[async_trait]
+impl<M: Probe> Probe for Traced<M> {
+    async fn probe(&self) -> Result<(), Error> {
+        self.model.probe().await
     }
 }
 
@@ -334,7 +350,7 @@ mod tests {
             ("gen_ai.conversation.id", "run-1"),
             ("gen_ai.agent.name", "writer"),
             ("gen_ai.response.model", "gemini/some-model"),
-            ("gen_ai.response.finish_reasons", "stop"),
+            ("gen_ai.response.finish_reasons", r#"[\"stop\"]"#),
             ("gen_ai.usage.input_tokens", "9"),
             ("gen_ai.usage.output_tokens", "4"),
             ("gen_ai.usage.cache_read.input_tokens", "5"),

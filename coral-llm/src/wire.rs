@@ -39,7 +39,7 @@ pub use framing::Framing;
 ///     decoder.feed(bytes.into(), &mut |delta: &Delta| seen.push_str(&delta.to_string())).unwrap();
 /// }
 /// assert_eq!(seen, "hi");
-/// assert_eq!(decoder.finish().unwrap().message.text(), "hi");
+/// assert_eq!(decoder.finish(&mut |_| {}).unwrap().message.text(), "hi");
 /// # Ok::<(), coral_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -117,6 +117,11 @@ trait Reader: Send {
 }
 
 /// Decodes one answer from bytes in pieces of any size: the same bytes give the same answer.
+///
+/// Whether a failure may be repeated depends on whether [anything came](Decoder::has_begun) of the answer. What came was
+/// heard and is paid for, so from then on no failure is transient: an overloaded provider has
+/// [truncated](coral_core::ModelFault::Truncated) its answer. Before that, an end without the provider's mark is a fault
+/// of the [provider](coral_core::ModelFault::Provider) like any other.
 pub struct Decoder {
     framer: Framer,
     reader: Box<dyn Reader>,
@@ -124,13 +129,30 @@ pub struct Decoder {
 }
 
 impl Decoder {
+    /// Numbers the calls of tools that the provider gives no id after those in `request`, so that each id names one call
+    /// of the whole conversation.
+    #[must_use]
+    pub fn after(mut self, request: &ChatRequest) -> Self {
+        self.out.number_from(request);
+        self
+    }
+
     /// Takes the next bytes, and reports what they say.
     ///
     /// # Errors
     /// A [`Failure`] ends the answer: the provider reported an error, or the bytes can't be understood.
     pub fn feed(&mut self, bytes: Bytes, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
-        self.framer.push(bytes)?;
-        self.read(listener)
+        self.framer.push(bytes).and_then(|()| self.read(listener)).map_err(|failure| self.placed(failure))
+    }
+
+    /// Whether anything of the answer came.
+    pub fn has_begun(&self) -> bool {
+        self.out.has_begun() || self.framer.has_whole()
+    }
+
+    /// A failure in the terms of how far the answer came.
+    pub(crate) fn placed(&self, failure: Failure) -> Failure {
+        failure.in_answer(self.has_begun())
     }
 
     fn read(&mut self, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
@@ -155,23 +177,25 @@ impl Decoder {
         self.out.ended
     }
 
-    /// The answer, after the last bytes.
+    /// The answer, after the last bytes; reports what only the end of the bytes completed.
     ///
     /// # Errors
     /// [`Truncated`](coral_core::ModelFault::Truncated) if the provider did not end its answer.
-    pub fn finish(mut self) -> Result<ChatResponse, Failure> {
-        if let Some(body) = self.framer.take_whole() {
-            self.reader.whole(&body, &mut self.out)?;
-        } else if !self.out.ended {
-            // Some servers leave out the blank line after their last event. An event that was cut
-            // fails to parse here, and is no more than a broken end.
-            self.framer.close();
-            if let Err(failure) = self.read(&mut |_| {})
-                && failure.fault != coral_core::ModelFault::Malformed
-            {
-                return Err(failure);
+    pub fn finish(mut self, listener: &mut dyn FnMut(&Delta)) -> Result<ChatResponse, Failure> {
+        let read = match self.framer.take_whole() {
+            Some(body) => self.reader.whole(&body, &mut self.out),
+            None if self.out.ended => Ok(()),
+            None => {
+                // Some servers leave out the blank line after their last event. An event that was cut
+                // fails to parse here, and is no more than a broken end.
+                self.framer.close();
+                self.read(listener).or_else(|failure| match failure.fault {
+                    coral_core::ModelFault::Malformed => Ok(()),
+                    _ => Err(failure),
+                })
             }
-        }
-        self.out.finish()
+        };
+        let has_begun = self.out.has_begun();
+        read.and_then(|()| self.out.finish()).map_err(|failure| failure.in_answer(has_begun))
     }
 }

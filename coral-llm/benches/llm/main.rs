@@ -201,7 +201,7 @@ async fn codec(report: &mut Report) {
             for piece in &bytes {
                 decoder.feed(piece.clone(), &mut |_| {}).unwrap();
             }
-            decoder.finish().unwrap();
+            decoder.finish(&mut |_| {}).unwrap();
         }
         (cpu_ns() - began) as f64 / f64::from(times) / CHUNKS as f64 / 1_000.0
     };

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use coral_core::{Caller, ChatRequest, Error, Part, Role, Usd, sha256_hex};
+use coral_core::{Caller, ChatRequest, Error, Part, Role, Usd, digest};
 use tokio::time::Instant;
 
 use super::Entry;
@@ -124,13 +124,12 @@ impl Similar {
         }
         let text = last.text();
         let rest = ChatRequest { messages: before.to_vec(), ..request.clone() };
-        let Ok(rest) = serde_json::to_vec(&(self.embedder.name(), model, self.circle(caller), rest)) else {
+        let Ok(scope) = digest(&(self.embedder.name(), model, self.circle(caller), rest)) else {
             return Ok(None);
         };
         let Embedding { vector, tokens, cost } = self.embedder.embed(&text).await?;
         let Some(vector) = unit(vector) else { return Ok(None) };
-        let scope = sha256_hex(&rest).into();
-        Ok(Some(Question { scope, numbers: numbers(&text), vector, tokens, cost }))
+        Ok(Some(Question { scope: scope.into(), numbers: numbers(&text), vector, tokens, cost }))
     }
 
     /// The answer to the question that is most alike, and how much it is.

@@ -2,11 +2,10 @@
 
 use std::fmt;
 
-use coral_core::{CallContext, ChatRequest, Effort, ModelInfo, ModelNeeds, Part, Tier, Usage};
+use coral_core::{CallContext, ChatRequest, Effort, ModelInfo, ModelNeeds, Part, Tier, TokenCounter, Usage};
 
 use super::{Route, Strategy};
 use crate::purse::Purse;
-use crate::tokens::estimate_tokens;
 
 /// Output tokens that are expected where the request sets no limit.
 const ASSUMED_OUTPUT: u64 = 2_000;
@@ -29,7 +28,12 @@ pub(super) struct Demands<'a> {
 }
 
 impl<'a> Demands<'a> {
-    pub(super) fn of(request: &'a ChatRequest, needs: Option<&'a ModelNeeds>, cx: &CallContext) -> Self {
+    pub(super) fn of(
+        request: &'a ChatRequest,
+        needs: Option<&'a ModelNeeds>,
+        counter: &dyn TokenCounter,
+        cx: &CallContext,
+    ) -> Self {
         let mut capabilities: Vec<&str> =
             needs.into_iter().flat_map(|needs| &needs.capabilities).map(String::as_str).collect();
         let hurry = capabilities.contains(&LOW_LATENCY);
@@ -44,7 +48,7 @@ impl<'a> Demands<'a> {
             }
         }
         let expected = Usage {
-            input_tokens: estimate_tokens(request),
+            input_tokens: counter.request(request),
             output_tokens: request.max_output_tokens.map_or(ASSUMED_OUTPUT, u64::from),
             ..Default::default()
         };
@@ -61,14 +65,21 @@ impl<'a> Demands<'a> {
         }
     }
 
-    /// Why a model does not fit, if it does not, whatever it costs.
+    /// Why a model does not fit, if it does not, whatever it costs. Who names a model chooses its tier and forgoes what
+    /// is good to have, but nothing makes it do what it can't.
     pub(super) fn refusal(&self, route: &Route) -> Option<String> {
         let entry = &route.entry;
-        if entry.tier < self.tier {
+        let is_named = self.named.is_some();
+        if entry.tier < self.tier && !is_named {
             return Some(format!("is {}", word(entry.tier)));
         }
-        if let Some(missing) = self.capabilities.iter().find(|wanted| !entry.capabilities.contains(**wanted))
-        {
+        let lacks = |wanted: &&&str| !entry.capabilities.contains(**wanted);
+        let matters = |wanted: &&&str| match **wanted {
+            "tools" => !self.request.tools.is_empty() || !is_named,
+            "vision" => has_image(self.request) || !is_named,
+            _ => !is_named,
+        };
+        if let Some(missing) = self.capabilities.iter().filter(matters).find(lacks) {
             return Some(format!("has no `{missing}`"));
         }
         if entry.context_tokens < self.expected.total_tokens() {
@@ -168,7 +179,7 @@ impl Complexity {
         match (declared, self.effort) {
             (Some(tier), _) if self.points >= VERY_HARD => next_tier(tier),
             (Some(tier), _) => tier,
-            (None, Some(Effort::High | Effort::Max)) => Tier::Strong,
+            (None, Some(Effort::High | Effort::ExtraHigh | Effort::Max)) => Tier::Strong,
             (None, Some(Effort::Medium)) => Tier::Standard,
             (None, Some(_)) => Tier::Basic,
             (None, None) => match self.points {

@@ -18,6 +18,8 @@ fn entry(id: &str, tier: Tier, price: f64, speed: u8) -> CatalogueEntry {
         long_input: None,
         long_cache: None,
         capabilities: ["tools", "structured"].map(String::from).into(),
+        refuses: Default::default(),
+        efforts: Vec::new(),
         source: None,
     }
 }

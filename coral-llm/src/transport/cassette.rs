@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use coral_core::{Error, ModelFault};
 use futures_core::Stream;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{Body, Transport};
 use crate::failure::Failure;
+use crate::secrets;
 
 /// Recorded HTTP exchanges, to be played again without a network; also exchanges written by hand.
 ///
@@ -110,6 +111,13 @@ const FORMAT: u32 = 1;
 const KEPT_HEADERS: [&str; 7] =
     ["content-type", "date", "request-id", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"];
 
+/// What the names of headers begin with that say how much of a limit is left, and when it is reset.
+const KEPT_LIMITS: [&str; 2] = ["anthropic-ratelimit-", "x-ratelimit-"];
+
+fn is_kept(name: &str) -> bool {
+    KEPT_HEADERS.contains(&name) || KEPT_LIMITS.iter().any(|limit| name.starts_with(limit))
+}
+
 /// What stands in a cassette in place of a key.
 const SCRUBBED: &str = "[scrubbed]";
 
@@ -123,17 +131,6 @@ impl Asked {
             body: serde_json::from_str(&body).unwrap_or(Value::String(body)),
         }
     }
-}
-
-/// The values of sensitive headers, without their scheme.
-fn secrets_of(headers: &HeaderMap) -> Vec<String> {
-    headers
-        .values()
-        .filter(|value| value.is_sensitive())
-        .filter_map(|value| value.to_str().ok())
-        .map(|value| value.strip_prefix("Bearer ").unwrap_or(value).to_owned())
-        .filter(|secret| !secret.is_empty())
-        .collect()
 }
 
 fn scrub(text: &str, secrets: &[String]) -> String {
@@ -219,7 +216,7 @@ impl Cassette {
 #[async_trait]
 impl Transport for Cassette {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
-        let asked = Asked::of(&request, &secrets_of(request.headers()));
+        let asked = Asked::of(&request, &secrets::in_headers(request.headers()));
         let Some(answered) = self.play(&asked) else {
             let problem = format!("no exchange is left on the cassette for {} {}", asked.method, asked.path);
             return Err(
@@ -292,13 +289,13 @@ impl Recorder {
 #[async_trait]
 impl Transport for Recorder {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
-        let secrets = secrets_of(request.headers());
+        let secrets = secrets::in_headers(request.headers());
         let asked = Asked::of(&request, &secrets);
         let response = self.inner.send(request).await?;
         let headers = response
             .headers()
             .iter()
-            .filter(|(name, _)| KEPT_HEADERS.contains(&name.as_str()))
+            .filter(|(name, _)| is_kept(name.as_str()))
             .filter_map(|(name, value)| Some((name.to_string(), scrub(value.to_str().ok()?, &secrets))))
             .collect();
         let status = response.status().as_u16();

@@ -1,6 +1,6 @@
 //! Anthropic's Messages.
 
-use coral_core::{Effort, Error, Message, Part, Role, StopReason, Usage};
+use coral_core::{Effort, Error, Message, Part, Role, StopReason, ToolChoice, Usage};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ const PROVIDER: &str = "anthropic";
 /// The first version that refuses sampling parameters.
 const WITHOUT_SAMPLING: &str = "2026-10-21";
 
-/// Marks for the cache that one request may have.
+/// Marks for the cache that one request may have, the one at its top included.
 const MAX_MARKS: usize = 4;
 
 pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
@@ -31,7 +31,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
             Role::Assistant => turn(&mut messages, "assistant", "content", blocks),
         }
     }
-    limit_marks(&mut system, &mut messages);
+    limit_marks(&mut system, &mut messages, MAX_MARKS - usize::from(dialect.auto_cache));
 
     let mut output = Fields::default();
     let schema = call.schema().map(|output| (schema::closed(&output.schema), output));
@@ -45,6 +45,10 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     };
     system.extend(told.map(|text| json!({"type": "text", "text": text})));
     output.set_some("effort", call.effort().map(effort_name));
+    // What a model thinks is shown only if that is asked for, and none may think that is made to call a tool.
+    let is_forced = !request.tools.is_empty()
+        && matches!(request.tool_choice, ToolChoice::Required | ToolChoice::Tool(_));
+    let thinks = call.effort().is_some() && !is_forced;
 
     let takes_sampling = dialect.anthropic_version.as_str() < WITHOUT_SAMPLING;
     let mut body = Fields::default();
@@ -55,6 +59,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_some("stream", call.stream.then_some(true));
     body.set_some("cache_control", dialect.auto_cache.then(|| cache_control(dialect)));
     body.set_filled("output_config", output);
+    body.set_some("thinking", thinks.then(|| json!({"type": "adaptive", "display": "summarized"})));
     body.set_filled(
         "tools",
         call.tools(|tool| {
@@ -70,7 +75,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
         ),
     );
     body.set_filled("stop_sequences", json!(request.stop));
-    body.set_some("temperature", call.temperature().filter(|_| takes_sampling));
+    body.set_some("temperature", call.temperature().filter(|_| takes_sampling && !thinks));
     let mut wire = body.into_request("/v1/messages")?;
     wire.headers.push(("anthropic-version", dialect.anthropic_version.clone()));
     Ok(wire)
@@ -85,8 +90,10 @@ fn cache_control(dialect: &Dialect) -> Value {
 
 fn blocks(message: &Message, dialect: &Dialect) -> Vec<Value> {
     let mut blocks: Vec<Value> = message.parts.iter().filter_map(block).collect();
+    // Thinking can't be marked; what stands before it can.
+    let markable = |block: &&mut Value| !matches!(kind_of(block), "thinking" | "redacted_thinking");
     if message.cache
-        && let Some(Value::Object(last)) = blocks.last_mut()
+        && let Some(Value::Object(last)) = blocks.iter_mut().rev().find(markable)
     {
         last.insert(MARK.into(), cache_control(dialect));
     }
@@ -96,7 +103,7 @@ fn blocks(message: &Message, dialect: &Dialect) -> Vec<Value> {
 const MARK: &str = "cache_control";
 
 /// Takes out the marks that are too many: the first stays, which most calls share, and the last ones.
-fn limit_marks(system: &mut [Value], messages: &mut [Value]) {
+fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) {
     let content = messages.iter_mut().filter_map(|turn| turn.get_mut("content")?.as_array_mut()).flatten();
     let mut marked: Vec<_> = system
         .iter_mut()
@@ -104,7 +111,7 @@ fn limit_marks(system: &mut [Value], messages: &mut [Value]) {
         .filter_map(Value::as_object_mut)
         .filter(|block| block.contains_key(MARK))
         .collect();
-    let excess = marked.len().saturating_sub(MAX_MARKS);
+    let excess = marked.len().saturating_sub(most);
     for block in marked.iter_mut().skip(1).take(excess) {
         block.remove(MARK);
     }
@@ -112,8 +119,8 @@ fn limit_marks(system: &mut [Value], messages: &mut [Value]) {
 
 fn block(part: &Part) -> Option<Value> {
     Some(match part {
-        // An empty text block is refused.
-        Part::Text { text } if text.is_empty() => return None,
+        // A text block that is empty, or of blanks alone, is refused.
+        Part::Text { text } if text.trim().is_empty() => return None,
         Part::Text { text } => json!({"type": "text", "text": text}),
         Part::Image { media_type, data } => {
             json!({"type": "image", "source": {"type": "base64", "media_type": media_type, "data": data}})
@@ -141,6 +148,7 @@ fn effort_name(effort: Effort) -> &'static str {
     match effort {
         Effort::Minimal | Effort::Low => "low",
         Effort::High => "high",
+        Effort::ExtraHigh => "xhigh",
         Effort::Max => "max",
         _ => "medium",
     }

@@ -1,6 +1,6 @@
 //! An answer while it is put together, whatever wire it comes over.
 
-use coral_core::{ChatResponse, Delta, Message, Part, Role, StopReason, ToolCall, Usage};
+use coral_core::{ChatRequest, ChatResponse, Delta, Message, Part, Role, StopReason, ToolCall, Usage};
 use serde_json::{Map, Value};
 
 use crate::failure::Failure;
@@ -20,7 +20,12 @@ pub(super) struct Assembly {
     quiet: bool,
     blocks: Vec<Block>,
     calls: usize,
+    /// The number of the first call that the provider gives no id.
+    first_number: usize,
 }
+
+/// What the ids begin with of calls that the provider gave none; their number follows.
+const NUMBERED: &str = "call_";
 
 enum Block {
     Text(String),
@@ -32,6 +37,17 @@ enum Block {
 impl Assembly {
     pub(super) fn new(quiet: bool) -> Self {
         Assembly { quiet, ..Default::default() }
+    }
+
+    pub(super) fn number_from(&mut self, request: &ChatRequest) {
+        let known = request.messages.iter().flat_map(Message::tool_calls);
+        let numbers = known.filter_map(|call| call.id.strip_prefix(NUMBERED)?.parse::<usize>().ok());
+        self.first_number = numbers.max().map_or(0, |last| last.saturating_add(1));
+    }
+
+    /// Whether anything was said.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.blocks.is_empty()
     }
 
     fn tell(&mut self, delta: impl FnOnce() -> Delta) {
@@ -89,8 +105,11 @@ impl Assembly {
     pub(super) fn call(&mut self, key: u64, id: &str, name: &str) {
         let index = self.calls;
         self.calls += 1;
-        // Some providers name no call; its place in the answer is then its id.
-        let id = if id.is_empty() { format!("call_{index}") } else { id.to_owned() };
+        // Some providers name no call; its place in the conversation is then its id.
+        let id = match id {
+            "" => format!("{NUMBERED}{}", self.first_number.saturating_add(index)),
+            id => id.to_owned(),
+        };
         self.blocks.push(Block::Call { key, index, id, name: name.to_owned(), arguments: String::new() });
         self.tell(|| Delta::ToolCall { index, name: name.to_owned() });
     }

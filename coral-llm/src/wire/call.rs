@@ -18,12 +18,16 @@ pub(super) struct Call<'a> {
 impl<'a> Call<'a> {
     /// The sampling temperature, where the endpoint takes one.
     pub(super) fn temperature(&self) -> Option<f32> {
-        self.request.temperature.filter(|_| self.dialect.sampling)
+        let with_effort = self.dialect.sampling_with_effort || self.effort().is_none();
+        self.request.temperature.filter(|_| self.dialect.sampling && with_effort)
     }
 
-    /// The reasoning effort, where the endpoint takes one.
+    /// The reasoning effort, where the endpoint takes one: the next lower one that the model knows, or its least.
     pub(super) fn effort(&self) -> Option<Effort> {
-        self.request.effort.filter(|_| self.dialect.effort)
+        let asked = self.request.effort.filter(|_| self.dialect.effort)?;
+        let known = &self.dialect.efforts;
+        let lower = known.iter().filter(|effort| **effort <= asked).max();
+        Some(lower.or(known.iter().min()).copied().unwrap_or(asked))
     }
 
     /// The tools in the words of a wire.

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use futures_core::Stream;
 use sse_stream::SseByteStream;
 
+use super::Protocol;
 use crate::failure::Failure;
 
 /// How the events of an answer are told apart.
@@ -37,6 +38,22 @@ impl Framing {
             Framing::Lines
         } else {
             Framing::Whole
+        }
+    }
+
+    /// The framing of an answer that was asked for as a stream, where its `content-type` is missing or wrong: what
+    /// begins like a JSON value or a page of HTML is that, all else is what streams over `protocol` are.
+    pub(crate) fn of_stream(content_type: &str, first: &[u8], protocol: Protocol) -> Framing {
+        let said = Framing::of_content_type(content_type);
+        let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if said != Framing::Whole || essence == "application/json" || essence.ends_with("+json") {
+            return said;
+        }
+        match first.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            Some(b'{') if protocol == Protocol::Ollama => Framing::Lines,
+            Some(b'{' | b'[' | b'<') => Framing::Whole,
+            _ if protocol == Protocol::Ollama => Framing::Lines,
+            _ => Framing::Sse,
         }
     }
 }
@@ -90,17 +107,7 @@ impl Framer {
     /// The next event, or `None` until more bytes come.
     pub(super) fn next(&mut self) -> Result<Option<Event>, Failure> {
         let event = match &mut self.kind {
-            Kind::Sse(events, _) => {
-                match Pin::new(events).poll_next(&mut Context::from_waker(Waker::noop())) {
-                    Poll::Ready(Some(Ok(event))) => {
-                        Some(Event { name: event.event, data: event.data.unwrap_or_default() })
-                    }
-                    Poll::Ready(Some(Err(error))) => {
-                        return Err(Failure::malformed(format!("expected server-sent events: {error}")));
-                    }
-                    Poll::Ready(None) | Poll::Pending => None,
-                }
-            }
+            Kind::Sse(events, _) => next_sse(events)?,
             Kind::Lines { buffer, searched } => next_line(buffer, searched)?,
             Kind::Whole(_) => None,
         };
@@ -119,6 +126,11 @@ impl Framer {
         Err(Failure::malformed(format!("one event of the answer is larger than {} bytes", self.max)))
     }
 
+    /// Whether bytes came of an answer that comes whole.
+    pub(super) fn has_whole(&self) -> bool {
+        matches!(&self.kind, Kind::Whole(Some(buffer)) if !buffer.is_empty())
+    }
+
     /// Ends the input, so that a last event without its blank line or line end comes out.
     pub(super) fn close(&mut self) {
         match &mut self.kind {
@@ -132,6 +144,23 @@ impl Framer {
         match &mut self.kind {
             Kind::Whole(buffer) => buffer.take(),
             Kind::Sse(..) | Kind::Lines { .. } => None,
+        }
+    }
+}
+
+/// The next event that says something: a block without data is none.
+fn next_sse(events: &mut SseByteStream<Inlet>) -> Result<Option<Event>, Failure> {
+    loop {
+        match Pin::new(&mut *events).poll_next(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(event))) => {
+                if let Some(data) = event.data.filter(|data| !data.trim().is_empty()) {
+                    return Ok(Some(Event { name: event.event, data }));
+                }
+            }
+            Poll::Ready(Some(Err(error))) => {
+                return Err(Failure::malformed(format!("expected server-sent events: {error}")));
+            }
+            Poll::Ready(None) | Poll::Pending => return Ok(None),
         }
     }
 }

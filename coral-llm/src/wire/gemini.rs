@@ -1,8 +1,11 @@
 //! Google's Gemini.
 
+use std::fmt;
+
 use coral_core::{Effort, Error, Message, ModelFault, Part, Role, StopReason, Usage};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_object, turn};
@@ -16,6 +19,12 @@ const PROVIDER: &str = "gemini";
 /// The signature of the part that follows it must come back with that part.
 const SIGNATURE: &str = "thoughtSignature";
 
+/// What stands in the place of a signature where another model made a call: the first one of an answer must have one.
+const UNSIGNED: &str = "skip_thought_signature_validator";
+
+/// The models before signatures were demanded.
+const WITHOUT_SIGNATURES: [&str; 2] = ["gemini-1", "gemini-2"];
+
 pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let Call { request, model, dialect, .. } = *call;
     let mut system: Vec<Value> = Vec::new();
@@ -24,7 +33,13 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
         match message.role {
             Role::System => system.push(json!({"text": message.text()})),
             Role::User | Role::Tool => turn(&mut contents, "user", "parts", parts(message)),
-            Role::Assistant => turn(&mut contents, "model", "parts", parts(message)),
+            Role::Assistant => {
+                let mut parts = parts(message);
+                if !WITHOUT_SIGNATURES.iter().any(|old| model.starts_with(old)) {
+                    sign(&mut parts);
+                }
+                turn(&mut contents, "model", "parts", parts);
+            }
         }
     }
 
@@ -64,6 +79,17 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_some("toolConfig", choice.map(|choice| json!({"functionCallingConfig": choice})));
     let method = if call.stream { "streamGenerateContent?alt=sse" } else { "generateContent" };
     body.into_request(format!("/models/{model}:{method}"))
+}
+
+/// Gives the first call the mark of one without signature, unless the answer has signatures.
+fn sign(parts: &mut [Value]) {
+    if parts.iter().any(|part| part.get(SIGNATURE).is_some()) {
+        return;
+    }
+    let first = parts.iter_mut().find(|part| part.get("functionCall").is_some());
+    if let Some(fields) = first.and_then(Value::as_object_mut) {
+        fields.insert(SIGNATURE.into(), UNSIGNED.into());
+    }
 }
 
 fn parts(message: &Message) -> Vec<Value> {
@@ -106,7 +132,7 @@ fn effort_name(effort: Effort) -> &'static str {
     match effort {
         Effort::Minimal => "MINIMAL",
         Effort::Low => "LOW",
-        Effort::High | Effort::Max => "HIGH",
+        Effort::High | Effort::ExtraHigh | Effort::Max => "HIGH",
         _ => "MEDIUM",
     }
 }
@@ -141,18 +167,46 @@ struct Content<'a> {
     parts: Vec<Piece<'a>>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Default)]
 struct Piece<'a> {
-    #[serde(borrow)]
     text: Option<Text<'a>>,
-    #[serde(default)]
     thought: bool,
     function_call: Option<FunctionCall>,
     thought_signature: Option<String>,
-    executable_code: Option<Value>,
-    code_execution_result: Option<Value>,
-    inline_data: Option<Value>,
+    /// What else stands in it: the part itself where it is of another kind, else what is said about it.
+    rest: Map<String, Value>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Piece<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Piece<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a part of a content")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut piece = Piece::default();
+                while let Some(Text::<'de>(name)) = map.next_key()? {
+                    match &*name {
+                        "text" => piece.text = map.next_value()?,
+                        "thought" => piece.thought = map.next_value::<Option<bool>>()?.unwrap_or_default(),
+                        "functionCall" => piece.function_call = map.next_value()?,
+                        "thoughtSignature" => piece.thought_signature = map.next_value()?,
+                        _ => {
+                            piece.rest.insert(name.into_owned(), map.next_value()?);
+                        }
+                    }
+                }
+                Ok(piece)
+            }
+        }
+
+        deserializer.deserialize_map(Fields)
+    }
 }
 
 #[derive(Deserialize)]
@@ -233,15 +287,9 @@ impl Contents {
         if let Some(signature) = piece.thought_signature {
             out.opaque(PROVIDER, json!({SIGNATURE: signature}));
         }
-        // What the provider's own tools did goes back as it came.
-        for (name, item) in [
-            ("executableCode", piece.executable_code),
-            ("codeExecutionResult", piece.code_execution_result),
-            ("inlineData", piece.inline_data),
-        ] {
-            if let Some(item) = item {
-                out.opaque(PROVIDER, json!({name: item}));
-            }
+        // What the provider's own tools did, and what is newer than this release, goes back as it came.
+        if piece.text.is_none() && piece.function_call.is_none() && !piece.rest.is_empty() {
+            out.opaque(PROVIDER, Value::Object(piece.rest));
         }
         if let Some(call) = piece.function_call {
             // A call comes whole, and its place is its key.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::call::{Call, Fields, function, thinking_of};
+use super::call::{Call, Fields, arguments_object, function, thinking_of};
 use super::read::{Text, count, parse};
 use super::{Reader, WireRequest};
 use crate::failure::{self, Failure};
@@ -39,6 +39,9 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_filled("tools", offered.map(function).collect::<Vec<Value>>());
     body.set_filled("options", options);
     body.set_some("think", call.effort().map(think));
+    // Where the server's window is smaller than the conversation, it would leave out what is oldest and say nothing.
+    body.set("truncate", false);
+    body.set("shift", false);
     body.into_request("/api/chat")
 }
 
@@ -46,7 +49,7 @@ fn think(effort: Effort) -> Value {
     match effort {
         Effort::Minimal => Value::Bool(false),
         Effort::Low => "low".into(),
-        Effort::High | Effort::Max => "high".into(),
+        Effort::High | Effort::ExtraHigh | Effort::Max => "high".into(),
         _ => "medium".into(),
     }
 }
@@ -70,7 +73,7 @@ fn encode_message(message: &Message, out: &mut Vec<Value>) {
     let text = message.text();
     let calls: Vec<Value> = message
         .tool_calls()
-        .map(|call| json!({"function": {"name": call.name, "arguments": call.arguments}}))
+        .map(|call| json!({"function": {"name": call.name, "arguments": arguments_object(&call.arguments)}}))
         .collect();
     if text.is_empty() && images.is_empty() && calls.is_empty() {
         return;

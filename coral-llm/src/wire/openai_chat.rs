@@ -122,6 +122,7 @@ pub(super) fn effort_name(effort: Effort) -> &'static str {
         Effort::Minimal => "minimal",
         Effort::Low => "low",
         Effort::High => "high",
+        Effort::ExtraHigh => "xhigh",
         Effort::Max => "max",
         _ => "medium",
     }

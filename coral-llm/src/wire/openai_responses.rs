@@ -58,9 +58,10 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_some("prompt_cache_key", call.prompt_cache_key());
     if let Some(effort) = call.effort() {
         body.set("reasoning", json!({"effort": effort_name(effort), "summary": "auto"}));
-        // What is not stored must be carried by the caller, sealed.
-        body.set("include", json!(["reasoning.encrypted_content"]));
     }
+    // What is not stored must be carried by the caller, sealed. A model that is known to reason does so unasked.
+    let reasons = call.effort().is_some() || !call.dialect.efforts.is_empty();
+    body.set_some("include", reasons.then(|| json!(["reasoning.encrypted_content"])));
     body.into_request("/responses")
 }
 
@@ -150,8 +151,12 @@ struct Event<'a> {
 pub(super) struct Responses {
     /// The calls that began: the item's id, its place in the output, and whether arguments came.
     calls: Vec<(String, Option<u64>, bool)>,
-    /// Whether anything was said by events, so that the whole response at the end is no news.
-    said: bool,
+    /// Whether words came by events, so that the messages of the whole response at the end are no news.
+    told: bool,
+    /// The same of the text of reasoning.
+    thought: bool,
+    /// The names of the items that ended, see [`name_of`].
+    ended: Vec<String>,
     refused: bool,
 }
 
@@ -170,7 +175,10 @@ impl Reader for Responses {
                 self.refused = true;
                 self.text(delta, out);
             }
-            "response.reasoning_summary_text.delta" | "response.reasoning_text.delta" => out.thinking(delta),
+            "response.reasoning_summary_text.delta" | "response.reasoning_text.delta" => {
+                self.thought = true;
+                out.thinking(delta);
+            }
             "response.output_item.added" => {
                 if let Some(item) = event.item {
                     self.begin(&item, event.output_index, out)?;
@@ -222,9 +230,17 @@ fn text_of<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// The status of a response that was cut, for a reason that may stand beside it.
+const INCOMPLETE: &str = "incomplete";
+
+/// What an item is told by from others: its id, or its type where a server gives none.
+fn name_of(item: &Value) -> &str {
+    Some(text_of(item, "id")).filter(|id| !id.is_empty()).unwrap_or_else(|| text_of(item, "type"))
+}
+
 impl Responses {
     fn text(&mut self, text: &str, out: &mut Assembly) {
-        self.said = true;
+        self.told = true;
         out.text(text);
     }
 
@@ -253,7 +269,6 @@ impl Responses {
         if name.is_empty() {
             return Err(Failure::malformed("expected a `function_call` with a `name`"));
         }
-        self.said = true;
         let call_id =
             Some(text_of(item, "call_id")).filter(|id| !id.is_empty()).unwrap_or(text_of(item, "id"));
         out.call(self.calls.len() as u64, call_id, name);
@@ -272,7 +287,10 @@ impl Responses {
             }
             "message" => {}
             // Reasoning, and the calls of tools that the provider runs itself.
-            _ => out.opaque(PROVIDER, item),
+            _ => {
+                self.ended.push(name_of(&item).to_owned());
+                out.opaque(PROVIDER, item);
+            }
         }
         Ok(())
     }
@@ -281,14 +299,23 @@ impl Responses {
         out.id = Some(text_of(&response, "id").to_owned());
         out.model = Some(text_of(&response, "model").to_owned());
         out.usage = usage(response.get("usage").unwrap_or(&Value::Null));
-        if !self.said {
-            let items = response.get_mut("output").map(Value::take);
-            for item in items.as_ref().and_then(Value::as_array).into_iter().flatten() {
-                self.output(item, out)?;
+        if let Some(Value::Array(items)) = response.get_mut("output").map(Value::take) {
+            let (told, called) = (self.told, !self.calls.is_empty());
+            for item in items {
+                let is_known = match text_of(&item, "type") {
+                    "message" => told,
+                    "function_call" => called,
+                    _ => self.ended.iter().any(|known| known == name_of(&item)),
+                };
+                if !is_known {
+                    self.output(&item, out)?;
+                }
             }
         }
+        let is_incomplete = text_of(&response, "status") == INCOMPLETE;
         out.stop = Some(match response.pointer("/incomplete_details/reason").and_then(Value::as_str) {
             _ if self.refused => StopReason::Refusal,
+            None if is_incomplete => StopReason::Other(INCOMPLETE.to_owned()),
             None => StopReason::End,
             Some("max_output_tokens") => StopReason::MaxTokens,
             Some("content_filter") => StopReason::ContentFilter,
@@ -314,7 +341,8 @@ impl Responses {
                 self.end(item.clone(), None, out)
             }
             "reasoning" => {
-                for summary in item.get("summary").and_then(Value::as_array).into_iter().flatten() {
+                let summaries = item.get("summary").and_then(Value::as_array).into_iter().flatten();
+                for summary in summaries.filter(|_| !self.thought) {
                     out.thinking(text_of(summary, "text"));
                 }
                 self.end(item.clone(), None, out)

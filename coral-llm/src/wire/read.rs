@@ -13,7 +13,7 @@ use crate::failure::Failure;
 /// Text that stays where it is, unless it has escapes. serde borrows into a `Cow` that stands by itself, but not into
 /// one within an `Option`.
 #[derive(Debug)]
-pub(super) struct Text<'a>(Cow<'a, str>);
+pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
 impl Deref for Text<'_> {
     type Target = str;

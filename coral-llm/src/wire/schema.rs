@@ -8,7 +8,10 @@ use serde_json::{Map, Value};
 /// The schema in the strict form, where it has one: every object closed, every property required, and those
 /// that were optional made nullable. `None` if the schema allows what the strict form can't say.
 pub(super) fn strict(schema: &Value) -> Option<Value> {
-    close(schema, true)
+    // Its root is one object, written out.
+    let is_object =
+        |root: &Value| root.get("type").is_some_and(|kind| kind == "object") && root.get("anyOf").is_none();
+    close(schema, true).filter(is_object)
 }
 
 /// The schema with every object closed. `None` if it allows objects of any shape.
@@ -16,25 +19,42 @@ pub(super) fn closed(schema: &Value) -> Option<Value> {
     close(schema, false)
 }
 
-/// Keywords that no provider's grammar knows, or that some refuse. What they ask for is checked after the answer.
-const DROPPED: [&str; 16] = [
+/// Keywords that ask for less than is written without them, or only say something about it. No provider's grammar knows
+/// them all, and some refuse them; what they ask for is checked after the answer.
+const DROPPED: [&str; 27] = [
+    "$comment",
     "$schema",
+    "contains",
+    "contentEncoding",
+    "contentMediaType",
     "default",
+    "deprecated",
     "examples",
-    "format",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
     "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "minItems",
+    "exclusiveMinimum",
+    "format",
+    "maxContains",
     "maxItems",
-    "uniqueItems",
+    "maxLength",
+    "maxProperties",
+    "maximum",
+    "minContains",
+    "minItems",
+    "minLength",
+    "minProperties",
+    "minimum",
+    "multipleOf",
+    "pattern",
+    "readOnly",
     "title",
+    "uniqueItems",
+    "writeOnly",
 ];
+
+/// Whether a keyword may be left out.
+fn is_dropped(key: &str) -> bool {
+    DROPPED.contains(&key) || key.starts_with("x-")
+}
 
 fn close(schema: &Value, all_required: bool) -> Option<Value> {
     let Value::Object(fields) = schema else { return None };
@@ -48,9 +68,9 @@ fn close(schema: &Value, all_required: bool) -> Option<Value> {
         .collect();
     for (key, value) in fields {
         let value = match key.as_str() {
-            dropped if DROPPED.contains(&dropped) => continue,
+            dropped if is_dropped(dropped) => continue,
             "additionalProperties" if matches!(value, Value::Object(_) | Value::Bool(true)) => return None,
-            "patternProperties" | "propertyNames" | "not" | "if" => return None,
+            "additionalProperties" => continue,
             "properties" => {
                 let mut properties = Map::new();
                 for (name, property) in value.as_object()? {
@@ -71,18 +91,35 @@ fn close(schema: &Value, all_required: bool) -> Option<Value> {
             }
             "items" => close(value, all_required)?,
             // A union of constants is an enumeration, and all providers know `anyOf`.
-            "anyOf" | "oneOf" => {
+            "anyOf" | "oneOf" if !out.contains_key("anyOf") => {
                 let branches: Option<Vec<Value>> =
                     value.as_array()?.iter().map(|branch| close(branch, all_required)).collect();
                 out.insert("anyOf".to_owned(), Value::Array(branches?));
                 continue;
             }
-            "allOf" => return None,
-            _ => value.clone(),
+            "$ref" | "const" | "description" | "enum" | "required" | "type" => value.clone(),
+            // What is not known to be understood may be refused, or mean something else.
+            _ => return None,
         };
         out.insert(key.clone(), value);
     }
-    let is_object = fields.get("type").is_some_and(|kind| kind == "object");
+    // Beside a reference nothing else is taken.
+    if let Some(target) = out.remove("$ref") {
+        let is_more = |key: &String| !matches!(key.as_str(), "$defs" | "definitions" | "description");
+        return (!out.keys().any(is_more)).then(|| {
+            out.remove("description");
+            out.insert("$ref".to_owned(), target);
+            Value::Object(out)
+        });
+    }
+    let is_object = match fields.get("type") {
+        Some(Value::Array(kinds)) => kinds.iter().any(|kind| kind == "object"),
+        kind => kind.is_some_and(|kind| kind == "object"),
+    };
+    let properties = fields.get("properties").and_then(Value::as_object);
+    if required.iter().any(|name| !properties.is_some_and(|known| known.contains_key(*name))) {
+        return None;
+    }
     if let Some(Value::Object(properties)) = out.get("properties") {
         // In one order, whatever `serde_json` keeps: a request must have the same bytes everywhere.
         let names: BTreeSet<&String> = properties.keys().collect();
@@ -229,6 +266,8 @@ mod tests {
             json!({"type": "object"}),
             json!({"type": "object", "properties": {"data": true}}),
             json!({"type": "object", "additionalProperties": {"type": "string"}}),
+            json!({"type": ["object", "null"]}),
+            json!({"type": "object", "properties": {}, "required": ["a"]}),
         ] {
             assert_eq!(strict(&open), None, "{open}");
             assert_eq!(closed(&open), None, "{open}");

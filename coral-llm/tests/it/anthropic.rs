@@ -229,6 +229,7 @@ async fn the_older_version_takes_sampling_and_its_own_key_header() {
         .unwrap()
         .base_url(&server.url)
         .key("sk-ant")
+        .model("claude-haiku-4-5")
         .dialect(|dialect| dialect.anthropic_version = "2023-06-01".into())
         .body_field("service_tier", "standard_only")
         .build()

@@ -26,9 +26,10 @@ fn file(name: &str) -> std::path::PathBuf {
 #[tokio::test]
 async fn what_was_recorded_is_played_again_without_its_keys() {
     let stream = "data: {\"choices\":[{\"delta\":{\"content\":\"Grüße sk-secret\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
+    let begun = "data: {\"choices\":[{\"delta\":{\"content\":\"Gr\"}}]}\n\ndata: {";
     let limited = Answer::error("429 Too Many Requests", &json!({"error": {"message": "slow down"}}))
         .header("retry-after", "7");
-    let server = Server::start([Answer::sse(stream), limited, Answer::sse(&stream[..40]).cut()]).await;
+    let server = Server::start([Answer::sse(stream), limited, Answer::sse(begun).cut()]).await;
     let recorder = Recorder::new(Arc::new(HttpTransport::for_url(&server.url).unwrap()));
     let live = provider(&server.url, Arc::new(recorder.clone()));
     let mut outcomes = Vec::new();
@@ -74,6 +75,26 @@ async fn an_answer_that_was_not_read_to_its_end_is_recorded_as_far_as_it_was_rea
     let path = file("dropped.json");
     recorder.cassette().save(&path).unwrap();
     assert!(std::fs::read_to_string(&path).unwrap().contains("data: not json"));
+}
+
+#[tokio::test]
+async fn only_what_can_be_a_secret_is_taken_out_and_limits_are_kept() {
+    let limited = Answer::error("429 Too Many Requests", &json!({"error": {"message": "1 true sk-s"}}))
+        .header("x-ratelimit-remaining-requests", "0")
+        .header("x-ratelimit-reset-requests", "11s");
+    let server = Server::start([limited]).await;
+    let recorder = Recorder::new(Arc::new(HttpTransport::for_url(&server.url).unwrap()));
+    let builder = Provider::vendor("openai").unwrap().base_url(&server.url).key("sk-s").model("m");
+    let flags = builder.header("x-flag", "1").header("x-other", "true");
+    let live = flags.transport(Arc::new(recorder.clone())).build().unwrap();
+    live.chat(&ChatRequest::user("1 or 11?"), &CallContext::default()).await.unwrap_err();
+    let path = file("flags.json");
+    recorder.cassette().save(&path).unwrap();
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains("1 or 11?") && text.contains("1 true [scrubbed]"), "{text}");
+    let played = provider("http://other.invalid", Arc::new(Cassette::load(&path).unwrap()));
+    let error = played.chat(&ChatRequest::user("1 or 11?"), &CallContext::default()).await.unwrap_err();
+    assert_eq!(error.retry_after_ms(), Some(11_000));
 }
 
 #[tokio::test]

@@ -35,6 +35,16 @@ async fn openai_and_ollama_are_asked_in_their_own_words() {
 }
 
 #[tokio::test]
+async fn no_error_shows_the_key() {
+    let told = json!({"error": {"message": "the key sk-of-the-test is wrong"}});
+    let server = Server::start([Answer::error("401 Unauthorized", &told)]).await;
+    let embedder = HttpEmbedder::openai(&server.url, "m").unwrap().key("sk-of-the-test").unwrap();
+    let error = embedder.embed("reef").await.unwrap_err();
+    assert!(error.to_string().contains("the key [secret] is wrong"), "{error}");
+    assert!(!format!("{error:?}").contains("sk-of-the-test"), "{error:?}");
+}
+
+#[tokio::test]
 async fn bad_answers_are_typed_errors() {
     let server = Server::start([
         Answer::error("429 Too Many Requests", &json!({"error": {"message": "slow down"}}))

@@ -10,12 +10,17 @@ mod answer_tool;
 mod anthropic;
 mod cassettes;
 mod codecs;
+mod connections;
 mod embeddings;
 mod fuzzing;
 mod more_protocols;
 mod openai_chat;
 mod quirks;
+mod recordings;
 mod report;
+mod routing;
 mod secrets;
 mod server;
+#[cfg(feature = "tokenizer")]
+mod tokens;
 mod wire_faults;

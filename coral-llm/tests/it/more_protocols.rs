@@ -54,7 +54,7 @@ fn encoded(protocol: Protocol, stream: bool, path: &str, expected: &Value) {
 fn decoded(protocol: Protocol, body: &Value) -> Result<ChatResponse, Failure> {
     let mut decoder = protocol.decoder(Framing::Whole, &Dialect::default());
     decoder.feed(body.to_string().into(), &mut |_| {})?;
-    decoder.finish()
+    decoder.finish(&mut |_| {})
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn gemini_requests() {
         "systemInstruction": {"parts": [{"text": "Be brief."}]},
         "contents": [
             {"role": "user", "parts": [{"text": "Who?"}, {"inlineData": {"mimeType": "image/png", "data": "AAAA"}}]},
-            {"role": "model", "parts": [{"functionCall": {"id": "t1", "name": "find", "args": {"q": "x"}}}]},
+            {"role": "model", "parts": [{"functionCall": {"id": "t1", "name": "find", "args": {"q": "x"}}, "thoughtSignature": "skip_thought_signature_validator"}]},
             {"role": "user", "parts": [{"functionResponse": {"id": "t1", "name": "find", "response": {"output": "found"}}}]}
         ],
         "tools": [{"functionDeclarations": [{"name": "find", "description": "finds", "parametersJsonSchema": {"type": "object"}}]}],
@@ -108,7 +108,7 @@ fn gemini_answers() {
 #[test]
 fn ollama_requests() {
     let expected = json!({
-        "model": "m", "stream": false,
+        "model": "m", "stream": false, "truncate": false, "shift": false,
         "messages": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": "Who?", "images": ["AAAA"]},

@@ -18,7 +18,7 @@ fn streamed(protocol: Protocol, events: &[Value]) -> Result<ChatResponse, Failur
     if protocol == Protocol::OpenAiChat {
         decoder.feed("data: [DONE]\n\n".into(), &mut |_| {})?;
     }
-    decoder.finish()
+    decoder.finish(&mut |_| {})
 }
 
 fn delta(delta: Value) -> Value {
@@ -200,9 +200,27 @@ fn caches_get_their_marks_and_keys() {
         .collect();
     assert_eq!(
         marked,
-        [false, false, false, true, true, true],
-        "four at the most: the first and the last ones"
+        [false, false, false, false, true, true],
+        "four at the most, with that at the top: the first and the last ones"
     );
+    let marks = |request: &ChatRequest, dialect: &Dialect| {
+        body(Protocol::Anthropic, request, dialect).to_string().matches("cache_control").count()
+    };
+    assert_eq!((marks(&request, &dialect), marks(&request, &Dialect::default())), (4, 4));
+    let thought = Part::Thinking { text: "Hm.".into(), signature: Some("sealed".into()) };
+    let opaque = Part::Opaque {
+        provider: "anthropic".into(),
+        item: json!({"type": "redacted_thinking", "data": "x"}),
+    };
+    let parts = vec![Part::Text { text: "x".into() }, thought.clone(), opaque];
+    let messages = vec![Message { role: Role::Assistant, parts, cache: true }];
+    let sent =
+        body(Protocol::Anthropic, &ChatRequest { messages, ..Default::default() }, &Dialect::default());
+    let content = &sent["messages"][0]["content"];
+    assert!(content[0].get("cache_control").is_some(), "what stands before thinking has the mark: {content}");
+    assert!(content[1].get("cache_control").is_none() && content[2].get("cache_control").is_none());
+    let messages = vec![Message { role: Role::Assistant, parts: vec![thought], cache: true }];
+    assert_eq!(marks(&ChatRequest { messages, ..Default::default() }, &Dialect::default()), 0);
 
     let keyed = Dialect { prompt_cache_key: true, ..Default::default() };
     let key = |request: &ChatRequest, dialect: &Dialect| {
@@ -271,5 +289,284 @@ fn a_request_without_schema_support_is_told_the_schema() {
                 .any(|sign| text.contains(sign));
             assert_eq!(says_json, is_json && protocol != Protocol::Anthropic, "{protocol:?}: {text}");
         }
+    }
+}
+
+/// The streams of a short answer, with what comes before its end.
+fn short(protocol: Protocol, before: &str) -> String {
+    let (said, end) = match protocol {
+        Protocol::Anthropic => (
+            json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello"}}),
+            json!({"type": "message_stop"}),
+        ),
+        Protocol::OpenAiChat => (delta(json!({"content": "hello"})), stop()),
+        Protocol::OpenAiResponses => (
+            json!({"type": "response.output_text.delta", "delta": "hello"}),
+            json!({"type": "response.completed", "response": {}}),
+        ),
+        _ => (
+            json!({"candidates": [{"content": {"parts": [{"text": "hello"}]}}]}),
+            json!({"candidates": [{"finishReason": "STOP"}]}),
+        ),
+    };
+    let done = if protocol == Protocol::OpenAiChat { "data: [DONE]\n\n" } else { "" };
+    format!("{before}data: {said}\n\n{before}data: {end}\n\n{done}")
+}
+
+#[test]
+fn a_block_without_data_is_no_event() {
+    for protocol in [Protocol::Anthropic, Protocol::OpenAiChat, Protocol::OpenAiResponses, Protocol::Gemini] {
+        for block in ["event: ping\n\n", "id: 7\n\n", "retry: 100\n\n", "data:\n\n", "data: \n\n", ": hm\n\n"]
+        {
+            let mut decoder = protocol.decoder(Framing::Sse, &Dialect::default());
+            decoder.feed(short(protocol, block).into(), &mut |_| {}).unwrap();
+            let answer = decoder.finish(&mut |_| {}).unwrap();
+            assert_eq!(answer.message.text(), "hello", "{protocol:?} {block:?}");
+        }
+    }
+}
+
+#[test]
+fn a_response_that_is_told_by_events_is_not_told_again_at_its_end() {
+    let reasoning = json!({"type": "reasoning", "id": "rs_1", "encrypted_content": "sealed",
+        "summary": [{"type": "summary_text", "text": "Hm."}]});
+    let message =
+        json!({"type": "message", "id": "msg_1", "content": [{"type": "output_text", "text": "Yes."}]});
+    let call = json!({"type": "function_call", "id": "fc_1", "call_id": "call_x", "name": "find", "arguments": "{}"});
+    let completed = |output: Value| json!({"type": "response.completed", "response": {"status": "completed", "output": output}});
+    let thought = Part::Thinking { text: "Hm.".into(), signature: None };
+    let sealed = Part::Opaque { provider: "openai".into(), item: reasoning.clone() };
+    let told = [
+        json!({"type": "response.reasoning_summary_text.delta", "item_id": "rs_1", "delta": "Hm."}),
+        json!({"type": "response.output_item.done", "item": reasoning}),
+        completed(json!([reasoning])),
+    ];
+    let response = streamed(Protocol::OpenAiResponses, &told).unwrap();
+    assert_eq!(response.message.parts, [thought.clone(), sealed.clone()], "reasoning alone");
+    // What no event told is still read at the end.
+    let response = streamed(
+        Protocol::OpenAiResponses,
+        &[told[0].clone(), told[1].clone(), completed(json!([reasoning, message, call]))],
+    )
+    .unwrap();
+    assert_eq!(response.message.parts.get(..2), Some(&[thought, sealed][..]));
+    assert_eq!((response.message.text().as_str(), calls(&response).len()), ("Yes.", 1));
+}
+
+#[test]
+fn a_response_that_is_incomplete_is_no_end() {
+    let cut = json!({"type": "response.incomplete", "response": {"status": "incomplete"}});
+    let response = streamed(Protocol::OpenAiResponses, &[cut]).unwrap();
+    assert_eq!(response.stop, StopReason::Other("incomplete".into()));
+}
+
+#[test]
+fn parts_of_kinds_that_gemini_has_since_got_go_back_as_they_came() {
+    let part = json!({"brandNew": {"x": 1}, "about": "it"});
+    let answer = json!({"candidates": [{"content": {"parts": [
+        {"text": "x", "partMetadata": {"y": 2}}, part, {"text": null, "thought": null}]}, "finishReason": "STOP"}]});
+    let message = streamed(Protocol::Gemini, &[answer]).unwrap().message;
+    let request = ChatRequest { messages: vec![message], ..Default::default() };
+    let sent = body(Protocol::Gemini, &request, &Dialect::default())["contents"][0]["parts"].clone();
+    assert_eq!(sent, json!([{"text": "x"}, part]));
+}
+
+#[tokio::test]
+async fn calls_without_ids_are_numbered_over_the_whole_conversation() {
+    let answer = json!({"candidates": [{"content": {"parts": [
+        {"functionCall": {"name": "find"}}, {"functionCall": {"name": "find"}}]}, "finishReason": "STOP"}]});
+    let server = Server::start([Answer::json(&answer), Answer::json(&answer)]).await;
+    let model = Provider::vendor("gemini").unwrap().base_url(&server.url).model("m").build().unwrap();
+    let mut request = ChatRequest::user("?");
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let response = model.chat(&request, &CallContext::default()).await.unwrap();
+        ids.extend(response.message.tool_calls().map(|call| call.id.clone()));
+        request.messages.push(response.message);
+    }
+    assert_eq!(ids, ["call_0", "call_1", "call_2", "call_3"]);
+}
+
+#[test]
+fn text_of_blanks_alone_is_not_sent_where_it_is_refused() {
+    let parts = vec![Part::Text { text: " \n".into() }, Part::Text { text: "x".into() }];
+    let request = ChatRequest {
+        messages: vec![Message::user("?"), Message { role: Role::Assistant, parts, cache: false }],
+        ..Default::default()
+    };
+    let sent = body(Protocol::Anthropic, &request, &Dialect::default());
+    assert_eq!(sent["messages"][1]["content"], json!([{"type": "text", "text": "x"}]));
+}
+
+#[test]
+fn ollama_is_asked_to_leave_nothing_out() {
+    let mut request = ChatRequest::user("?");
+    let broken = coral_core::ToolCall { id: "c".into(), name: "find".into(), arguments: json!("{not json") };
+    request.messages.push(Message { parts: vec![Part::ToolCall(broken)], ..Message::assistant("") });
+    let sent = body(Protocol::Ollama, &request, &Dialect::default());
+    assert_eq!((&sent["truncate"], &sent["shift"]), (&json!(false), &json!(false)));
+    assert_eq!(sent["messages"][1]["tool_calls"][0]["function"]["arguments"], json!({}));
+}
+
+#[tokio::test]
+async fn a_field_of_the_users_own_is_merged_into_an_object() {
+    let answer = json!({"message": {"content": "x"}, "done": true});
+    let too_long = json!({"error": "the input length exceeds the context length"});
+    let server =
+        Server::start([Answer::json(&answer), Answer::error("500 Internal Server Error", &too_long)]).await;
+    let builder = Provider::vendor("ollama").unwrap().base_url(&server.url).model("m");
+    let model = builder
+        .body_field("options", json!({"num_ctx": 32_768}))
+        .body_field("keep_alive", 60)
+        .build()
+        .unwrap();
+    let request = ChatRequest { temperature: Some(0.5), ..ChatRequest::user("?") };
+    model.chat(&request, &CallContext::default()).await.unwrap();
+    let sent = &server.seen()[0].body;
+    assert_eq!(
+        (&sent["options"], &sent["keep_alive"]),
+        (&json!({"num_ctx": 32_768, "temperature": 0.5}), &json!(60))
+    );
+    let error = model.chat(&request, &CallContext::default()).await.unwrap_err();
+    assert!(error.to_string().contains("exceeds the context length"), "{error}");
+    let fault =
+        matches!(error.kind(), coral_core::ErrorKind::Model { fault: ModelFault::ContextTooLong, .. });
+    assert!(fault, "{error:?}");
+}
+
+/// A schema with one property that may be absent.
+fn output() -> coral_core::OutputFormat {
+    let schema = json!({"type": "object", "required": ["a"], "properties": {
+        "a": {"type": ["string", "null"]}, "b": {"type": "string"}}});
+    coral_core::OutputFormat { name: "x".into(), schema: Arc::new(schema) }
+}
+
+#[tokio::test]
+async fn nulls_of_the_strict_form_go_whatever_stands_beside_the_answer() {
+    let reasoning = json!({"type": "reasoning", "id": "rs", "encrypted_content": "sealed", "summary": []});
+    let content = json!([{"type": "output_text", "text": r#"{"a":null,"#}, {"type": "output_text", "text": r#""b":null}"#}]);
+    let answer = json!({"status": "completed", "output": [reasoning, {"type": "message", "id": "m", "content": content}]});
+    let server = Server::start([Answer::json(&answer)]).await;
+    let model =
+        Provider::vendor("openai_responses").unwrap().base_url(&server.url).model("m").build().unwrap();
+    let request = ChatRequest { output: Some(output()), ..ChatRequest::user("?") };
+    let response = model.chat(&request, &CallContext::default()).await.unwrap();
+    assert_eq!((response.message.text().as_str(), response.message.parts.len()), (r#"{"a":null}"#, 2));
+}
+
+#[test]
+fn only_schemas_of_known_keywords_are_sent_as_strict() {
+    let strict = |schema: Value| {
+        let output = coral_core::OutputFormat { name: "x".into(), schema: Arc::new(schema) };
+        let request = ChatRequest { output: Some(output), ..ChatRequest::user("?") };
+        let sent = body(Protocol::OpenAiChat, &request, &Dialect::default());
+        (sent["response_format"]["json_schema"]["strict"] == true)
+            .then(|| sent["response_format"]["json_schema"]["schema"].clone())
+    };
+    let object =
+        |property: Value| json!({"type": "object", "required": ["a"], "properties": {"a": property}});
+    let closed = |property: Value| json!({"type": "object", "required": ["a"], "properties": {"a": property}, "additionalProperties": false});
+    for (given, sent) in [
+        (
+            json!({"type": "string", "minLength": 1, "x-order": 3, "deprecated": true}),
+            json!({"type": "string"}),
+        ),
+        (
+            json!({"type": "array", "items": {"type": "string"}, "contains": {"const": "x"}}),
+            json!({"type": "array", "items": {"type": "string"}}),
+        ),
+    ] {
+        assert_eq!(strict(object(given.clone())), Some(closed(sent)), "{given}");
+    }
+    let with_reference = json!({"type": "object", "required": ["a"], "$defs": {"A": {"type": "string"}},
+        "properties": {"a": {"$ref": "#/$defs/A", "description": "an a"}}});
+    assert_eq!(strict(with_reference).unwrap()["properties"]["a"], json!({"$ref": "#/$defs/A"}));
+    for unknown in [
+        json!({"type": "array", "prefixItems": [{"type": "string"}], "items": {"type": "string"}}),
+        json!({"type": "object", "properties": {}, "dependentSchemas": {"a": {"type": "object", "properties": {}}}}),
+        json!({"type": "object", "properties": {}, "unevaluatedProperties": {"type": "string"}}),
+        json!({"type": "string", "brandNew": true}),
+        json!({"type": ["object", "null"]}),
+        json!({"$ref": "#/$defs/A", "$defs": {"A": {"type": "string"}}, "properties": {}}),
+    ] {
+        assert_eq!(strict(object(unknown.clone())), None, "{unknown}");
+    }
+    assert_eq!(strict(json!({"type": "array", "items": {"type": "string"}})), None, "the root is an object");
+}
+
+#[test]
+fn calls_of_other_models_are_marked_as_unsigned() {
+    let call = |id: &str| {
+        let call = coral_core::ToolCall { id: id.into(), name: "find".into(), arguments: json!({}) };
+        Part::ToolCall(call)
+    };
+    let signature = Part::Opaque { provider: "gemini".into(), item: json!({"thoughtSignature": "sealed"}) };
+    let signatures = |model: &str, parts: Vec<Part>| -> Vec<Value> {
+        let messages = vec![Message { role: Role::Assistant, parts, cache: false }];
+        let request = ChatRequest { messages, ..Default::default() };
+        let wire = Protocol::Gemini.encode(&request, model, false, &Dialect::default()).unwrap();
+        let sent: Value = serde_json::from_slice(&wire.body).unwrap();
+        let parts = sent["contents"][0]["parts"].as_array().unwrap();
+        parts.iter().map(|part| part["thoughtSignature"].clone()).collect()
+    };
+    let unsigned = json!("skip_thought_signature_validator");
+    assert_eq!(signatures("gemini-3.5-flash", vec![call("a"), call("b")]), [unsigned, Value::Null]);
+    assert_eq!(
+        signatures("gemini-3.5-flash", vec![signature, call("a"), call("b")]),
+        [json!("sealed"), Value::Null]
+    );
+    assert_eq!(signatures("gemini-2.5-flash", vec![call("a")]), [Value::Null]);
+}
+
+#[test]
+fn stop_reasons_are_those_of_the_port_on_every_wire() {
+    let refusal_of_chat = [delta(json!({"refusal": "I can't "})), delta(json!({"refusal": "say."})), stop()];
+    let response = streamed(Protocol::OpenAiChat, &refusal_of_chat).unwrap();
+    assert_eq!((response.stop, response.message.text().as_str()), (StopReason::Refusal, "I can't say."));
+    let refusal_of_responses = [
+        json!({"type": "response.refusal.delta", "delta": "I can't say."}),
+        json!({"type": "response.completed", "response": {"status": "completed"}}),
+    ];
+    let response = streamed(Protocol::OpenAiResponses, &refusal_of_responses).unwrap();
+    assert_eq!((response.stop, response.message.text().as_str()), (StopReason::Refusal, "I can't say."));
+    for (reason, expected) in [
+        ("end_turn", StopReason::End),
+        ("tool_use", StopReason::ToolCalls),
+        ("max_tokens", StopReason::MaxTokens),
+        ("model_context_window_exceeded", StopReason::MaxTokens),
+        ("stop_sequence", StopReason::StopText),
+        ("refusal", StopReason::Refusal),
+        ("pause_turn", StopReason::Pause),
+    ] {
+        let events = [
+            json!({"type": "message_delta", "delta": {"stop_reason": reason}}),
+            json!({"type": "message_stop"}),
+        ];
+        assert_eq!(streamed(Protocol::Anthropic, &events).unwrap().stop, expected, "{reason}");
+    }
+    for (reason, expected) in [
+        ("STOP", StopReason::End),
+        ("MAX_TOKENS", StopReason::MaxTokens),
+        ("SAFETY", StopReason::ContentFilter),
+        ("PROHIBITED_CONTENT", StopReason::ContentFilter),
+        ("BRAND_NEW", StopReason::Other("BRAND_NEW".into())),
+    ] {
+        let events = [json!({"candidates": [{"finishReason": reason}]})];
+        assert_eq!(streamed(Protocol::Gemini, &events).unwrap().stop, expected, "{reason}");
+    }
+    for (reason, expected) in
+        [("max_output_tokens", StopReason::MaxTokens), ("content_filter", StopReason::ContentFilter)]
+    {
+        let events =
+            [json!({"type": "response.incomplete", "response": {"incomplete_details": {"reason": reason}}})];
+        assert_eq!(streamed(Protocol::OpenAiResponses, &events).unwrap().stop, expected, "{reason}");
+    }
+    for (reason, expected) in [
+        ("length", StopReason::MaxTokens),
+        ("content_filter", StopReason::ContentFilter),
+        ("function_call", StopReason::ToolCalls),
+    ] {
+        let event = json!({"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]});
+        assert_eq!(streamed(Protocol::OpenAiChat, &[event]).unwrap().stop, expected, "{reason}");
     }
 }

@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Budget, ChatRequest, Event, Flow, Handle, Journal,
-    MemoryJournal, OutputFormat, Price, Record, Runner, StartOptions, Tier, Usd, Workflow,
+    Agent, AgentContext, AgentError, AgentSpec, Budget, ChatRequest, Error, ErrorKind, Event, Flow, Handle,
+    Journal, MemoryJournal, Message, ModelFault, ModelInfo, OutputFormat, Price, Record, Runner,
+    StartOptions, Tier, Usd, Workflow,
 };
-use coral_llm::{Cached, CatalogueEntry, CostReport, Reply, Router, ScriptedModel, Strategy};
+use coral_llm::{
+    Cached, CatalogueEntry, CostReport, Fitted, Overflow, Reply, Router, ScriptedModel, Strategy,
+};
 use serde_json::json;
 
 struct Asker(AgentSpec);
@@ -32,6 +35,11 @@ impl Agent for Asker {
     async fn run(&self, text: String, cx: &mut AgentContext) -> Result<String, AgentError> {
         let schema = json!({"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}});
         let mut request = ChatRequest::user(text.as_str());
+        if &*self.0.id == "talker" {
+            request
+                .messages
+                .extend((0..20).map(|turn| Message::user(format!("{turn} {}", "reef ".repeat(100)))));
+        }
         request.output = Some(OutputFormat { name: "a".into(), schema: schema.into() });
         cx.chat(&request).await?;
         Ok(text)
@@ -56,6 +64,22 @@ impl Workflow for Asking {
     }
 }
 
+/// One agent with a long conversation behind it.
+struct Talking;
+
+impl Workflow for Talking {
+    type Input = String;
+    type Output = String;
+
+    fn name(&self) -> &str {
+        "talking"
+    }
+
+    fn build(&self, flow: &mut Flow<String>) -> Handle<String> {
+        flow.step(Asker::new("talker", Tier::Basic), flow.input())
+    }
+}
+
 fn entry(id: &str, tier: Tier, dollars: f64) -> CatalogueEntry {
     CatalogueEntry {
         provider: "test".into(),
@@ -68,6 +92,8 @@ fn entry(id: &str, tier: Tier, dollars: f64) -> CatalogueEntry {
         long_input: None,
         long_cache: None,
         capabilities: ["structured".to_owned()].into(),
+        refuses: Default::default(),
+        efforts: Vec::new(),
         source: None,
     }
 }
@@ -124,12 +150,12 @@ async fn a_run_says_what_it_cost_and_why() {
     let by_agent = report.by(|call| call.agent.clone());
     assert_eq!(by_agent["cheap"].cost, thousand(1.0) + thousand(2.0), "both tries are paid for");
     assert_eq!((by_agent["cheap"].escalations, by_agent["cheap"].usage.input_tokens), (1, 2_000));
-    assert_eq!(by_agent["cheap"].dearest, Usd::per_million(10.0, 2_000));
+    assert_eq!(by_agent["cheap"].dearest, thousand(10.0), "the large model would have been asked once");
     assert_eq!((by_agent["strong"].cost, by_agent["strong"].saved()), (thousand(10.0), Usd::ZERO));
     let again = by_agent["again"];
     assert_eq!((again.cost, again.cache_hits, again.saved_by_cache), (Usd::ZERO, 1, thousand(10.0)));
     let total = report.total();
-    assert_eq!((total.calls, total.cost, total.saved()), (3, thousand(13.0), thousand(27.0)));
+    assert_eq!((total.calls, total.cost, total.saved()), (3, thousand(13.0), thousand(17.0)));
     let first = report.calls().find(|call| &*call.agent == "cheap").unwrap();
     assert!(first.reason.as_ref().unwrap().starts_with("the cheapest that fits, of 3"), "{first:?}");
 
@@ -142,7 +168,7 @@ async fn a_run_says_what_it_cost_and_why() {
         folded.fold(&id, record);
     }
     assert_eq!(folded.to_string(), report.to_string());
-    assert!(report.to_string().ends_with("total: 3 calls, 3000 tokens, $0.013, $0.027 saved"), "{report}");
+    assert!(report.to_string().ends_with("total: 3 calls, 3000 tokens, $0.013, $0.017 saved"), "{report}");
 }
 
 #[tokio::test]
@@ -163,7 +189,7 @@ async fn the_next_tier_answers_within_a_budget_too() {
     assert_eq!(report.by(|call| call.agent.clone())["cheap"].escalations, 1);
     assert_eq!(
         report.total().dearest,
-        Usd::per_million(10.0, 4_000),
+        Usd::per_million(10.0, 3_000),
         "what there is no money for counts, too"
     );
 }
@@ -181,4 +207,21 @@ async fn a_fork_does_not_pay_for_what_its_parent_paid() {
     let report = CostReport::of_project(&journal, "reef").await.unwrap();
     let by_run = report.by(|call| call.run.to_string());
     assert_eq!((by_run[&id].calls, by_run[fork.id()].calls), (3, 2), "the fork's own calls");
+}
+
+#[tokio::test]
+async fn a_summary_is_on_the_bill_although_the_call_behind_it_failed() {
+    let mut info = ModelInfo::default();
+    info.context_tokens = Some(6_000);
+    let down = ErrorKind::Model { fault: ModelFault::InvalidRequest, model: "m".into(), problem: "x".into() };
+    let failing = ScriptedModel::new().info(info).otherwise(move |_| Error::new(down.clone()));
+    let summariser =
+        ScriptedModel::new().otherwise(|_| Reply::text("They looked.").usage(900, 100).cost(thousand(1.0)));
+    let model = Fitted::new(failing, Overflow::Summarise(Arc::new(summariser)));
+    let journal = Arc::new(MemoryJournal::default());
+    let runner = Runner::builder().model(model).journal(journal.clone()).build();
+    let run = runner.start(&Talking, "?".to_owned()).await.unwrap();
+    run.output().await.unwrap_err();
+    let report = CostReport::of_run(&journal, run.id()).await.unwrap();
+    assert_eq!((report.total().cost, report.total().usage.input_tokens), (thousand(1.0), 900), "{report}");
 }

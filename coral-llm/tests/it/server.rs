@@ -50,6 +50,12 @@ impl Answer {
         self
     }
 
+    /// Says another `content-type`, or none.
+    pub(crate) fn of_type(mut self, content_type: &str) -> Self {
+        self.headers.retain(|(name, _)| *name != "content-type");
+        if content_type.is_empty() { self } else { self.header("content-type", content_type) }
+    }
+
     /// Breaks the connection in place of ending the answer.
     pub(crate) fn cut(mut self) -> Self {
         self.cut = true;
@@ -150,7 +156,7 @@ async fn serve(
     }
 }
 
-async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Seen> {
+pub(crate) async fn read_request(socket: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<Seen> {
     loop {
         if let Some(end) = buffer.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             let head = String::from_utf8_lossy(&buffer[..end]).to_ascii_lowercase();

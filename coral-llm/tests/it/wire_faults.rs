@@ -3,7 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coral_core::{CallContext, ChatModel, ChatRequest, Delta, Error, ErrorClass, ErrorKind, ModelFault};
+use coral_core::{
+    AgentSpec, Brief, CallContext, ChatModel, ChatRequest, Delta, Error, ErrorClass, ErrorKind, GraphData,
+    ModelFault, Program, PromptAgent, PromptTemplate, Runner, StepData, StepKind, Team,
+};
 use coral_llm::{Provider, Timeouts};
 use serde_json::json;
 
@@ -83,7 +86,11 @@ fn provider(vendor: &str, url: &str) -> Provider {
         .base_url(url)
         .key("sk-secret")
         .model("m")
-        .timeouts(Timeouts { first_byte: Duration::from_secs(20), idle: Duration::from_millis(200) })
+        .timeouts(Timeouts {
+            first_byte: Duration::from_secs(20),
+            idle: Duration::from_millis(200),
+            ..Timeouts::default()
+        })
         .build()
         .unwrap()
 }
@@ -107,7 +114,9 @@ async fn a_stream_without_its_end_mark_is_truncated() {
         let error = fails(vendor, streamed(vendor, stream(vendor).0)).await;
         check(&error, ModelFault::Truncated);
         assert_eq!(error.class(), ErrorClass::System, "what was paid for is not repeated blindly");
-        check(&fails(vendor, streamed(vendor, "")).await, ModelFault::Truncated);
+        let nothing = fails(vendor, streamed(vendor, "")).await;
+        check(&nothing, ModelFault::Provider);
+        assert_eq!(nothing.class(), ErrorClass::Transient, "of this nothing was heard or paid for");
         let half = if vendor == "ollama" { "{\"mes" } else { "data: {\"typ" };
         let cut = streamed(vendor, &format!("{}{half}", stream(vendor).0));
         check(&fails(vendor, cut).await, ModelFault::Truncated);
@@ -122,13 +131,87 @@ async fn a_stream_that_is_cut_is_truncated() {
 }
 
 #[tokio::test]
-async fn an_error_inside_a_stream_is_the_error_of_its_status() {
+async fn an_error_inside_a_stream_is_the_error_of_its_status_until_something_was_heard() {
     for vendor in VENDORS {
         let (begin, error) = stream(vendor);
-        let error = fails(vendor, streamed(vendor, &format!("{begin}{error}"))).await;
-        check(&error, ModelFault::Overloaded);
-        assert!(error.to_string().contains("Overloaded"), "{error}");
+        let before = fails(vendor, streamed(vendor, error)).await;
+        check(&before, ModelFault::Overloaded);
+        assert_eq!(before.class(), ErrorClass::Transient, "{vendor}");
+        let after = fails(vendor, streamed(vendor, &format!("{begin}{error}"))).await;
+        check(&after, ModelFault::Truncated);
+        assert_eq!(after.class(), ErrorClass::System, "{vendor}: what was heard is not bought again");
+        assert!(
+            before.to_string().contains("Overloaded") && after.to_string().contains("Overloaded"),
+            "{after}"
+        );
     }
+}
+
+/// A model that is tried again by the engine's policy says so to no listener twice.
+#[tokio::test]
+async fn a_run_never_hears_an_answer_begin_twice() {
+    for vendor in VENDORS {
+        let (begin, error) = stream(vendor);
+        let broken = streamed(vendor, &format!("{begin}{error}"));
+        let server = Server::start([broken.clone(), broken]).await;
+        let prompt = PromptTemplate { task_template: "Go.".into(), ..Default::default() };
+        let agent = PromptAgent::new(AgentSpec { prompt, ..AgentSpec::new("writer", "Writer") }).unwrap();
+        let graph = GraphData {
+            name: "once".into(),
+            steps: vec![StepData::new("write", StepKind::Agent("writer".into()))],
+            ..Default::default()
+        };
+        let program = Program::from_graph(graph, &Team::new().with_agent(agent)).unwrap();
+        let heard = Arc::new(Mutex::new(String::new()));
+        let sink = heard.clone();
+        let runner = Runner::builder()
+            .model(provider(vendor, &server.url))
+            .on_delta(move |_, delta| sink.lock().unwrap().push_str(&delta.to_string()))
+            .build();
+        let run = runner.start(&program, Brief { text: "write".into(), ..Default::default() }).await.unwrap();
+        run.output().await.unwrap_err();
+        assert_eq!((server.seen().len(), heard.lock().unwrap().as_str()), (1, "half"), "{vendor}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_is_read_whatever_its_type_is_said_to_be() {
+    let stream = |vendor: &str| match vendor {
+        "anthropic" => {
+            "data: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"text\":\"hello\"}}\n\ndata: {\"type\":\"message_stop\"}\n\n"
+        }
+        "openai" => "data: {\"choices\":[{\"delta\":{\"content\":\"hello\"}}]}\n\ndata: [DONE]\n\n",
+        "openai_responses" => {
+            "data: {\"type\":\"response.output_text.delta\",\"delta\":\"hello\"}\n\ndata: {\"type\":\"response.completed\",\"response\":{}}\n\n"
+        }
+        "gemini" => {
+            "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"hello\"}]},\"finishReason\":\"STOP\"}]}\n\n"
+        }
+        _ => "{\"message\":{\"content\":\"hello\"}}\n{\"done\":true}\n",
+    };
+    for vendor in VENDORS {
+        for content_type in ["", "text/plain; charset=utf-8", "application/octet-stream"] {
+            let server = Server::start([streamed(vendor, stream(vendor)).of_type(content_type)]).await;
+            let (cx, heard) = listening();
+            provider(vendor, &server.url).chat(&ChatRequest::user("?"), &cx).await.unwrap();
+            assert_eq!(heard.text(), "hello", "{vendor} `{content_type}`");
+        }
+    }
+    // An answer that comes whole says so itself.
+    let body = json!({"choices": [{"finish_reason": "stop", "message": {"content": "hello"}}]});
+    let server = Server::start([Answer::json(&body).of_type("text/plain")]).await;
+    let answer = provider("openai", &server.url).chat(&ChatRequest::user("?"), &listening().0).await.unwrap();
+    assert_eq!(answer.message.text(), "hello");
+}
+
+#[tokio::test]
+async fn the_last_event_is_heard_without_a_blank_line_behind_it() {
+    let last =
+        "data: {\"candidates\":[{\"content\":{\"parts\":[{\"text\":\"hello\"}]},\"finishReason\":\"STOP\"}]}";
+    let server = Server::start([Answer::sse(last)]).await;
+    let (cx, heard) = listening();
+    provider("gemini", &server.url).chat(&ChatRequest::user("?"), &cx).await.unwrap();
+    assert_eq!(heard.text(), "hello");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ static MODEL: LazyLock<String> = LazyLock::new(|| {
 });
 
 /// A server of its own for each test: its one slot's cache is part of what is tested.
-fn llama() -> Peer {
+pub(crate) fn llama() -> Peer {
     let python = INSTALLED.join("xllamacpp/bin/python");
     Peer::start(Command::new(python).arg(here().join("serve.py")).arg(&*MODEL))
 }
@@ -63,8 +63,9 @@ async fn cached_tokens_count_alike_on_every_route() {
     let mut totals = Vec::new();
     for protocol in PROTOCOLS {
         let peer = llama();
-        // A connection for each call: now and then the server closes one that it has just answered on.
-        let chat = async |cx: &CallContext| provider(&peer, protocol).chat(&prompt, cx).await;
+        // The server closes a kept connection now and then: that costs no answer.
+        let model = provider(&peer, protocol);
+        let chat = async |cx: &CallContext| model.chat(&prompt, cx).await;
         for cx in [CallContext::default(), streaming()] {
             let first = chat(&cx).await.unwrap().usage;
             let second = chat(&cx).await.unwrap().usage;

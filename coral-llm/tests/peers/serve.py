@@ -5,12 +5,16 @@ It ends when its standard input does, so that no server outlives the test that s
 usage: serve.py FILE
 """
 
+import os
 import sys
 
 import xllamacpp
 
+# The server names its model by the path: no answer should say where the file lies.
+directory, file = os.path.split(sys.argv[1])
+os.chdir(directory)
 params = xllamacpp.CommonParams()
-params.model.path = sys.argv[1]
+params.model.path = file
 params.hostnames = ["127.0.0.1"]
 params.port = 0
 params.n_ctx = 4096
