@@ -1,5 +1,5 @@
-//! What the sandbox costs: a decision, a call over bare rmcp, a start in the OS sandbox, a start from
-//! a large process.
+//! What the sandbox costs: a decision, a token's check, a call over bare rmcp, a start in the OS sandbox, a
+//! start from a large process.
 //!
 //! ```text
 //! cargo bench -p coral-mcp --bench mcp
@@ -77,6 +77,37 @@ fn cpu_of(turns: u32, times: u32, mut work: impl FnMut()) -> f64 {
     median((0..turns).map(turn).collect())
 }
 
+/// An agent with `rules` refusals and questions beside its grant, by places, tools, arguments and hours,
+/// of which some concern every call.
+fn mixed(rules: usize, cedar: &str) -> Permissions {
+    let mut text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [filesystem]\n      operations: [read, write]\n      \
+                    paths: [/project]\n      deny:\n"
+        .to_owned();
+    for i in 0..rules / 2 {
+        text += &match i % 4 {
+            0 => format!("        - paths: [/project/src/area{i}/private]\n"),
+            1 => format!("        - tools: [\"*_secret{i}\"]\n"),
+            2 => format!("        - arguments: {{ content: [\"*forbidden{i}*\"] }}\n"),
+            _ => format!(
+                "        - operations: [execute]\n          hours: \"0{}:00-0{}:30\"\n",
+                i % 10,
+                i % 10
+            ),
+        };
+    }
+    text += "      ask:\n";
+    for i in rules / 2..rules {
+        text += &format!(
+            "        - paths: [/project/src/area{}/generated{i}]\n          operations: [write]\n",
+            i % 20
+        );
+    }
+    if !cedar.is_empty() {
+        text += &format!("  cedar: |\n    {cedar}\n");
+    }
+    Permissions::from_yaml(&text, "bench.yaml").unwrap()
+}
+
 /// An agent with `rules` refusals beside its grant, each of a place of its own.
 fn permissions(rules: usize) -> Permissions {
     let mut text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [filesystem, everything, commands]\n      \
@@ -107,6 +138,126 @@ fn decisions(rows: &mut Vec<Row>) {
         let repeated = cpu_of(7, times(20_000), || decide(&same));
         rows.push(Row::new(format!("decision, {rules} rules, asked again"), "µs CPU", repeated, None));
     }
+    let clock =
+        r#"forbid (principal, action == Action::"execute", resource) when { context.minute > 1200 };"#;
+    for (what, cedar) in [("200 mixed rules", ""), ("200 mixed rules and a policy by the clock", clock)] {
+        let engine = PolicyEngine::new(mixed(200, cedar)).unwrap();
+        let decide = |paths: &[ProjectPath], content: &str, now_ms: u64| {
+            let arguments = json!({"path": "x", "content": content});
+            let mut access =
+                Access::new(&dev, "filesystem", "write_file", Operation::Write).on(paths).at_ms(now_ms);
+            access.arguments = arguments.as_object();
+            assert!(black_box(engine.decide(black_box(&access))).is_allowed());
+        };
+        let mut n = 0;
+        let new = cpu_of(7, times(1_000), || {
+            n += 1;
+            let path = format!("src/area{}/file{n}.rs", n % 200);
+            decide(&[path.parse().unwrap()], "fn main() {}", 0);
+        });
+        rows.push(Row::new(format!("decision, {what}, never asked before"), "µs CPU", new, None));
+        let same = ["src/area7/users.rs".parse().unwrap()];
+        let mut now_ms = 0;
+        let repeated = cpu_of(7, times(5_000), || {
+            now_ms += 10;
+            decide(&same, "fn main() {}", now_ms);
+        });
+        rows.push(Row::new(format!("decision, {what}, asked again"), "µs CPU", repeated, None));
+    }
+}
+
+/// A token's check: of its first call in a directory, of another file there, and of the same again.
+#[cfg(feature = "tokens")]
+fn tokens(rows: &mut Vec<Row>) {
+    use coral_mcp::{BiscuitTokens, TokenRight, TokenTerms, Tokens};
+    let tokens = BiscuitTokens::generate();
+    let dev = Caller::agent("dev");
+    let paths: Vec<ProjectPath> = (0..2_000).map(|i| format!("src/area{i}").parse().unwrap()).collect();
+    let terms = TokenTerms {
+        of: "dev".into(),
+        rights: vec![TokenRight { paths, ..TokenRight::everything() }],
+        from_ms: 0,
+        until_ms: u64::MAX / 2,
+    };
+    let token = tokens.issue(&dev, &terms).unwrap();
+    let check = |path: String| {
+        let paths = [path.parse().unwrap()];
+        let access = Access::new(&dev, "filesystem", "write_file", Operation::Write).on(&paths);
+        assert!(black_box(tokens.check(&token, black_box(&access))).is_ok());
+    };
+    let mut n = 0;
+    let mut next = || {
+        n += 1;
+        n
+    };
+    let first = cpu_of(5, times(20), || check(format!("src/area{}/a.rs", next())));
+    rows.push(Row::new("token, first call in a directory", "µs CPU", first, None));
+    let other = cpu_of(7, times(2_000), || check(format!("src/area1/file{}.rs", next())));
+    rows.push(Row::new("token, another file there", "µs CPU", other, None));
+    let same = cpu_of(7, times(2_000), || check("src/area1/a.rs".to_owned()));
+    rows.push(Row::new("token, asked again", "µs CPU", same, None));
+}
+
+#[cfg(not(feature = "tokens"))]
+fn tokens(_rows: &mut Vec<Row>) {}
+
+/// The server that in-process calls are measured by: it answers at once.
+#[derive(Clone)]
+struct Echo;
+
+impl rmcp::ServerHandler for Echo {
+    fn get_info(&self) -> rmcp::model::ServerConfig {
+        rmcp::model::ServerConfig::new(rmcp::model::ServerCapabilities::builder().enable_tools().build())
+    }
+
+    async fn list_tools(
+        &self,
+        _request: Option<rmcp::model::PaginatedRequestParams>,
+        _context: rmcp::service::RequestContext<rmcp::RoleServer>,
+    ) -> Result<rmcp::model::ListToolsResult, rmcp::ErrorData> {
+        let schema = json!({"type": "object", "properties": {"message": {"type": "string"}}, "additionalProperties": false});
+        let schema = std::sync::Arc::new(schema.as_object().unwrap().clone());
+        Ok(rmcp::model::ListToolsResult::with_all_items(vec![rmcp::model::Tool::new(
+            "echo",
+            "Says it again.",
+            schema,
+        )]))
+    }
+
+    async fn call_tool(
+        &self,
+        request: CallToolRequestParams,
+        _context: rmcp::service::RequestContext<rmcp::RoleServer>,
+    ) -> Result<rmcp::model::CallToolResponse, rmcp::ErrorData> {
+        let said =
+            request.arguments.and_then(|a| a.get("message")?.as_str().map(str::to_owned)).unwrap_or_default();
+        Ok(rmcp::model::CallToolResult::success(vec![rmcp::model::ContentBlock::text(said)]).into())
+    }
+}
+
+fn echo_server() -> tokio::io::DuplexStream {
+    let (ours, theirs) = tokio::io::duplex(64 * 1_024);
+    tokio::spawn(async move {
+        if let Ok(running) = Echo.serve(theirs).await {
+            let _ = running.waiting().await;
+        }
+    });
+    ours
+}
+
+/// A call of a server in this process, through the sandbox and by bare rmcp, in turns.
+async fn over_memory(rows: &mut Vec<Row>) {
+    let text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [echo]\n      operations: [execute]\n      \
+                after_untrusted: allow\n";
+    let ours = Sandbox::builder()
+        .permissions(Permissions::from_yaml(text, "bench.yaml").unwrap())
+        .in_process("echo", echo_server)
+        .build()
+        .await
+        .unwrap();
+    let bare = ().serve(echo_server()).await.unwrap();
+    let call = call("echo__echo", json!({"message": "hello"}));
+    compare("call in memory", &ours, &call, &bare, rows).await;
 }
 
 fn call(name: &str, arguments: Value) -> ToolCall {
@@ -128,7 +279,12 @@ fn in_memory(runtime: &tokio::runtime::Runtime, rows: &mut Vec<Row>) {
     });
     rows.push(Row::new("whole check, 200 rules", "µs CPU", check, None));
     let whole = cpu_of(7, times(500), || drop(runtime.block_on(tools.call(&call, &cx)).unwrap()));
-    rows.push(Row::new("call in memory", "µs CPU", whole, Some(("without the check", whole - check))));
+    rows.push(Row::new(
+        "call of the built-in files",
+        "µs CPU",
+        whole,
+        Some(("without the check", whole - check)),
+    ));
 }
 
 /// Where the public servers are installed.
@@ -153,8 +309,8 @@ fn everything(target: &std::path::Path) -> String {
 async fn sandbox(target: &std::path::Path, isolation: &str, root: &std::path::Path) -> Sandbox {
     let text = format!(
         "permission_model:\n  agents:\n    dev:\n      mcp_servers: [everything]\n      operations: [execute]\n      \
-         after_untrusted: allow\nservers:\n  everything: {{ isolation: {isolation}, read: [\"{}\"] }}\n",
-        target.display()
+         after_untrusted: allow\nservers:\n  everything: {{ isolation: {isolation}{} }}\n",
+        if isolation == "none" { String::new() } else { format!(", read: [\"{}\"]", target.display()) }
     );
     let servers = Servers::default().stdio("everything", "node", [everything(target)]).unwrap();
     Sandbox::builder()
@@ -171,7 +327,6 @@ async fn sandbox(target: &std::path::Path, isolation: &str, root: &std::path::Pa
 async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
     let dir = tempfile::tempdir().unwrap();
     let ours = sandbox(target, "kernel", dir.path()).await;
-    let cx = CallContext::new(Caller::agent("dev"));
     let call = call("everything__echo", json!({"message": "hello"}));
     let mut child = tokio::process::Command::new("node")
         .arg(everything(target))
@@ -183,10 +338,23 @@ async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
         .unwrap();
     let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
     let bare = ().serve(pipes).await.unwrap();
+    compare("call over stdio", &ours, &call, &bare, rows).await;
+}
+
+/// The tool `echo` by both ways, in turns.
+async fn compare(
+    what: &str,
+    ours: &Sandbox,
+    call: &ToolCall,
+    bare: &rmcp::service::RunningService<rmcp::RoleClient, ()>,
+    rows: &mut Vec<Row>,
+) {
+    let cx = CallContext::new(Caller::agent("dev"));
     let params = || {
         let arguments = call.arguments.as_object().unwrap().clone();
         CallToolRequestParams::new("echo").with_arguments(arguments)
     };
+    drop(ours.call(call, &cx).await.unwrap());
     let count = times(200);
     let mut spent: [Vec<[f64; 2]>; 2] = [Vec::new(), Vec::new()];
     for turn in 0..times(40) {
@@ -195,7 +363,7 @@ async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
             let (cpu, wall) = (cpu_us(), Instant::now());
             for _ in 0..count {
                 if which == 0 {
-                    drop(ours.call(&call, &cx).await.unwrap());
+                    drop(ours.call(call, &cx).await.unwrap());
                 } else {
                     drop(bare.call_tool(params()).await.unwrap());
                 }
@@ -204,39 +372,58 @@ async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
             spent[which as usize].push([per(wall.elapsed().as_secs_f64() * 1e6), per(cpu_us() - cpu)]);
         }
     }
-    for (at, what) in ["wall", "client's CPU"].into_iter().enumerate() {
+    for (at, unit) in ["wall", "this process's CPU"].into_iter().enumerate() {
         let of = |which: usize| median(spent[which].iter().map(|both| both[at]).collect());
-        rows.push(Row::new(format!("call over stdio, {what}"), "µs", of(0), Some(("bare rmcp", of(1)))));
+        rows.push(Row::new(format!("{what}, {unit}"), "µs", of(0), Some(("bare rmcp", of(1)))));
     }
-    drop(bare);
 }
 
-/// A Node server from its start to its list of tools, at each level, in turns.
+/// A Node server from nothing to its list of tools, in turns: by bare rmcp over a plain process, and by
+/// the sandbox at each level. Building the sandbox, which tries its level, is told apart.
 async fn starts(target: &std::path::Path, rows: &mut Vec<Row>) {
     let dir = tempfile::tempdir().unwrap();
     let strict =
         std::process::Command::new("bwrap").arg("--version").output().is_ok_and(|o| o.status.success());
     let levels: &[&str] = if strict { &["none", "kernel", "strict"] } else { &["none", "kernel"] };
-    let mut spent: Vec<Vec<f64>> = vec![Vec::new(); levels.len()];
+    let mut plain = Vec::new();
+    let mut spent: Vec<[Vec<f64>; 2]> = vec![Default::default(); levels.len()];
+    let pause = async || {
+        // What is dropped ends in the background, and should not weigh on the next.
+        tokio::time::sleep(Duration::from_millis(if quick() { 1 } else { 100 })).await;
+    };
     for _ in 0..times(15) {
+        let began = Instant::now();
+        let mut child = tokio::process::Command::new("node")
+            .arg(everything(target))
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+        let bare = ().serve(pipes).await.unwrap();
+        assert!(!bare.list_all_tools().await.unwrap().is_empty());
+        plain.push(began.elapsed().as_secs_f64() * 1e3);
+        drop((bare, child));
+        pause().await;
         for (level, spent) in levels.iter().zip(&mut spent) {
+            let began = Instant::now();
             let tools = sandbox(target, level, dir.path()).await;
+            spent[0].push(began.elapsed().as_secs_f64() * 1e3);
             let began = Instant::now();
             assert!(!tools.list(&Caller::agent("dev")).await.unwrap().is_empty());
-            spent.push(began.elapsed().as_secs_f64() * 1e3);
+            spent[1].push(began.elapsed().as_secs_f64() * 1e3);
             drop(tools);
-            // What is dropped ends in the background, and should not weigh on the next.
-            tokio::time::sleep(Duration::from_millis(if quick() { 1 } else { 100 })).await;
+            pause().await;
         }
     }
-    let plain = median(spent[0].clone());
-    for (level, spent) in levels.iter().zip(spent).skip(1) {
-        rows.push(Row::new(
-            format!("start of a Node server, {level}"),
-            "ms",
-            median(spent),
-            Some(("plain", plain)),
-        ));
+    let plain = median(plain);
+    for (level, [build, start]) in levels.iter().zip(spent) {
+        let case = format!("start of a Node server, {level}");
+        rows.push(Row::new(case, "ms", median(start), Some(("bare rmcp over a plain process", plain))));
+        rows.push(Row::new(format!("building the sandbox before, {level}"), "ms", median(build), None));
     }
 }
 
@@ -283,7 +470,9 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut rows = Vec::new();
     decisions(&mut rows);
+    tokens(&mut rows);
     in_memory(&runtime, &mut rows);
+    runtime.block_on(over_memory(&mut rows));
     if let Some(target) = installed() {
         runtime.block_on(over_stdio(&target, &mut rows));
         runtime.block_on(starts(&target, &mut rows));

@@ -19,7 +19,8 @@ use coral_core::{
     CallContext, Caller, ChatRequest, ChatResponse, Error, ErrorKind, ToolCall, ToolDef, Toolbox,
 };
 use coral_mcp::{
-    Consent, ConsentRequest, Counterpart, Elicitation, OAuth, Permissions, Reply, Sandbox, Servers,
+    Consent, ConsentRequest, Counterpart, Elicitation, MemoryAudit, OAuth, Permissions, Reply, Sandbox,
+    Servers,
 };
 use secrecy::SecretString;
 use serde_json::{Map, Value, json};
@@ -127,6 +128,7 @@ servers:
         .servers(Servers::default().http("conformance", address, Some(oauth(&scenario, &context)))?)
         .consent(Agrees)
         .counterpart(TakesDefaults)
+        .audit(MemoryAudit::new())
         .build()
         .await?;
 

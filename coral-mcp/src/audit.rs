@@ -2,8 +2,10 @@
 
 mod export;
 mod file;
+mod past;
 mod seal;
 
+use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
 use coral_core::{Error, digest};
@@ -11,9 +13,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{Operation, Verdict};
 
-pub use self::export::{AuditSummary, audit_csv, read_audit, summarize_audit, summarize_audit_of};
+pub use self::export::{
+    AuditLine, AuditSummary, audit_csv, audit_report, audit_table, read_audit, summarize_audit,
+    summarize_audit_of,
+};
 pub use self::file::FileAudit;
-pub use self::seal::{AuditCheck, AuditKey, Checkpoint, check_audit};
+pub use self::past::AuditPast;
+pub(crate) use self::seal::keyed_hash;
+pub use self::seal::{AuditCheck, AuditKey, AuditState, Checkpoint, check_audit};
 
 /// The hash that the first record of a chain names as the one before it.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -34,10 +41,16 @@ pub enum AuditEvent {
         /// The places that the arguments name.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         paths: Vec<String>,
-        /// The SHA-256 of the arguments as canonical JSON.
+        /// The arguments as canonical JSON under a keyed hash, HMAC-SHA-256: see [`Audit::key`].
         arguments: String,
         /// The hash of the permission document.
         policy: String,
+        /// For whom the agent acts, near ones first.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        on_behalf: Vec<String>,
+        /// The beginning of the hash of the caller's token, where there are tokens.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        token: String,
     },
     /// A call ended.
     Ended {
@@ -60,10 +73,28 @@ pub enum AuditEvent {
         /// Why.
         rule: String,
     },
+    /// A tool is blocked, as it is new or changed.
+    Blocked {
+        /// Why.
+        why: String,
+        /// The hash of what it is now, to be agreed to.
+        hash: String,
+        /// What was pinned, as its server said it; empty for one that is new.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        before: String,
+        /// What it is now.
+        now: String,
+    },
     /// The chain up to the record before was signed.
     Sealed {
         /// The signature.
         checkpoint: Checkpoint,
+    },
+    /// A signed chain was taken up again, and its last records had no signature: a crash leaves
+    /// some, and so does a forger. Signatures from here on do not vouch for them.
+    Adopted {
+        /// How many records before this one.
+        unsigned: u64,
     },
     /// Something about the sandbox itself, such as its start or a torn record cut off.
     Noted {
@@ -83,6 +114,9 @@ pub struct AuditEntry {
     /// The step's path.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub path: String,
+    /// The project that the run belongs to.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub project: String,
     /// The agent.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub agent: String,
@@ -114,18 +148,13 @@ impl AuditEntry {
         )
     }
 
-    /// The run and tool, if the entry tells that content from outside came in.
-    fn untrusted_run(&self) -> Option<(String, String)> {
-        matches!(self.event, AuditEvent::Ended { untrusted: true, .. })
-            .then(|| (self.run.clone(), self.tool.clone()))
-    }
-
     /// An entry about the sandbox itself.
     pub fn note(at_ms: u64, note: impl Into<String>) -> Self {
         AuditEntry {
             at_ms,
             run: String::new(),
             path: String::new(),
+            project: String::new(),
             agent: String::new(),
             server: String::new(),
             tool: String::new(),
@@ -191,10 +220,22 @@ pub trait Audit: Send + Sync {
     /// [`Storage`](coral_core::ErrorKind::Storage) if it could not be kept.
     fn append(&self, entry: AuditEntry) -> Result<(), Error>;
 
-    /// The runs that took in content from untrusted servers before this process began, each with
-    /// the tool that brought it: they stay marked after a restart.
-    fn untrusted_runs(&self) -> Vec<(String, String)> {
-        Vec::new()
+    /// What the records before this process began say of runs: what a run took in and how often it
+    /// called holds after a restart too.
+    fn past(&self) -> AuditPast {
+        AuditPast::default()
+    }
+
+    /// The key under which arguments are hashed, so that who reads the audit can't guess them; one
+    /// that ends with the sandbox, if there is none.
+    fn key(&self) -> Option<[u8; 32]> {
+        None
+    }
+
+    /// Whether [`append`](Audit::append) may wait for a disk or a network, for a decision that lets a
+    /// call change something. It is then called where that holds up nothing else.
+    fn waits(&self) -> bool {
+        true
     }
 }
 
@@ -203,15 +244,34 @@ impl<T: Audit + ?Sized> Audit for std::sync::Arc<T> {
         (**self).append(entry)
     }
 
-    fn untrusted_runs(&self) -> Vec<(String, String)> {
-        (**self).untrusted_runs()
+    fn past(&self) -> AuditPast {
+        (**self).past()
+    }
+
+    fn key(&self) -> Option<[u8; 32]> {
+        (**self).key()
+    }
+
+    fn waits(&self) -> bool {
+        (**self).waits()
     }
 }
 
-/// An audit in memory: for tests, and for programs that look at it themselves.
-#[derive(Debug, Default)]
+/// How many records are kept in memory if it is not said.
+const IN_MEMORY: usize = 65_536;
+
+/// An audit in memory, of the last 65,536 records: for tests, and for programs that look at it
+/// themselves.
+#[derive(Debug)]
 pub struct MemoryAudit {
-    records: Mutex<Vec<AuditRecord>>,
+    records: Mutex<VecDeque<AuditRecord>>,
+    most: usize,
+}
+
+impl Default for MemoryAudit {
+    fn default() -> Self {
+        MemoryAudit::of(IN_MEMORY)
+    }
 }
 
 impl MemoryAudit {
@@ -220,23 +280,37 @@ impl MemoryAudit {
         MemoryAudit::default()
     }
 
-    /// Every record so far.
+    /// One that keeps the last `most` records, and one at least.
+    pub fn of(most: usize) -> Self {
+        MemoryAudit { records: Mutex::default(), most: most.max(1) }
+    }
+
+    /// Every record that is kept, the oldest first.
     pub fn records(&self) -> Vec<AuditRecord> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }
 
 impl Audit for MemoryAudit {
     fn append(&self, entry: AuditEntry) -> Result<(), Error> {
         let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        let seq = u64::try_from(records.len()).unwrap_or(u64::MAX).saturating_add(1);
-        let prev = records.last().map_or(GENESIS, |record| record.hash.as_str());
-        let record = AuditRecord::chained(seq, prev, entry)?;
-        records.push(record);
+        let (seq, prev) = records.back().map_or((0, GENESIS), |last| (last.seq, last.hash.as_str()));
+        let record = AuditRecord::chained(seq.saturating_add(1), prev, entry)?;
+        if records.len() >= self.most {
+            records.pop_front();
+        }
+        records.push_back(record);
         Ok(())
     }
 
-    fn untrusted_runs(&self) -> Vec<(String, String)> {
-        self.records().iter().filter_map(|record| record.entry.untrusted_run()).collect()
+    fn past(&self) -> AuditPast {
+        let mut past = AuditPast::default();
+        let records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        records.iter().for_each(|record| past.add(&record.entry));
+        past
+    }
+
+    fn waits(&self) -> bool {
+        false
     }
 }

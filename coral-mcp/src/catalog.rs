@@ -7,7 +7,7 @@ use rmcp::model::Tool;
 use serde_json::{Map, Value};
 
 use crate::extras::Extra;
-use crate::pins::{Pins, Seen};
+use crate::pins::{Block, Pins, Seen};
 use crate::profile::{Profile, ToolProfile};
 use crate::screen;
 use crate::server::fault;
@@ -22,10 +22,12 @@ pub(crate) struct KnownTool {
     pub(crate) def: ToolDef,
     pub(crate) profile: ToolProfile,
     /// The hash of everything that its server says of it.
-    hash: String,
+    pub(crate) hash: String,
+    /// All that, as canonical JSON, where it is pinned.
+    pub(crate) definition: String,
     suspicion: Option<String>,
     /// Why it must not be called until a person agrees, if so.
-    pub(crate) blocked: Option<String>,
+    pub(crate) blocked: Option<Block>,
     /// The arguments that it takes; `None` if its schema leaves that open.
     arguments: Option<Vec<String>>,
     /// What its data must fit, where it promises data.
@@ -107,7 +109,12 @@ impl Catalog {
         let seen: Vec<Seen<'_>> = self
             .tools
             .iter()
-            .map(|(name, tool)| Seen { tool: name, hash: &tool.hash, suspicion: tool.suspicion.clone() })
+            .map(|(name, tool)| Seen {
+                tool: name,
+                hash: &tool.hash,
+                definition: &tool.definition,
+                suspicion: tool.suspicion.clone(),
+            })
             .collect();
         let blocked = pins.check(server, &seen)?;
         for (tool, why) in self.tools.values_mut().zip(blocked) {
@@ -130,11 +137,6 @@ impl Catalog {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &KnownTool)> {
         self.tools.iter().map(|(name, tool)| (name.as_str(), tool))
-    }
-
-    /// The hash of each tool as it is now.
-    pub(crate) fn hashes(&self) -> BTreeMap<String, String> {
-        self.tools.iter().map(|(name, tool)| (name.clone(), tool.hash.clone())).collect()
     }
 }
 
@@ -163,22 +165,34 @@ fn describe(
         effect: profile.effect,
     };
     let (hash, suspicion) = (digest(whole)?, screen::suspicion(whole));
+    let definition = whole.to_string();
     let shape = tool.output_schema.as_ref().and_then(|schema| {
         let shape = Shape::new(&Value::Object(schema.as_ref().clone()));
         shape
             .inspect_err(|problem| tracing::warn!(tool = %def.name, problem, "its output schema is none"))
             .ok()
     });
-    Ok(KnownTool { def, profile, hash, suspicion, blocked: None, arguments, shape, extra: None })
+    Ok(KnownTool { def, profile, hash, definition, suspicion, blocked: None, arguments, shape, extra: None })
 }
 
 fn describe_extra(server: &str, extra: Extra, profile: &Profile) -> Result<KnownTool, Error> {
     let mut def = extra.def(format!("{server}__{}", extra.name()));
     let profile = profile.tools.get(extra.name()).cloned().unwrap_or_else(Extra::profile);
     def.effect = profile.effect;
+    let definition = serde_json::json!([&def.name, &def.description, &def.input_schema]).to_string();
     let hash = digest(&(&def.name, &def.description, &def.input_schema))?;
     let arguments = def.input_schema.get("properties").and_then(Value::as_object);
     let arguments = arguments.map(|properties| properties.keys().cloned().collect());
     let extra = Some(extra);
-    Ok(KnownTool { def, profile, hash, suspicion: None, blocked: None, arguments, shape: None, extra })
+    Ok(KnownTool {
+        def,
+        profile,
+        hash,
+        definition,
+        suspicion: None,
+        blocked: None,
+        arguments,
+        shape: None,
+        extra,
+    })
 }

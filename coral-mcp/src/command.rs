@@ -6,10 +6,65 @@ const MAX: usize = 16 * 1_024;
 const MAX_DEPTH: usize = 4;
 
 /// Programs that run their argument after `-c` as a command line.
-const SHELLS: [&str; 8] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "busybox", "fish"];
-/// Programs whose first argument that is not an option or an assignment is a program.
-const RUNNERS: [&str; 10] =
-    ["env", "sudo", "doas", "nohup", "nice", "time", "xargs", "setsid", "exec", "command"];
+const SHELLS: [&str; 7] = ["sh", "bash", "dash", "zsh", "ksh", "ash", "fish"];
+
+/// A program that runs another: how its own words end.
+struct Runner {
+    name: &'static str,
+    /// Options that stand alone.
+    flags: &'static [&'static str],
+    /// Options that take the next word, or what is written behind them.
+    valued: &'static [&'static str],
+    /// How many words of its own come before the program.
+    words: usize,
+}
+
+const fn runner(
+    name: &'static str,
+    flags: &'static [&'static str],
+    valued: &'static [&'static str],
+    words: usize,
+) -> Runner {
+    Runner { name, flags, valued, words }
+}
+
+/// Programs that are seen through. An option that is not here is refused: it might take a word, or make
+/// something else of the rest.
+const RUNNERS: [Runner; 17] = [
+    runner("busybox", &[], &[], 0),
+    runner("command", &["-p"], &[], 0),
+    runner("doas", &["-n"], &["-u"], 0),
+    runner("env", &["-", "-i", "--ignore-environment", "-v"], &["-u", "--unset", "-C", "--chdir"], 0),
+    runner("exec", &["-c", "-l"], &["-a"], 0),
+    runner("ionice", &["-t"], &["-c", "--class", "-n", "--classdata"], 0),
+    runner("nice", &[], &["-n", "--adjustment"], 0),
+    runner("nohup", &[], &[], 0),
+    runner("setsid", &["-c", "-f", "-w", "--ctty", "--fork", "--wait"], &[], 0),
+    runner("stdbuf", &[], &["-i", "-o", "-e", "--input", "--output", "--error"], 0),
+    runner("strace", &["-f", "-q", "-c"], &["-e", "-o"], 0),
+    runner("sudo", &["-n", "-E", "-H", "-S", "-k", "-b"], &["-u", "--user", "-g", "--group"], 0),
+    runner("taskset", &["-a", "-c"], &[], 1),
+    runner("time", &["-p", "-v", "--portability", "--verbose"], &["-o", "-f", "--output", "--format"], 0),
+    runner(
+        "timeout",
+        &["-v", "--verbose", "--foreground", "--preserve-status"],
+        &["-k", "--kill-after", "-s", "--signal"],
+        1,
+    ),
+    runner(
+        "xargs",
+        &["-0", "-r", "-t", "-x", "--null", "--no-run-if-empty"],
+        &["-n", "-I", "-P", "-L", "-d", "-s", "--max-args", "--max-procs", "--delimiter"],
+        0,
+    ),
+    runner("unbuffer", &[], &[], 0),
+];
+
+/// Programs that run others in ways that are not seen through.
+const OPAQUE: [&str; 13] = [
+    "chroot", "chrt", "eval", "flock", "ltrace", "nsenter", "parallel", "runuser", "script", "source", "su",
+    "unshare", "watch",
+];
 
 /// The words of one simple command.
 ///
@@ -120,16 +175,58 @@ fn look(words: &[String], depth: usize, found: &mut Vec<String>) -> Result<(), S
         let script = script.ok_or("a shell is started with `-c` and no command")?;
         return look(&self::words(script)?, depth, found);
     }
-    if RUNNERS.contains(&name) {
-        let inner = args.iter().position(|arg| !arg.starts_with('-') && !is_assignment(arg));
-        if args.iter().any(|arg| arg.starts_with("-S") || arg.starts_with("--split-string")) {
-            return Err(format!("`{name}` is told to split a text into a command"));
-        }
-        if let Some(inner) = inner.and_then(|at| args.get(at..)) {
-            return look(inner, depth, found);
-        }
+    if OPAQUE.contains(&name) || (name == "find" && args.iter().any(|arg| runs_others(arg))) {
+        return Err(format!("what `{name}` is told to run can't be looked at; name that program itself"));
     }
-    Ok(())
+    match RUNNERS.iter().find(|runner| runner.name == name) {
+        Some(runner) => match runner.inner(args)? {
+            [] => Ok(()),
+            inner => look(inner, depth, found),
+        },
+        None => Ok(()),
+    }
+}
+
+/// What makes `find` run programs.
+fn runs_others(arg: &str) -> bool {
+    matches!(arg, "-exec" | "-execdir" | "-ok" | "-okdir")
+}
+
+impl Runner {
+    /// The words of the command that it runs.
+    fn inner<'a>(&self, args: &'a [String]) -> Result<&'a [String], String> {
+        let mut rest = args;
+        let mut own = self.words;
+        while let Some((arg, more)) = rest.split_first() {
+            rest = if arg == "--" {
+                return Ok(more.get(own..).unwrap_or_default());
+            } else if self.flags.contains(&arg.as_str())
+                || (matches!(self.name, "env" | "sudo") && is_assignment(arg))
+            {
+                more
+            } else if self.valued.contains(&arg.as_str()) {
+                more.get(1..).unwrap_or_default()
+            } else if arg.starts_with('-') {
+                let is_joined = |option: &&str| match option.starts_with("--") {
+                    true => arg.strip_prefix(option).is_some_and(|value| value.starts_with('=')),
+                    // `-n5`
+                    false => arg.len() > option.len() && arg.starts_with(option),
+                };
+                // `nice -5`
+                let is_number = self.name == "nice" && arg.chars().skip(1).all(|c| c.is_ascii_digit());
+                if !is_number && !self.valued.iter().any(is_joined) {
+                    return Err(format!("`{arg}` of `{}` is not an option that is known here", self.name));
+                }
+                more
+            } else if own > 0 {
+                own -= 1;
+                more
+            } else {
+                return Ok(rest);
+            };
+        }
+        Ok(rest)
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +247,15 @@ mod tests {
             ("sh -c 'npm test'", vec!["sh", "npm"]),
             ("bash -ec \"env A=1 make all\"", vec!["bash", "env", "make"]),
             ("sudo -n nohup rm -rf /", vec!["sudo", "nohup", "rm"]),
+            ("sudo -u www rm x", vec!["sudo", "rm"]),
+            ("nice -n 5 rm x", vec!["nice", "rm"]),
+            ("nice -5 rm x", vec!["nice", "rm"]),
+            ("nice --adjustment=5 rm x", vec!["nice", "rm"]),
+            ("timeout -k 1 5 rm x", vec!["timeout", "rm"]),
+            ("env -u A B=1 rm x", vec!["env", "rm"]),
+            ("busybox rm x", vec!["busybox", "rm"]),
+            ("env -- rm x", vec!["env", "rm"]),
+            ("find . -name x", vec!["find"]),
             ("bash script.sh", vec!["bash"]),
             ("echo a=b", vec!["echo"]),
         ] {
@@ -193,6 +299,13 @@ mod tests {
             "sh -c",
             "bash -c 'sh -c \"a | b\"'",
             "env -S 'a b'",
+            "env --split-string='a b'",
+            "sudo -D / rm x",
+            "sudo -nu root rm x",
+            "nice --weird 5 rm x",
+            "su -c 'rm x'",
+            "find . -exec rm {} +",
+            "flock x rm y",
             "sh -c \"sh -c 'sh -c \\\"sh -c x\\\"'\"",
         ] {
             assert!(seen(text).is_err(), "{text:?}: {:?}", seen(text));

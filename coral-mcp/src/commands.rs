@@ -19,10 +19,14 @@ use tokio::process::Command;
 
 use crate::jail::find_program;
 use crate::launch::Launch;
+use crate::permissions::Reach;
 use crate::process::{Group, Hold};
 
 /// The name of the built-in server that runs programs.
 pub(crate) const NAME: &str = "commands";
+
+/// The argument by which the sandbox says what the caller reaches.
+pub(crate) const REACH: &str = "reach";
 
 /// How much of each output is kept.
 const MAX_OUTPUT: usize = 64 * 1_024;
@@ -30,7 +34,9 @@ const MAX_OUTPUT: usize = 64 * 1_024;
 /// The programs that agents may run, each found when the sandbox is built.
 ///
 /// A program is run as it is named, with its arguments as they are: there is no shell, so nothing
-/// in an argument is expanded, substituted or chained. Which agent may run which program is said
+/// in an argument is expanded, substituted or chained. Where programs are isolated, one reads what of
+/// the project its caller may, and writes where its caller may and the rules of `commands` say. Which
+/// agent may run which program is said
 /// by the `arguments` of a grant (`program: ["cargo"]`); a program that itself runs others, such as
 /// a shell or `env`, is as good as all of them.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +85,8 @@ struct Call {
     #[serde(default)]
     args: Vec<String>,
     cwd: String,
+    /// What the caller reaches, from the sandbox: no caller can name it, as the tool's schema does not.
+    reach: Reach,
 }
 
 impl Runner {
@@ -117,6 +125,7 @@ impl Runner {
         let cwd = self.directory(&call.cwd)?;
         let (mut command, hold) = self
             .launch
+            .narrowed(&call.reach)
             .command(program.as_os_str(), &call.args, &BTreeMap::new(), &cwd)
             .map_err(|error| error.to_string())?;
         if !hold.has_input() {

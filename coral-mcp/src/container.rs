@@ -39,8 +39,13 @@ pub(crate) struct Container {
     pub(crate) root: PathBuf,
     /// What else it reads, under its own name.
     pub(crate) read: Vec<PathBuf>,
+    /// What of the project it reads.
+    pub(crate) project_read: Vec<PathBuf>,
     /// The directories of the project that it writes to, below the root.
     pub(crate) write: Vec<PathBuf>,
+    /// What is not there for it, and what it may not change, whatever lies around.
+    pub(crate) hidden: Vec<PathBuf>,
+    pub(crate) frozen: Vec<PathBuf>,
     pub(crate) network: Network,
     pub(crate) memory: u64,
     pub(crate) processes: u64,
@@ -130,12 +135,25 @@ impl Container {
                 Path::new(VIRTUAL_ROOT).join(below)
             }
         };
-        let mut mounts = vec![mount(&self.root, Path::new(VIRTUAL_ROOT), ",readonly")?];
+        let mut mounts = Vec::new();
+        for path in self.project_read.iter().filter(|path| path.exists()) {
+            mounts.push(mount(path, &inside(path), ",readonly")?);
+        }
         for path in self.read.iter().filter(|path| path.exists()) {
             mounts.push(mount(path, path, ",readonly")?);
         }
         for path in self.write.iter().filter(|path| path.exists()) {
             mounts.push(mount(path, &inside(path), "")?);
+        }
+        for path in self.frozen.iter().filter(|path| path.exists()) {
+            mounts.push(mount(path, &inside(path), ",readonly")?);
+        }
+        for path in self.hidden.iter().filter(|path| path.exists()) {
+            if path.is_dir() {
+                mounts.push(format!("type=tmpfs,target={},readonly", inside(path).display()).into());
+            } else {
+                mounts.push(mount(Path::new("/dev/null"), &inside(path), ",readonly")?);
+            }
         }
         for mount in mounts {
             words.extend([OsString::from("--mount"), mount]);

@@ -32,7 +32,8 @@ const MAX_SLICES: usize = 4_096;
 ///
 /// Each rule of the document is one policy; for a call only those are looked at that can concern
 /// its agent, server, operation, tool and path. A decision is kept until a window of time opens or
-/// closes that could change it.
+/// closes that could change it; where a policy of one's own looks at `minute`, until the minute is over,
+/// and where it looks at `now`, for the millisecond.
 ///
 /// # Cedar policies of one's own
 /// Under `cedar` in the permission file, or by
@@ -49,7 +50,8 @@ const MAX_SLICES: usize = 4_096;
 ///   `Server::"github"`, a path also in its `Tool`.
 /// - `context`: `server`, `tool`, `project`, `phase`, `now` (milliseconds since 1970), `minute` (of
 ///   the day, UTC), `recursive`, `raised`, `untrusted` (content from outside came into the run),
-///   `programs` and `hosts` (sets of what commands and addresses in the arguments name), and
+///   `programs` and `hosts` (sets of what commands and addresses in the arguments name, programs
+///   with and without their directories), and
 ///   `arguments`: a record of texts, whole numbers, truth values, sets and records.
 ///
 /// ```
@@ -439,9 +441,6 @@ impl Policy for PolicyEngine {
             return Decision::deny("a caller without an agent's id has no rights");
         }
         let customs = || self.custom.iter().filter(|custom| custom.concerns(access.caller));
-        if customs().any(|custom| custom.uses.time) {
-            return self.evaluate(access);
-        }
         let arguments = self.indexes(access.caller).any(|index| index.arguments)
             || customs().any(|custom| custom.uses.arguments);
         let Some(key) = cache::key(access, arguments) else { return self.evaluate(access) };
@@ -450,7 +449,9 @@ impl Policy for PolicyEngine {
         }
         let decision = self.evaluate(access);
         let windows = self.indexes(access.caller).flat_map(|index| &index.windows);
-        let until_ms = windows.map(|window| window.next_change(access.now_ms)).min().unwrap_or(u64::MAX);
+        let of_windows = windows.map(|window| window.next_change(access.now_ms));
+        let of_customs = customs().map(|custom| custom.uses.next_change(access.now_ms));
+        let until_ms = of_windows.chain(of_customs).min().unwrap_or(u64::MAX);
         self.decisions.put(key, decision.clone(), access.now_ms, until_ms);
         decision
     }

@@ -3,6 +3,7 @@
 use coral_core::{CallContext, EffectClass, Error, ToolDef, ToolFault, ToolOutput};
 use rmcp::model::{Resource, ResourceTemplate};
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use crate::access::Operation;
 use crate::config::ConnectionRules;
@@ -88,6 +89,7 @@ impl Extra {
         connection: &Connection,
         arguments: Map<String, Value>,
         cx: &CallContext,
+        deadline: Instant,
     ) -> Result<ToolOutput, Error> {
         let invalid = |problem: String| fault(full, ToolFault::InvalidArguments, problem);
         let text = |name: &str| {
@@ -108,7 +110,7 @@ impl Extra {
                         clean(uri, MAX_TEXT)
                     )));
                 }
-                connection.read(self.name(), uri, cx).await
+                connection.read(self.name(), uri, cx, deadline).await
             }
             Extra::ListPrompts => {
                 let prompts = connection.prompts().await?;
@@ -133,7 +135,7 @@ impl Extra {
                     Some(Value::Object(map)) if map.values().all(Value::is_string) => Some(map.clone()),
                     Some(_) => return Err(invalid("`arguments` must be an object of texts".to_owned())),
                 };
-                connection.prompt(self.name(), name, given, cx).await
+                connection.prompt(self.name(), name, given, cx, deadline).await
             }
         }
     }

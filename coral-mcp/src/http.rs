@@ -20,7 +20,9 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{Generation, HttpSpec, ServerSpec};
 use crate::health::Health;
 use crate::path::ProjectPath;
+use crate::pins;
 use crate::pool::{Connector, Terms};
+use crate::profile::Place;
 use crate::server::{Connection, Opening, fault};
 
 use self::guard::Guard;
@@ -170,6 +172,20 @@ impl Connector for Http {
         }
     }
 
+    fn source(&self) -> Result<Option<String>, String> {
+        let mut names: Vec<&str> = self.headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let mut words = vec!["address", self.address.as_ref()];
+        words.extend(names);
+        pins::source(&words, None).map(Some)
+    }
+}
+
+impl Place for Http {
+    fn holds_git(&self, _path: &ProjectPath) -> bool {
+        false
+    }
+
     /// Elsewhere the project has another place: what is named there is named as it is here.
     fn spell(&self, path: &ProjectPath) -> Result<String, String> {
         Ok(path.to_string())
@@ -183,6 +199,6 @@ pub(crate) fn connector(
     http: HttpSpec,
     private: bool,
     shared: &Shared,
-) -> Result<Box<dyn Connector>, Error> {
-    Ok(Box::new(Http::new(name, http, spec.secrets.clone(), private, shared)?))
+) -> Result<Arc<dyn Connector>, Error> {
+    Ok(Arc::new(Http::new(name, http, spec.secrets.clone(), private, shared)?))
 }

@@ -86,6 +86,12 @@ pub(crate) struct Jail {
     pub(crate) read: Vec<PathBuf>,
     /// What it may change too.
     pub(crate) write: Vec<PathBuf>,
+    /// What is not there for it, whatever lies around.
+    #[serde(default)]
+    pub(crate) hidden: Vec<PathBuf>,
+    /// What it may not change, whatever lies around.
+    #[serde(default)]
+    pub(crate) frozen: Vec<PathBuf>,
     pub(crate) network: Network,
     /// The most memory that it may take, in bytes: all of its processes together where there is a
     /// control group, else each of them.
@@ -107,6 +113,8 @@ impl Jail {
         Jail {
             read,
             write: Vec::new(),
+            hidden: Vec::new(),
+            frozen: Vec::new(),
             network: Network::None,
             memory: MEMORY,
             processes: PROCESSES,

@@ -14,8 +14,15 @@ use crate::container::{self, Container};
 use crate::egress::{AllowList, Egress};
 use crate::jail::{self, FLAG, Jail, Network, Stage, find_program};
 use crate::path::{ProjectPath, VIRTUAL_ROOT};
-use crate::permissions::{Isolation, NetworkRule, Permissions, SecurityPolicy, ServerRules};
+use crate::permissions::{Isolation, NetworkRule, Permissions, Reach, SecurityPolicy, ServerRules};
 use crate::process::Hold;
+
+/// What Git is told about repositories without a working tree, which are nothing but files.
+const GIT: [(&str, &str); 3] = [
+    ("GIT_CONFIG_COUNT", "1"),
+    ("GIT_CONFIG_KEY_0", "safe.bareRepository"),
+    ("GIT_CONFIG_VALUE_0", "explicit"),
+];
 
 /// How long the helper may take to show that a level can be had.
 const PROBE: Duration = Duration::from_secs(20);
@@ -36,6 +43,12 @@ pub(crate) struct Launch {
     root: PathBuf,
     how: How,
     egress: Option<Arc<Egress>>,
+    /// What its rules let it read outside of the project, and of the project in any case.
+    read: Vec<PathBuf>,
+    /// What its rules let it change.
+    write: Vec<ProjectPath>,
+    /// Whether it was not said how it is kept apart, so that it goes on without where it must.
+    is_by_default: bool,
 }
 
 enum How {
@@ -45,8 +58,8 @@ enum How {
 }
 
 impl Launch {
-    /// By the rules of server `name`: how it is kept apart stands there, and under
-    /// `no_system_access` it is kept apart by the kernel at least.
+    /// By the rules of server `name`: how it is kept apart stands there, and if not, it is kept apart by
+    /// the kernel.
     ///
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if the rules contradict one another or a policy,
@@ -62,9 +75,10 @@ impl Launch {
             Error::invalid(format!("server `{name}`"), problem).at(permissions.source().to_owned())
         };
         let needed = permissions.enforces(SecurityPolicy::NoSystemAccess);
+        let is_by_default = rules.isolation.is_none() && rules.restriction().is_none() && !needed;
         let isolation = match rules.isolation {
-            None if needed => Isolation::Kernel,
-            None => Isolation::None,
+            None if is_by_default && jail::helper(setting.helper).is_err() => Isolation::None,
+            None => Isolation::Kernel,
             Some(Isolation::None) if needed => {
                 let problem = "`isolation: none` contradicts the security policy `no_system_access`";
                 return Err(invalid(problem.to_owned()));
@@ -72,17 +86,28 @@ impl Launch {
             Some(isolation) => isolation,
         };
         let (network, allowed) = match &rules.network {
-            NetworkRule::All(false) => (Network::None, None),
-            NetworkRule::All(true) => (Network::Host, None),
-            NetworkRule::Only(places) => (Network::Proxy, Some(AllowList::parse(places).map_err(&invalid)?)),
+            None | Some(NetworkRule::All(false)) => (Network::None, None),
+            Some(NetworkRule::All(true)) => (Network::Host, None),
+            Some(NetworkRule::Only(places)) => {
+                (Network::Proxy, Some(AllowList::parse(places).map_err(&invalid)?))
+            }
         };
         if allowed.is_some() && matches!(isolation, Isolation::None | Isolation::Container) {
             let problem = "a list in `network` holds only at the isolation levels `kernel` and `strict`";
             return Err(invalid(problem.to_owned()));
         }
-        let below = |path: &String| Ok(root.join(path.parse::<ProjectPath>()?.relative()));
-        let write: Vec<PathBuf> = rules.write.iter().map(below).collect::<Result<_, Error>>()?;
-        let read = || rules.read.iter().map(PathBuf::from);
+        let places = |paths: &[String]| {
+            paths.iter().map(|path| path.parse::<ProjectPath>()).collect::<Result<Vec<_>, Error>>()
+        };
+        let (written, project_read) = (places(&rules.write)?, places(&rules.project_read)?);
+        let reach = permissions.reach_of_server(name);
+        let below = |places: &[ProjectPath]| below(root, places);
+        let write = below(&written);
+        let (hidden, frozen) = (below(&reach.hidden), below(&reach.frozen));
+        let mut of_project = below(&reach.read);
+        of_project.extend(below(&project_read));
+        let outside = || rules.read.iter().map(PathBuf::from);
+        let read: Vec<PathBuf> = outside().chain(below(&project_read)).collect();
         let memory = rules.memory_mib.map_or(jail::MEMORY, |mib| mib.saturating_mul(1 << 20));
         let processes = rules.processes.unwrap_or(jail::PROCESSES);
         let how = match isolation {
@@ -97,9 +122,18 @@ impl Launch {
                         .with_help("install the package `bubblewrap`, or say `isolation: kernel`")
                     })
                 });
-                let read = std::iter::once(root.to_owned()).chain(read()).collect();
                 let bwrap = bwrap.transpose()?;
-                let jail = Jail { write, network, memory, processes, bwrap, ..Jail::reading(read) };
+                let readable = of_project.into_iter().chain(outside()).collect();
+                let jail = Jail {
+                    write,
+                    hidden,
+                    frozen,
+                    network,
+                    memory,
+                    processes,
+                    bwrap,
+                    ..Jail::reading(readable)
+                };
                 How::Jailed { helper: jail::helper(setting.helper)?, jail, cgroup: setting.cgroup.clone() }
             }
             Isolation::Container => {
@@ -110,8 +144,11 @@ impl Launch {
                     engine,
                     image,
                     root,
-                    read: read().collect(),
+                    read: outside().collect(),
+                    project_read: of_project,
                     write,
+                    hidden,
+                    frozen,
                     network,
                     memory,
                     processes,
@@ -123,14 +160,38 @@ impl Launch {
             let (audit, clock) = (Arc::clone(&setting.audit), Arc::clone(&setting.clock));
             Arc::new(Egress { server: name.to_owned(), allowed, audit, clock })
         });
-        Ok(Launch { name: name.to_owned(), root: root.to_owned(), how, egress })
+        let (name, root) = (name.to_owned(), root.to_owned());
+        Ok(Launch { name, root, how, egress, read, write: written, is_by_default })
     }
 
-    /// Tries whether the level can be had here, and tells it for the audit.
+    /// Tries whether the level can be had here, and tells it for the audit. One that nobody asked for
+    /// and that can't be had is done without.
     ///
     /// # Errors
     /// [`Invalid`](coral_core::ErrorKind::Invalid) with what is missing.
-    pub(crate) async fn check(&self) -> Result<String, Error> {
+    pub(crate) async fn check(&mut self) -> Result<String, Error> {
+        match self.try_level().await {
+            Err(error) if self.is_by_default => {
+                self.how = How::Plain;
+                Ok(format!("{}: none ({error})", self.name))
+            }
+            Ok(_) if self.is_by_default && matches!(self.how, How::Plain) => {
+                Ok(format!("{}: none (there is no helper for more, see `sandbox_hook`)", self.name))
+            }
+            other => other,
+        }
+    }
+
+    /// Whether a process may bring in content from elsewhere than the project.
+    pub(crate) fn reaches_network(&self) -> bool {
+        match &self.how {
+            How::Plain => true,
+            How::Jailed { jail: Jail { network, .. }, .. }
+            | How::Contained { container: Container { network, .. }, .. } => *network != Network::None,
+        }
+    }
+
+    async fn try_level(&self) -> Result<String, Error> {
         let invalid = |problem: String| {
             Error::invalid(format!("server `{}`", self.name), problem)
                 .with_help("a level that can't be had starts nothing; choose another by `isolation`")
@@ -199,8 +260,50 @@ impl Launch {
         Ok(whole.chars().take(12).collect())
     }
 
+    /// As it is for one who reaches no more than `reach`.
+    pub(crate) fn narrowed(&self, reach: &Reach) -> Launch {
+        let own = Reach { read: reach.read.clone(), write: self.write.clone(), ..Reach::default() };
+        let reach = own.within(reach.clone());
+        let below = |places: &[ProjectPath]| below(&self.root, places);
+        let how = match &self.how {
+            How::Plain => How::Plain,
+            How::Jailed { helper, jail, cgroup } => {
+                let mut read = below(&reach.read);
+                read.extend(self.read.iter().cloned());
+                let jail = Jail {
+                    read,
+                    write: below(&reach.write),
+                    hidden: below(&reach.hidden),
+                    frozen: below(&reach.frozen),
+                    ..jail.clone()
+                };
+                How::Jailed { helper: helper.clone(), jail, cgroup: cgroup.clone() }
+            }
+            How::Contained { helper, container } => {
+                let container = Container {
+                    project_read: below(&reach.read),
+                    write: below(&reach.write),
+                    hidden: below(&reach.hidden),
+                    frozen: below(&reach.frozen),
+                    ..container.clone()
+                };
+                How::Contained { helper: helper.clone(), container }
+            }
+        };
+        Launch {
+            name: self.name.clone(),
+            root: self.root.clone(),
+            how,
+            egress: self.egress.clone(),
+            read: self.read.clone(),
+            write: self.write.clone(),
+            is_by_default: self.is_by_default,
+        }
+    }
+
     /// A command that starts `program` in `cwd`, a directory of the project, with nothing in its
-    /// environment but `PATH` and `env`; and what must be held as long as it runs.
+    /// environment but `PATH`, what keeps Git from what it did not make, and `env`; and what must be held
+    /// as long as it runs.
     pub(crate) fn command(
         &self,
         program: &OsStr,
@@ -239,6 +342,10 @@ impl Launch {
         if let Some(path) = std::env::var_os("PATH") {
             command.env("PATH", path);
         }
+        // A directory of the project that merely looks like a repository must not configure Git.
+        for (name, value) in GIT {
+            command.env(name, value);
+        }
         command.envs(env).current_dir(cwd);
         if let Some(egress) = &self.egress {
             let egress = Arc::clone(egress);
@@ -251,6 +358,14 @@ impl Launch {
         Ok((command, hold))
     }
 
+    /// The image that its program is in, where that is a container's.
+    pub(crate) fn image(&self) -> Option<&str> {
+        match &self.how {
+            How::Contained { container, .. } => Some(&container.image),
+            How::Plain | How::Jailed { .. } => None,
+        }
+    }
+
     /// How the process spells the directory that is [`VIRTUAL_ROOT`] to agents.
     pub(crate) fn root(&self) -> &Path {
         match &self.how {
@@ -258,6 +373,14 @@ impl Launch {
             How::Plain | How::Jailed { .. } => &self.root,
         }
     }
+}
+
+fn below(root: &Path, places: &[ProjectPath]) -> Vec<PathBuf> {
+    let below = |place: &ProjectPath| match place.relative() {
+        "" => root.to_owned(),
+        relative => root.join(relative),
+    };
+    places.iter().map(below).collect()
 }
 
 /// The helper's command up to the server's own.

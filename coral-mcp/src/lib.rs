@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use coral_core::{CallContext, Caller, ToolCall, Toolbox};
-//! use coral_mcp::{Permissions, Sandbox};
+//! use coral_mcp::{MemoryAudit, Permissions, Sandbox};
 //! use serde_json::json;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -25,6 +25,7 @@
 //!     .permissions(Permissions::from_yaml(permissions, "permissions.yaml")?)
 //!     .root(project.path())
 //!     .filesystem()
+//!     .audit(MemoryAudit::new())
 //!     .build()
 //!     .await?;
 //!
@@ -55,23 +56,24 @@
 //!   without a shell.
 //! - [`Servers`] reads the `mcpServers` JSON that people have. A server is a process, started when
 //!   it is first needed, with an empty environment but for `PATH` and what its configuration
-//!   names. Under the security policy `no_system_access`, or with an `isolation` of `kernel`,
-//!   `strict` or `container`, it runs in the OS sandbox: see [`sandbox_hook`] and, for what each
-//!   level stops, `docs/security.md`.
+//!   names. Where this program can be the helper for it, or `isolation` in its rules or the security
+//!   policy `no_system_access` says so, it runs in the OS sandbox: see [`sandbox_hook`] and, for what
+//!   each level stops, `docs/security.md`.
 //! - [`Profile`]s say what the tools of known servers do, and which of their arguments are paths
 //!   and SQL. Rules of `servers` in the permission file add to them.
 //!
 //! # What is done about a server's words
-//! - Tools are pinned; one that changes is blocked until
-//!   [`approve_tools`](Sandbox::approve_tools). One whose description instructs the model, or
-//!   holds what can't be seen, is blocked from the first.
+//! - Tools are pinned, and so is how their server is started; what changes is a question to a person, in
+//!   the run that wants it or by [`approve_tool`](Sandbox::approve_tool). A tool whose description
+//!   instructs the model, or holds what can't be seen, is blocked from the first.
 //! - Results are cut to a size, freed of control characters and secrets, and marked as data. A run
 //!   that took some in may write and execute only where a rule or a person says so.
 //! - Every wait has an end: for the start, the list, an answer, a server that does not read.
 //!
 //! # The audit
 //! [`FileAudit`] is a chain of hashes, signed where it is given an [`AuditKey`];
-//! [`check_audit`] finds edits, deletions, reordering, truncation and rewrites.
+//! [`check_audit`] finds edits, deletions, reordering, truncation and rewrites, and so does the program
+//! `coral-audit` of this crate, which also makes a report.
 //!
 //! # What it does not do
 //! - It does not decide by a server's own hints: what a tool does stands in a [`Profile`], and a
@@ -122,8 +124,9 @@ mod yaml;
 
 pub use crate::access::{Access, Decision, Operation, Policy, Verdict};
 pub use crate::audit::{
-    Audit, AuditCheck, AuditEntry, AuditEvent, AuditKey, AuditRecord, AuditSummary, Checkpoint, FileAudit,
-    GENESIS, MemoryAudit, audit_csv, check_audit, read_audit, summarize_audit, summarize_audit_of,
+    Audit, AuditCheck, AuditEntry, AuditEvent, AuditKey, AuditLine, AuditPast, AuditRecord, AuditState,
+    AuditSummary, Checkpoint, FileAudit, GENESIS, MemoryAudit, audit_csv, audit_report, audit_table,
+    check_audit, read_audit, summarize_audit, summarize_audit_of,
 };
 pub use crate::commands::Commands;
 pub use crate::config::{OAuth, Servers, Variables};

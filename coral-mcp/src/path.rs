@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use coral_core::Error;
+use serde::{Deserialize, Serialize};
 
 /// The name under which agents and permission files know the project's root directory.
 pub(crate) const VIRTUAL_ROOT: &str = "/project";
@@ -27,8 +28,23 @@ const MAX_COMPONENT: usize = 255;
 /// assert!("docs/../../etc/passwd".parse::<ProjectPath>().is_err());
 /// # Ok::<(), coral_core::Error>(())
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ProjectPath(String);
+
+impl TryFrom<String> for ProjectPath {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self, Error> {
+        text.parse()
+    }
+}
+
+impl From<ProjectPath> for String {
+    fn from(path: ProjectPath) -> String {
+        path.to_string()
+    }
+}
 
 impl ProjectPath {
     /// The project's root.

@@ -1,6 +1,7 @@
 //! Which agent may do what, where: the permission document.
 
 mod document;
+mod reach;
 mod rule;
 mod servers;
 mod window;
@@ -12,13 +13,15 @@ use serde::Deserialize;
 
 use crate::access::{Access, Decision, Operation, Policy, Verdict};
 use crate::path::ProjectPath;
+use crate::profile::Profile;
 use crate::quota::{self, Limit};
 use crate::token::TokenRight;
 
+pub(crate) use self::reach::Reach;
 pub use self::rule::Grant;
 pub(crate) use self::rule::{AfterUntrusted, Subject};
 #[cfg(feature = "cedar")]
-pub(crate) use self::rule::{Names, Rule, all_match, any_matches, argument, tools};
+pub(crate) use self::rule::{Names, Rule, all_match, any_matches, any_program, argument, tools};
 pub(crate) use self::servers::{Isolation, NetworkRule, ServerRules};
 #[cfg(feature = "cedar")]
 pub(crate) use self::window::Window;
@@ -85,9 +88,12 @@ struct Quotas {
 /// # Isolation of processes
 /// `isolation` is `none`, `kernel` (namespaces, limits, Landlock, seccomp), `strict` (the same in a
 /// file system of bubblewrap's making) or `container` (with the `image`, and the `engine` if it is
-/// not the first of `docker` and `podman`). Without it, it is `kernel` under `no_system_access` and
-/// else `none`. `read` lists what the process may read outside of the project, `write` the
-/// directories of the project that it may change. `network` is `false`, `true`, or a list of
+/// not the first of `docker` and `podman`). Without it, it is `kernel`; only where that can't be had,
+/// nothing below is written and `no_system_access` is off, it is `none`, and the audit says why. Of the
+/// project a process reads what those may read who may use the server, and `project_read`; a program of
+/// the built-in `commands` reads what its caller may, and writes where its caller may and `write` lists.
+/// `read` lists what the process may read outside of the project, `write` the directories of the
+/// project that it may change. `network` is `false`, `true`, or a list of
 /// `host`, `host:port`, `*.domain` and addresses that it reaches through a proxy. `memory_mib` and
 /// `processes` bound what it takes. `docs/security.md` says what each level stops.
 ///
@@ -99,8 +105,8 @@ struct Quotas {
 /// `calls_per_minute` of an agent or category is over all servers, that of a server for each agent
 /// there, that of a tool (under the server's `tools`) for each agent that calls it;
 /// `total_calls_per_minute` of a server is for all agents together. `quotas`, beside `agents`, are
-/// `calls_per_run` and `calls_per_project`: counted in this process, those of a run until it ends
-/// or waits.
+/// `calls_per_run` and `calls_per_project`. What the audit tells of a run and of a project before this
+/// process counts too, so with an audit in a file they hold over restarts.
 ///
 /// ```
 /// use coral_core::Caller;
@@ -161,7 +167,15 @@ impl Permissions {
     /// # Errors
     /// [`Problems`](coral_core::ErrorKind::Problems) with every problem and its line.
     pub fn from_yaml(text: &str, name: &str) -> Result<Self, Error> {
-        document::parse(text, name)
+        document::parse(text, name, &[])
+    }
+
+    /// As [`from_yaml`](Self::from_yaml), for a file that speaks of operations of profiles of one's own.
+    ///
+    /// # Errors
+    /// As those of [`from_yaml`](Self::from_yaml).
+    pub fn from_yaml_with(text: &str, name: &str, profiles: &[Profile]) -> Result<Self, Error> {
+        document::parse(text, name, profiles)
     }
 
     /// Grants `grant` to an agent, on top of what it has.
@@ -213,8 +227,14 @@ impl Permissions {
     pub fn digest(&self) -> String {
         if self.digest.is_empty() {
             coral_core::sha256_hex(
-                format!("{:?}", (&self.agents, &self.categories, &self.everyone, &self.servers, &self.cedar))
-                    .as_bytes(),
+                format!(
+                    "{:?}",
+                    (
+                        (&self.agents, &self.categories, &self.everyone, &self.servers, &self.cedar),
+                        (&self.security, &self.quotas, self.after_untrusted),
+                    )
+                )
+                .as_bytes(),
             )
         } else {
             self.digest.clone()
@@ -259,7 +279,7 @@ impl Permissions {
         let limits = [
             count(quota::run_key(&caller.run), self.quotas.calls_per_run, "the run may make".to_owned()),
             count(
-                format!("project {}", caller.project),
+                quota::project_key(&caller.project),
                 self.quotas.calls_per_project,
                 format!("project `{}` may make", caller.project),
             ),

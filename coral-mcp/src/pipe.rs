@@ -119,6 +119,18 @@ async fn write_lines(
 
 /// What a line means for the client; `None` for what is passed over.
 fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
+    // Most lines are answers to calls, of which nothing but the message is wanted.
+    // A name that is spelled by escapes is not to be overlooked.
+    if ["\"method\"", "\"tools\"", "\\u"].iter().all(|part| find(line, part.as_bytes()).is_none())
+        && let Ok(message) = serde_json::from_slice(line)
+    {
+        let late = match &message {
+            JsonRpcMessage::Response(answer) => is_late(&answer.id, health),
+            JsonRpcMessage::Error(answer) => answer.id.as_ref().is_some_and(|id| is_late(id, health)),
+            _ => false,
+        };
+        return (!late).then_some(message);
+    }
     let Ok(value) = serde_json::from_slice::<Value>(line) else {
         tracing::debug!(bytes = line.len(), "a line that is not JSON was passed over");
         return None;
@@ -153,6 +165,17 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
             Some(JsonRpcMessage::Error(JsonRpcError::new(Some(id), ErrorData::internal_error(problem, None))))
         }
         Err(_) => None,
+    }
+}
+
+fn find(line: &[u8], part: &[u8]) -> Option<usize> {
+    line.windows(part.len()).position(|window| window == part)
+}
+
+fn is_late(id: &RequestId, health: &Health) -> bool {
+    match id {
+        RequestId::Number(id) => health.is_late(&Value::from(*id)),
+        RequestId::String(_) => false,
     }
 }
 

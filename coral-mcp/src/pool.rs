@@ -2,25 +2,30 @@
 //! well, and connected again when they went away.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{CallContext, Clock, Error, ErrorKind, ToolFault, ToolOutput};
+use coral_core::{CallContext, Clock, Error, ErrorKind, ToolFault, ToolOutput, sha256_hex};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, Semaphore};
+use tokio::time::Instant;
 
 use crate::catalog::Catalog;
 use crate::client::Abilities;
+use crate::commands;
 use crate::config::{ConnectionRules, Generation};
 use crate::extras::Extra;
-use crate::path::ProjectPath;
-use crate::permissions::ServerRules;
+use crate::permissions::{Reach, ServerRules};
 use crate::pins::Pins;
-use crate::profile::Profile;
+use crate::profile::{Place, Profile};
+use crate::sandbox::Change;
 use crate::server::{Connection, Limits, Opening, fault};
 
 /// The longest wait between two tries to connect.
 const MAX_BACKOFF_MS: u64 = 60_000;
+/// How often in a row a server may end before it answered a call until it is left alone for a while.
+const MAX_CRASHES: u32 = 3;
 /// A connection that was not used for as long must show that it still answers.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
 /// How often a server may make us look at its tools again.
@@ -49,24 +54,38 @@ impl Terms {
 
 /// Makes connections to one server.
 #[async_trait]
-pub(crate) trait Connector: Send + Sync {
+pub(crate) trait Connector: Place + Send + Sync {
     async fn connect(&self, name: &str, terms: &Terms) -> Result<Connection, Error>;
 
-    /// How the server spells a place in the project.
+    /// The hash of how the server is started or where it is; `None` for one that is part of this
+    /// program. It may read files.
     ///
     /// # Errors
-    /// Why the place can't be named to it.
-    fn spell(&self, path: &ProjectPath) -> Result<String, String>;
+    /// Why it can't be told.
+    fn source(&self) -> Result<Option<String>, String>;
+}
+
+/// On what terms one call is made.
+pub(crate) struct Within<'a> {
+    pub(crate) cx: &'a CallContext,
+    /// When the caller stops waiting.
+    pub(crate) deadline: Instant,
+    /// What of the project a program may reach that the call starts.
+    pub(crate) reach: Option<Reach>,
 }
 
 /// A server that was configured.
 pub(crate) struct Server {
-    pub(crate) connector: Box<dyn Connector>,
+    pub(crate) connector: Arc<dyn Connector>,
     pub(crate) profile: Profile,
     pub(crate) terms: Terms,
     pub(crate) rules: ServerRules,
     /// Whether it is another's program: its tools are pinned, its words are not the project's.
     pub(crate) foreign: bool,
+    /// Whether content from elsewhere than the project may come in through it, though it is our own.
+    pub(crate) open: bool,
+    /// Whether its calls start programs, which reach what their caller does.
+    pub(crate) starts_programs: bool,
     pub(crate) permits: Semaphore,
     pub(crate) state: Arc<Mutex<State>>,
 }
@@ -84,6 +103,8 @@ pub(crate) struct State {
 /// A connected server and its tools.
 pub(crate) struct Live {
     connection: Arc<Connection>,
+    /// Whether a call was answered by it: a connection that ends before was of no use.
+    answered: Arc<AtomicBool>,
     pub(crate) catalog: Catalog,
     /// The turn to call, where the server may ask back: whom it asks must be beyond doubt.
     turn: Arc<Semaphore>,
@@ -105,7 +126,98 @@ pub struct ServerStatus {
     pub problem: Option<String>,
 }
 
+impl State {
+    /// Drops connections that ended. A server that ends again and again before it answered a call is
+    /// left alone for a while, like one that can't be started.
+    fn drop_ended(&mut self, name: &str, now_ms: u64) {
+        let mut ended = Vec::new();
+        self.live.retain(|live| {
+            let is_closed = live.connection.is_closed();
+            if is_closed {
+                ended.push(Arc::clone(live));
+            }
+            !is_closed
+        });
+        for live in ended {
+            if live.answered.load(Ordering::Relaxed) {
+                self.failures = 0;
+                continue;
+            }
+            self.failures = self.failures.saturating_add(1);
+            self.problem = live.connection.health().problem().or(self.problem.take());
+            if self.failures >= MAX_CRASHES {
+                self.retry_at_ms = now_ms.saturating_add(backoff_ms(name, self.failures));
+            }
+        }
+    }
+}
+
+/// How long nobody tries after so many failures in a row: longer from one to the next, and not the same in
+/// each process, so that many of them do not come back at once.
+fn backoff_ms(name: &str, failures: u32) -> u64 {
+    let whole = 500_u64.saturating_mul(1 << failures.min(7)).min(MAX_BACKOFF_MS);
+    let seed = sha256_hex(format!("{name} {failures} {}", std::process::id()).as_bytes());
+    let spread = seed.get(..4).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default();
+    whole - whole / 2 * spread / 0xFFFF
+}
+
 impl Server {
+    /// Whether what it says may come from elsewhere than the project.
+    pub(crate) fn brings_untrusted(&self) -> bool {
+        (self.foreign || self.open) && !self.rules.trusted
+    }
+
+    /// Where its paths lead.
+    pub(crate) fn place(&self) -> &dyn Place {
+        &*self.connector
+    }
+
+    /// When a call that begins now must have ended.
+    pub(crate) fn deadline(&self, cx: &CallContext) -> Instant {
+        let limit =
+            cx.timeout_ms().map_or(self.terms.limits.connect + self.terms.limits.call, Duration::from_millis);
+        Instant::now() + limit
+    }
+
+    /// How the server is started now, if that is not how it was when it was pinned.
+    pub(crate) async fn change(&self, name: &str, pins: &Pins) -> Result<Option<Change>, Error> {
+        if self.state.lock().await.live.iter().any(|live| !live.connection.is_closed()) {
+            return Ok(None);
+        }
+        self.changed_source(name, pins).await
+    }
+
+    async fn changed_source(&self, name: &str, pins: &Pins) -> Result<Option<Change>, Error> {
+        if !self.foreign {
+            return Ok(None);
+        }
+        let connector = Arc::clone(&self.connector);
+        // A program may be large.
+        let source = tokio::task::spawn_blocking(move || connector.source())
+            .await
+            .unwrap_or_else(|error| Err(error.to_string()));
+        let source = source.map_err(|problem| fault(name, ToolFault::Unavailable, problem))?;
+        let Some(now) = source else { return Ok(None) };
+        let was = pins.check_source(name, &now)?;
+        Ok(was.map(|was| Change { was, now }))
+    }
+
+    /// As [`live`](Self::live), by a deadline.
+    pub(crate) async fn live_by(
+        &self,
+        deadline: Instant,
+        name: &str,
+        clock: &dyn Clock,
+        pins: &Pins,
+    ) -> Result<Arc<Live>, Error> {
+        match tokio::time::timeout_at(deadline, self.live(name, clock, pins)).await {
+            Ok(live) => live,
+            Err(_) => {
+                Err(fault(name, ToolFault::Timeout, "it was not there before the call's time was over"))
+            }
+        }
+    }
+
     fn connection_rules(&self) -> &ConnectionRules {
         &self.rules.connection
     }
@@ -113,9 +225,9 @@ impl Server {
     /// A connection to look at the server's tools by.
     pub(crate) async fn live(&self, name: &str, clock: &dyn Clock, pins: &Pins) -> Result<Arc<Live>, Error> {
         let mut state = self.state.lock().await;
-        state.live.retain(|live| !live.connection.is_closed());
+        let now_ms = clock.now_ms();
+        state.drop_ended(name, now_ms);
         if let Some(live) = state.live.first().cloned() {
-            let now_ms = clock.now_ms();
             if live.connection.idle() > PROBE_AFTER && !live.connection.answers().await {
                 state.live.clear();
             } else if !live.connection.health().take_changed() {
@@ -124,9 +236,12 @@ impl Server {
                 self.list_again(name, &live.connection, pins, state.listed_at_ms, now_ms).await
             {
                 // The tools are said to be others now, so they are looked at again.
-                let again =
-                    Live { connection: Arc::clone(&live.connection), catalog, turn: Arc::clone(&live.turn) };
-                let again = Arc::new(again);
+                let again = Arc::new(Live {
+                    connection: Arc::clone(&live.connection),
+                    answered: Arc::clone(&live.answered),
+                    catalog,
+                    turn: Arc::clone(&live.turn),
+                });
                 state.listed_at_ms = now_ms;
                 // Other connections are of the same server and have the same to say.
                 state.live = vec![Arc::clone(&again)];
@@ -167,17 +282,23 @@ impl Server {
         if now_ms < state.retry_at_ms {
             let wait = state.retry_at_ms - now_ms;
             let problem =
-                format!("it failed to start {} times, the next try is in {wait} ms", state.failures);
+                format!("it failed {} times in a row, the next try is in {wait} ms", state.failures);
             return Err(fault(name, ToolFault::Unavailable, problem).with_retry_after_ms(wait));
+        }
+        if let Some(change) = self.changed_source(name, pins).await? {
+            let problem = format!("it is started otherwise than when it was pinned ({})", change.now);
+            return Err(fault(name, ToolFault::Unavailable, problem)
+                .with_help("look at it, and then call `approve_server`"));
         }
         let connected = async {
             let connection = Arc::new(self.connector.connect(name, &self.terms).await?);
             let catalog = self.list(name, &connection, pins).await?;
-            Ok(Arc::new(Live { connection, catalog, turn: Arc::new(Semaphore::new(1)) }))
+            let (answered, turn) = (Arc::default(), Arc::new(Semaphore::new(1)));
+            Ok(Arc::new(Live { connection, answered, catalog, turn }))
         };
         match connected.await {
             Ok(live) => {
-                (state.failures, state.problem, state.retry_at_ms) = (0, None, 0);
+                state.retry_at_ms = 0;
                 state.listed_at_ms = now_ms;
                 state.live.push(Arc::clone(&live));
                 self.close_when_idle(&live);
@@ -186,8 +307,8 @@ impl Server {
             Err(error) => {
                 state.failures = state.failures.saturating_add(1);
                 state.problem = Some(Error::to_string(&error));
-                let backoff = 500_u64.saturating_mul(1 << state.failures.min(7));
-                state.retry_at_ms = now_ms.saturating_add(backoff.min(MAX_BACKOFF_MS));
+                // From now on, and not from when the try began: it may have taken long.
+                state.retry_at_ms = clock.now_ms().saturating_add(backoff_ms(name, state.failures));
                 Err(error)
             }
         }
@@ -202,9 +323,11 @@ impl Server {
         Catalog::new(name, tools, &raw, &self.profile, trusted, &extras, pins)
     }
 
-    /// Lets the next call look at the server anew.
-    pub(crate) async fn forget(&self) {
-        self.state.lock().await.live.clear();
+    /// Lets the next call look at the server's tools anew.
+    pub(crate) async fn look_again(&self) {
+        for live in &self.state.lock().await.live {
+            live.connection.health().tools_changed();
+        }
     }
 
     pub(crate) async fn status(&self, name: &str) -> ServerStatus {
@@ -225,22 +348,37 @@ impl Server {
         name: &str,
         live: &Arc<Live>,
         tool: &str,
-        arguments: Map<String, Value>,
-        cx: &CallContext,
+        mut arguments: Map<String, Value>,
+        within: &Within<'_>,
         (clock, pins): (&dyn Clock, &Pins),
     ) -> Result<ToolOutput, Error> {
-        let _permit = self.permits.acquire().await;
         let full = format!("{name}__{tool}");
         let alone = self.terms.abilities.asks();
-        let live = self.least_busy(name, live, tool, alone, (clock, pins)).await?;
-        let _turn = if alone { Some(live.turn.acquire().await) } else { None };
+        let busy = || fault(&full, ToolFault::Timeout, "other calls took all the time that it had");
+        let (cx, deadline) = (within.cx, within.deadline);
+        let permit = tokio::time::timeout_at(deadline, self.permits.acquire());
+        let _permit = permit.await.map_err(|_| busy())?;
+        let chosen = self.least_busy(name, live, tool, alone, (clock, pins));
+        let live = tokio::time::timeout_at(deadline, chosen).await.map_err(|_| busy())??;
+        let _turn = match alone {
+            true => Some(tokio::time::timeout_at(deadline, live.turn.acquire()).await.map_err(|_| busy())?),
+            false => None,
+        };
+        if let Some(reach) = &within.reach {
+            let reach = serde_json::to_value(reach).unwrap_or_default();
+            arguments.insert(commands::REACH.to_owned(), reach);
+        }
         let Some(known) = live.catalog.get(tool) else {
             return Err(fault(&full, ToolFault::UnknownTool, "the server does not offer it any more"));
         };
         let result = match known.extra {
-            Some(extra) => extra.call(&full, &live.connection, arguments, cx).await,
-            None => live.connection.call(tool, arguments, known.shape.as_ref(), cx).await,
+            Some(extra) => extra.call(&full, &live.connection, arguments, cx, deadline).await,
+            None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
         };
+        if result.is_ok() && !live.answered.swap(true, Ordering::Relaxed) {
+            let mut state = self.state.lock().await;
+            (state.failures, state.problem) = (0, None);
+        }
         if result.as_ref().is_err_and(is_timeout) {
             let connection = Arc::clone(&live.connection);
             tokio::spawn(async move { connection.kill_if_stuck().await });
@@ -270,7 +408,7 @@ impl Server {
             }
         };
         let mut state = self.state.lock().await;
-        state.live.retain(|live| !live.connection.is_closed());
+        state.drop_ended(name, clock.now_ms());
         let best = state.live.iter().min_by_key(|live| load(live)).cloned();
         let chosen = match best {
             Some(best) if load(&best) == 0 || state.live.len() >= most => best,

@@ -51,10 +51,6 @@ pub struct Profile {
     /// The packages that implement it, such as `npm:@modelcontextprotocol/server-filesystem`.
     #[serde(default)]
     pub packages: Vec<String>,
-    /// Operations that people expect of this kind of server and that no public one offers, each with
-    /// what to do instead.
-    #[serde(default)]
-    pub unmapped: BTreeMap<String, String>,
     /// Places in a repository whose content is run once it is there: patterns for `repo_paths`.
     #[serde(default)]
     executes: Vec<String>,
@@ -86,6 +82,9 @@ pub(crate) struct ToolProfile {
     /// The arguments that make up one command, word by word.
     #[serde(default)]
     pub(crate) argv: Vec<Selector>,
+    /// Names of operations by the first words of that command.
+    #[serde(default)]
+    pub(crate) named_commands: BTreeMap<String, String>,
     /// The arguments that are addresses of the web.
     #[serde(default)]
     pub(crate) urls: Vec<Selector>,
@@ -133,6 +132,7 @@ impl ToolProfile {
             dialect: SqlDialect::default(),
             commands: Vec::new(),
             argv: Vec::new(),
+            named_commands: BTreeMap::new(),
             urls: Vec::new(),
             repo_paths: Vec::new(),
             refused: BTreeMap::new(),
@@ -194,17 +194,21 @@ impl Profile {
     pub(crate) fn operation_names() -> impl Iterator<Item = &'static str> {
         static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
             let profiles = BUILT_IN.iter().filter_map(|(name, text)| Profile::from_yaml(text, name).ok());
-            let named =
-                profiles.flat_map(|profile| profile.tools.into_values().filter_map(|tool| tool.named));
-            named.chain(sql::OPERATIONS.map(str::to_owned)).collect()
+            let mut names: BTreeSet<String> = sql::OPERATIONS.map(str::to_owned).into();
+            for profile in profiles {
+                names.extend(profile.operations().map(str::to_owned));
+            }
+            names
         });
         NAMES.iter().map(String::as_str)
     }
 
-    /// Why no tool does an operation that people expect, with what to do instead.
-    pub(crate) fn unmapped(name: &str) -> Option<String> {
-        let profiles = BUILT_IN.iter().filter_map(|(name, text)| Profile::from_yaml(text, name).ok());
-        profiles.filter_map(|mut profile| profile.unmapped.remove(name)).next()
+    /// The names that this profile gives to operations.
+    pub(crate) fn operations(&self) -> impl Iterator<Item = &str> {
+        self.tools
+            .values()
+            .flat_map(|tool| tool.named.iter().chain(tool.named_commands.values()))
+            .map(String::as_str)
     }
 
     /// The operation that a tool counts as, where the profile knows the tool.
@@ -235,11 +239,7 @@ pub(crate) struct Reading {
 impl ToolProfile {
     /// Finds the places that `arguments` names, and rewrites each through `spell`: what the
     /// policy checked is what the server gets.
-    pub(crate) fn read(
-        &self,
-        arguments: &Map<String, Value>,
-        spell: &dyn Fn(&ProjectPath) -> Result<String, String>,
-    ) -> Result<Reading, String> {
+    pub(crate) fn read(&self, arguments: &Map<String, Value>, place: &dyn Place) -> Result<Reading, String> {
         let mut arguments = arguments.clone();
         for (key, value) in &self.defaults {
             arguments.entry(key).or_insert_with(|| value.clone());
@@ -254,7 +254,11 @@ impl ToolProfile {
         for selector in &self.paths {
             selector.rewrite(&mut arguments, &mut |text| {
                 let path = ProjectPath::parse(text)?;
-                let spelled = spell(&path)?;
+                let spelled = place.spell(&path)?;
+                let changes = operation != Operation::Read;
+                if changes && (is_run_by_git(&path) || (self.recursive && place.holds_git(&path))) {
+                    operation = Operation::Execute;
+                }
                 paths.push(path);
                 Ok(spelled)
             })?;
@@ -302,6 +306,8 @@ impl ToolProfile {
         }
         if !argv.is_empty() {
             programs.extend(command::programs(&argv)?);
+            let name = self.named_commands.iter().find(|(words, _)| begins_with(&argv, words));
+            named = name.map(|(_, name)| name.clone()).or(named);
         }
         Ok(Reading { arguments, paths, programs, hosts, operation, named, raised: operation > base })
     }
@@ -333,6 +339,73 @@ impl Methods {
             _ => Err(format!("argument `{name}` must be text: it says what the tool does")),
         }
     }
+}
+
+/// Where a server's paths lead.
+pub(crate) trait Place {
+    /// How the server spells a place in the project.
+    ///
+    /// # Errors
+    /// Why the place can't be named to it.
+    fn spell(&self, path: &ProjectPath) -> Result<String, String>;
+
+    /// Whether something under the place is Git's, as far as that can be seen.
+    fn holds_git(&self, path: &ProjectPath) -> bool;
+}
+
+/// Whether a change at the place is one of what Git runs: its hooks, and its configuration, which names
+/// programs that even a look at the repository starts.
+fn is_run_by_git(path: &ProjectPath) -> bool {
+    path.relative().split('/').any(is_git)
+}
+
+/// Whether a name is that of Git's directory, on any file system.
+fn is_git(name: &str) -> bool {
+    let name = name.trim_end_matches([' ', '.']);
+    name.eq_ignore_ascii_case(".git") || name.eq_ignore_ascii_case("git~1")
+}
+
+/// As many places as are looked at before it is taken for granted that one is Git's.
+const MAX_LOOK: usize = 20_000;
+
+/// Whether a directory holds one of Git's at any depth. What can't be looked at does.
+pub(crate) fn holds_git(dir: &std::path::Path) -> bool {
+    let mut left = vec![dir.to_owned()];
+    let mut seen = 0;
+    while let Some(dir) = left.pop() {
+        let entries = match std::fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            // A file, or nothing at all, holds nothing.
+            Err(error) => {
+                use std::io::ErrorKind::{NotADirectory, NotFound};
+                if matches!(error.kind(), NotADirectory | NotFound) {
+                    continue;
+                }
+                return true;
+            }
+        };
+        for entry in entries {
+            seen += 1;
+            let Ok(entry) = entry else { return true };
+            if seen > MAX_LOOK || entry.file_name().to_str().is_some_and(is_git) {
+                return true;
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(entry.path());
+            }
+        }
+    }
+    false
+}
+
+/// Whether a command begins with these words; its program by its name alone.
+fn begins_with(argv: &[String], words: &str) -> bool {
+    let mut argv = argv.iter();
+    words.split(' ').enumerate().all(|(i, word)| {
+        let said =
+            argv.next().map(|said| if i == 0 { said.rsplit('/').next().unwrap_or(said) } else { said });
+        said == Some(word)
+    })
 }
 
 /// The programs of a command: of a line as a shell would read it, or of words as they are.

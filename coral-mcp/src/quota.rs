@@ -1,12 +1,15 @@
 //! How often, and how many times, a caller may call.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
+
+use crate::audit::AuditPast;
 
 /// Full buckets are forgotten when there are more than this.
 const SWEEP: usize = 4_096;
-/// More counters than any process needs; above that nothing more is begun.
-const MAX_COUNTS: usize = 100_000;
+/// More counters than any process needs; above that those of runs that rest go, the first first, and
+/// where none rests nothing more is begun.
+const MAX_COUNTS: usize = 1_000_000;
 
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -51,14 +54,45 @@ pub(crate) struct Quota {
 struct State {
     buckets: HashMap<String, Bucket>,
     counts: HashMap<String, u64>,
+    /// The keys of runs that are over or wait, by when they came to rest.
+    resting: BTreeMap<u64, String>,
+    rested: u64,
 }
 
-/// The keys of counters that end with a run.
+/// The key of a run's counter.
 pub(crate) fn run_key(run: &str) -> String {
     format!("run {run}")
 }
 
+/// The key of a project's counter.
+pub(crate) fn project_key(project: &str) -> String {
+    format!("project {project}")
+}
+
 impl Quota {
+    /// With what was used before this process.
+    pub(crate) fn after(past: &AuditPast) -> Self {
+        let runs = past.calls_of_runs.iter().map(|(run, calls)| (run_key(run), *calls));
+        let projects = past.calls_of_projects.iter().map(|(project, calls)| (project_key(project), *calls));
+        let resting = past.calls_of_runs.keys().map(|run| run_key(run));
+        let state = State {
+            resting: (0..).zip(resting).collect(),
+            rested: u64::try_from(past.calls_of_runs.len()).unwrap_or(u64::MAX),
+            counts: runs.chain(projects).collect(),
+            buckets: HashMap::new(),
+        };
+        Quota { state: Mutex::new(state) }
+    }
+
+    /// Whether each of `limits` has room for one call.
+    ///
+    /// # Errors
+    /// The first limit that has no room.
+    pub(crate) fn check(&self, limits: &[Limit], now_ms: u64) -> Result<(), Over> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.iter().try_for_each(|limit| state.check(limit, now_ms))
+    }
+
     /// Takes one call from each of `limits`, or from none.
     ///
     /// # Errors
@@ -77,13 +111,33 @@ impl Quota {
         Ok(())
     }
 
-    /// Forgets the counters of a run.
-    pub(crate) fn forget(&self, run: &str) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).counts.remove(&run_key(run));
+    /// A run is over or waits: what it used stays used, as long as there is room.
+    pub(crate) fn rest(&self, run: &str) {
+        let key = run_key(run);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.counts.contains_key(&key) {
+            state.rested = state.rested.saturating_add(1);
+            let at = state.rested;
+            state.resting.insert(at, key);
+            // A run that rests again and again stands there as often, and no more often than this.
+            while state.resting.len() > MAX_COUNTS {
+                state.resting.pop_first();
+            }
+        }
     }
 }
 
 impl State {
+    /// Makes room by forgetting the run that has rested longest; `false` if none rests.
+    fn evict(&mut self) -> bool {
+        while let Some((_, key)) = self.resting.pop_first() {
+            if self.counts.remove(&key).is_some() {
+                return true;
+            }
+        }
+        false
+    }
+
     fn bucket(&self, key: &str, per_minute: u32, now_ms: u64) -> Bucket {
         let full = u64::from(per_minute).max(1) * 1_000;
         let new = Bucket { left: full, full, at_ms: now_ms };
@@ -92,7 +146,7 @@ impl State {
         bucket
     }
 
-    fn check(&self, limit: &Limit, now_ms: u64) -> Result<(), Over> {
+    fn check(&mut self, limit: &Limit, now_ms: u64) -> Result<(), Over> {
         match limit {
             Limit::Rate { key, per_minute, what } => {
                 let bucket = self.bucket(key, *per_minute, now_ms);
@@ -107,7 +161,7 @@ impl State {
                 if used.unwrap_or(0) >= *max {
                     return Err(Over { why: format!("{what} {max} calls in all"), wait_ms: None });
                 }
-                if used.is_none() && self.counts.len() >= MAX_COUNTS {
+                if used.is_none() && self.counts.len() >= MAX_COUNTS && !self.evict() {
                     return Err(Over {
                         why: "too many runs and projects are counted".to_owned(),
                         wait_ms: None,
@@ -180,8 +234,8 @@ mod tests {
         }
         assert!(quota.take(&limits("2"), 0).is_ok(), "what was refused took nothing from the rate");
         assert!(quota.take(&limits("3"), 0).unwrap_err().wait_ms.is_some());
-        quota.forget("1");
-        assert!(quota.take(&[count(run_key("1"), 1)], 0).is_ok());
+        quota.rest("1");
+        assert!(quota.take(&[count(run_key("1"), 1)], 0).is_err(), "a run that waits has used what it used");
     }
 
     proptest! {

@@ -30,6 +30,8 @@ use crate::shape::Shape;
 
 /// How often a server may answer that it needs more before it answers.
 const MAX_ROUNDS: u32 = 10;
+/// How long after a server ended the stream of its changes it is listened to again, the first time.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// How long a server that let a call time out may take to show that it still answers.
 const STILL_THERE: Duration = Duration::from_secs(3);
 
@@ -254,6 +256,7 @@ impl Connection {
         arguments: JsonObject,
         shape: Option<&Shape>,
         cx: &CallContext,
+        deadline: Instant,
     ) -> Result<ToolOutput, Error> {
         let params = CallToolRequestParams::new(tool.to_owned()).with_arguments(arguments);
         let request = |responses, state| {
@@ -262,7 +265,7 @@ impl Connection {
             ClientRequest::CallToolRequest(CallToolRequest::new(params))
         };
         let full = format!("{}__{tool}", self.name);
-        let result = match self.drive(tool, cx, request).await? {
+        let result = match self.drive(tool, (cx, deadline), request).await? {
             ServerResult::CallToolResult(result) => result,
             ServerResult::EmptyResult(_) | ServerResult::TaskAckResult(_) => CallToolResult::default(),
             _ => return Err(fault(&full, ToolFault::Protocol, "the answer is not a tool's result")),
@@ -273,13 +276,19 @@ impl Connection {
     }
 
     /// Reads a resource, as a call by the name of `tool`.
-    pub(crate) async fn read(&self, tool: &str, uri: &str, cx: &CallContext) -> Result<ToolOutput, Error> {
+    pub(crate) async fn read(
+        &self,
+        tool: &str,
+        uri: &str,
+        cx: &CallContext,
+        deadline: Instant,
+    ) -> Result<ToolOutput, Error> {
         let request = |responses, state| {
             let mut params = ReadResourceRequestParams::new(uri);
             (params.input_responses, params.request_state) = (responses, state);
             ClientRequest::ReadResourceRequest(ReadResourceRequest::new(params))
         };
-        match self.drive(tool, cx, request).await? {
+        match self.drive(tool, (cx, deadline), request).await? {
             ServerResult::ReadResourceResult(result) => {
                 let output = results::of_resource(&result, self.limits.max_result_bytes);
                 Ok(results::without(output, &self.hidden()))
@@ -299,6 +308,7 @@ impl Connection {
         name: &str,
         arguments: Option<JsonObject>,
         cx: &CallContext,
+        deadline: Instant,
     ) -> Result<ToolOutput, Error> {
         let request = |responses, state| {
             let mut params = GetPromptRequestParams::new(name);
@@ -306,7 +316,7 @@ impl Connection {
             params.arguments.clone_from(&arguments);
             ClientRequest::GetPromptRequest(GetPromptRequest::new(params))
         };
-        match self.drive(tool, cx, request).await? {
+        match self.drive(tool, (cx, deadline), request).await? {
             ServerResult::GetPromptResult(result) => {
                 let output = results::of_prompt(&result, self.limits.max_result_bytes);
                 Ok(results::without(output, &self.hidden()))
@@ -324,12 +334,11 @@ impl Connection {
     async fn drive(
         &self,
         tool: &str,
-        cx: &CallContext,
+        (cx, deadline): (&CallContext, Instant),
         mut request: impl FnMut(Option<InputResponses>, Option<String>) -> ClientRequest,
     ) -> Result<ServerResult, Error> {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let limit = cx.timeout_ms().map(Duration::from_millis);
-        let limit = limit.map_or(self.limits.call, |limit| limit.min(self.limits.call));
+        let limit = deadline.saturating_duration_since(Instant::now()).min(self.limits.call);
         let call = Underway::new(cx, tool);
         let rounds = async {
             let (mut responses, mut state) = (None, None);
@@ -496,8 +505,28 @@ fn listen(service: &RunningService<RoleClient, Client>, health: &Arc<Health>) ->
     let (peer, health) = (peer.clone(), Arc::downgrade(health));
     let listening = tokio::spawn(async move {
         let wanted = SubscriptionFilter::builder().tools_list_changed().build();
-        let Ok(mut subscription) = peer.listen(wanted).await else { return };
-        while let Ok(Some(_)) = subscription.next().await {
+        let mut wait = LISTEN_AGAIN;
+        while !peer.is_transport_closed() {
+            match peer.listen(wanted.clone()).await {
+                Ok(mut subscription) => {
+                    while let Ok(Some(_)) = subscription.next().await {
+                        wait = LISTEN_AGAIN;
+                        match health.upgrade() {
+                            Some(health) => health.tools_changed(),
+                            None => return,
+                        }
+                    }
+                    tracing::debug!("a server ended the stream of its changes");
+                }
+                Err(ServiceError::McpError(error)) if error.code == ErrorCode::METHOD_NOT_FOUND => {
+                    tracing::warn!("a server says that its tools change, and can't be listened to");
+                    return;
+                }
+                Err(error) => tracing::warn!(%error, "a server's changes can't be listened for"),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LISTEN_AGAIN * 64);
+            // What changed meanwhile was not told.
             match health.upgrade() {
                 Some(health) => health.tools_changed(),
                 None => return,

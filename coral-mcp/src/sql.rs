@@ -6,7 +6,7 @@ use serde::Deserialize;
 use sqlparser::ast::{
     Expr, Function, ObjectName, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor,
 };
-use sqlparser::dialect::{Dialect, PostgreSqlDialect, SQLiteDialect};
+use sqlparser::dialect::{Dialect, MsSqlDialect, MySqlDialect, PostgreSqlDialect, SQLiteDialect};
 use sqlparser::parser::Parser;
 use sqlparser::tokenizer::Tokenizer;
 
@@ -25,6 +25,9 @@ pub(crate) enum SqlDialect {
     #[default]
     Postgres,
     Sqlite,
+    /// Any of those that one server speaks: the strictest reading counts, and what one of them can't
+    /// read executes.
+    Any,
 }
 
 /// Functions that only compute. Any other may change something, read files or wait: `setval`,
@@ -133,10 +136,37 @@ pub(crate) fn understand(text: &str, dialect: SqlDialect) -> Result<Meaning, Str
 }
 
 fn parse(text: &str, dialect: SqlDialect) -> Result<Meaning, String> {
-    let dialect: &dyn Dialect = match dialect {
-        SqlDialect::Postgres => &PostgreSqlDialect {},
-        SqlDialect::Sqlite => &SQLiteDialect {},
-    };
+    match dialect {
+        SqlDialect::Postgres => parse_as(text, &PostgreSqlDialect {}),
+        SqlDialect::Sqlite => parse_as(text, &SQLiteDialect {}),
+        SqlDialect::Any => parse_as_any(text),
+    }
+}
+
+fn parse_as_any(text: &str) -> Result<Meaning, String> {
+    let dialects: [&dyn Dialect; 4] =
+        [&PostgreSqlDialect {}, &SQLiteDialect {}, &MySqlDialect {}, &MsSqlDialect {}];
+    let executes = Meaning { operation: Operation::Execute, named: None };
+    // MySQL runs what stands in such comments, and others pass over it.
+    let mut strictest = text.contains("/*!").then_some(executes);
+    let mut problem = None;
+    for dialect in dialects {
+        match parse_as(text, dialect) {
+            Ok(meaning) if strictest.is_none_or(|s: Meaning| meaning.operation > s.operation) => {
+                strictest = Some(meaning);
+            }
+            Ok(_) => {}
+            Err(why) => problem = problem.or(Some(why)),
+        }
+    }
+    match (strictest, problem) {
+        (Some(strictest), None) => Ok(strictest),
+        (Some(_), Some(_)) => Ok(executes),
+        (None, problem) => Err(problem.unwrap_or_default()),
+    }
+}
+
+fn parse_as(text: &str, dialect: &dyn Dialect) -> Result<Meaning, String> {
     let unparsable = |problem: String| format!("the SQL can't be parsed, and so not be allowed: {problem}");
     let tokens = Tokenizer::new(dialect, text).tokenize().map_err(|e| unparsable(e.to_string()))?;
     if tokens.len() > MAX_TOKENS {
@@ -183,8 +213,8 @@ fn statement(statement: &Statement) -> Operation {
         | Statement::AlterTable(_)
         | Statement::Drop { .. }
         | Statement::Truncate(_) => Operation::Write,
-        Statement::Explain { statement: inner, analyze: true, .. } => self::statement(inner),
-        Statement::Explain { .. } => Operation::Read,
+        // Whether it is run is said in more ways than one, so it counts as if it were.
+        Statement::Explain { statement: inner, .. } => self::statement(inner),
         _ => Operation::Execute,
     });
     let _ = statement.visit(&mut found);
@@ -234,7 +264,6 @@ impl Visitor for Found {
             inner,
             Statement::Insert(_) | Statement::Update(_) | Statement::Delete(_) | Statement::Merge(_)
         ) {
-            // Within an `EXPLAIN` that does not run it, this is stricter than need be.
             self.raise(Operation::Write);
         }
         ControlFlow::Continue(())
@@ -262,7 +291,7 @@ impl Visitor for Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use SqlDialect::{Postgres, Sqlite};
+    use SqlDialect::{Any, Postgres, Sqlite};
 
     fn classify(text: &str, dialect: SqlDialect) -> Result<Operation, String> {
         understand(text, dialect).map(|meaning| meaning.operation)
@@ -305,6 +334,19 @@ mod tests {
             (Postgres, "EXPLAIN DELETE FROM t", Write),
             (Postgres, "EXPLAIN SELECT * FROM t", Read),
             (Postgres, "EXPLAIN ANALYZE DELETE FROM t", Write),
+            (Postgres, "EXPLAIN (ANALYZE) CREATE TABLE x AS SELECT 1", Write),
+            (Postgres, "EXPLAIN (ANALYZE TRUE) CREATE MATERIALIZED VIEW x AS SELECT 1", Write),
+            (Postgres, "CREATE MATERIALIZED VIEW x AS SELECT 1", Write),
+            (Postgres, "EXPLAIN ANALYZE EXECUTE drop_all", Execute),
+            (Any, "SELECT id FROM users WHERE id = 1 LIMIT 10", Read),
+            (Any, "UPDATE t SET a = 1", Write),
+            (Any, "SELECT 1 /*! ; DROP TABLE t */", Execute),
+            (Any, "SELECT /*!50000 sleep(100) */ 1", Execute),
+            (Any, "SELECT 'a\\'; DROP TABLE t; -- '", Execute),
+            (Any, "SELECT 1--1; DROP TABLE t", Execute),
+            (Any, "SELECT 1 # ; DROP TABLE t", Execute),
+            (Any, "SELECT `sleep`(100)", Execute),
+            (Any, "SELECT $$; DROP TABLE t; --$$", Execute),
             (Postgres, "VALUES (1), (2)", Read),
             (Postgres, "WITH x AS (DELETE FROM t RETURNING *) SELECT * FROM x", Write),
             (Postgres, "WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT 1", Write),

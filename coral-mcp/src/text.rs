@@ -22,6 +22,24 @@ pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
     kept
 }
 
+/// The text of a file that only its owner may read, made by `new` the first time.
+pub(crate) fn secret_file(path: &std::path::Path, new: impl FnOnce() -> String) -> std::io::Result<String> {
+    use std::io::Write;
+    match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = new();
+            let mut options = std::fs::OpenOptions::new();
+            options.write(true).create_new(true);
+            #[cfg(unix)]
+            std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            let mut file = options.open(path)?;
+            file.write_all(text.as_bytes()).and_then(|()| file.sync_all())?;
+            Ok(text)
+        }
+        read => read,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 mod biscuit;
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use coral_core::{Caller, Error};
@@ -15,18 +16,43 @@ use crate::path::ProjectPath;
 pub use self::biscuit::BiscuitTokens;
 
 /// A token as it is handed on: text that is a secret of whoever holds it.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Token(Arc<str>);
+#[derive(Clone)]
+pub struct Token {
+    text: Arc<str>,
+    /// Its hash, by which it is told from others.
+    hash: [u8; 32],
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash
+    }
+}
+
+impl Eq for Token {}
+
+impl Hash for Token {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.hash.hash(state);
+    }
+}
 
 impl Token {
     /// A token that came from elsewhere.
     pub fn new(text: impl Into<Arc<str>>) -> Self {
-        Token(text.into())
+        let text = text.into();
+        let hash = hmac_sha256::Hash::hash(text.as_bytes());
+        Token { text, hash }
     }
 
     /// The token as text, to be handed to its holder.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
+    }
+
+    /// A name for it that gives nothing away: the beginning of its hash. The audit calls it by that.
+    pub fn id(&self) -> String {
+        self.hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
@@ -71,7 +97,9 @@ pub struct TokenTerms {
     pub of: String,
     /// The rights; a call needs one of them. None allow nothing.
     pub rights: Vec<TokenRight>,
-    /// When the token ends, in milliseconds since the Unix epoch.
+    /// When the token begins to hold, in milliseconds since the Unix epoch.
+    pub from_ms: u64,
+    /// When the token ends.
     pub until_ms: u64,
 }
 
@@ -81,8 +109,8 @@ pub struct TokenTerms {
 /// - A narrowed token allows what the token before did *and* the new terms do, never more, whoever
 ///   narrowed it and whatever was added.
 /// - Narrowing and checking need no secret and no server.
-/// - A token that can't be read, is not signed, has ended, is of another run or in the hand of
-///   another agent is refused.
+/// - A token that can't be read, is not signed, does not hold yet or any more, was revoked, is of
+///   another run or in the hand of another agent is refused.
 pub trait Tokens: Send + Sync {
     /// A first token, for what `holder` does in its run.
     ///

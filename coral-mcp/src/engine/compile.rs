@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::access::{Access, Operation};
 use crate::path::ProjectPath;
 use crate::permissions::{
-    AfterUntrusted, Grant, Names, Rule, Window, all_match, any_matches, argument, tools,
+    AfterUntrusted, Grant, Names, Rule, Window, all_match, any_matches, any_program, argument, tools,
 };
 
 /// A rule and what it does.
@@ -84,7 +84,7 @@ impl Source {
                 all_match(&of.programs, access.programs) && all_match(&of.hosts, access.hosts)
             }
             Source::Deny(of) | Source::Ask(of) => {
-                any_matches(&of.programs, access.programs) && any_matches(&of.hosts, access.hosts)
+                any_program(&of.programs, access.programs) && any_matches(&of.hosts, access.hosts)
             }
         }
     }

@@ -31,13 +31,23 @@ const ANNOTATIONS: [&str; 4] = ["ask", "after_untrusted", "id", "note"];
 /// What a policy looks at.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Uses {
-    pub(super) time: bool,
+    pub(super) now: bool,
+    pub(super) minute: bool,
     pub(super) arguments: bool,
     /// Paths, or anything else that is not known before the call.
     other: bool,
 }
 
 impl Uses {
+    /// Until when a decision by the clock holds that is made now.
+    pub(super) fn next_change(&self, now_ms: u64) -> u64 {
+        match (self.now, self.minute) {
+            (true, _) => now_ms.saturating_add(1),
+            (false, true) => (now_ms / 60_000 + 1).saturating_mul(60_000),
+            (false, false) => u64::MAX,
+        }
+    }
+
     /// Whether what it says of a tool holds for every call of it, now.
     pub(super) fn is_of_tools_alone(&self) -> bool {
         !self.arguments && !self.other
@@ -229,7 +239,8 @@ impl Seen {
     fn attribute(&mut self, name: &str) {
         match name {
             "server" | "tool" | "project" | "phase" => {}
-            "now" | "minute" => self.uses.time = true,
+            "now" => self.uses.now = true,
+            "minute" => self.uses.minute = true,
             "arguments" => self.uses.arguments = true,
             "recursive" | "raised" | "untrusted" | "programs" | "hosts" => self.uses.other = true,
             _ => self.problem = Some(unknown("attribute of `context`", name, &ATTRIBUTES)),
@@ -299,7 +310,7 @@ fn walk(value: &Value, seen: &mut Seen) {
                     }
                     ("Var", Value::String(name)) if name == "context" => {
                         // The context as a whole: it may look at everything.
-                        seen.uses = Uses { time: true, arguments: true, other: true };
+                        seen.uses = Uses { now: true, minute: true, arguments: true, other: true };
                     }
                     ("is", of) => {
                         if let Some(kind) = of.get("entity_type").and_then(Value::as_str) {

@@ -107,6 +107,10 @@ impl<'a> Requests<'a> {
         let text = |text: &str| RestrictedExpression::new_string(text.to_owned());
         let number = |n: u64| RestrictedExpression::new_long(i64::try_from(n).unwrap_or(i64::MAX));
         let truth = RestrictedExpression::new_bool;
+        // A program is what it is called, wherever it lies.
+        let name = |program: &String| program.rsplit_once('/').map(|(_, name)| name.to_owned());
+        let mut programs = access.programs.to_vec();
+        programs.extend(access.programs.iter().filter_map(name));
         let mut pairs = vec![
             ("server".to_owned(), text(access.server)),
             ("tool".to_owned(), text(access.tool)),
@@ -117,7 +121,7 @@ impl<'a> Requests<'a> {
             ("recursive".to_owned(), truth(access.recursive)),
             ("raised".to_owned(), truth(access.raised)),
             ("untrusted".to_owned(), truth(access.untrusted.is_some())),
-            ("programs".to_owned(), texts(access.programs)),
+            ("programs".to_owned(), texts(&programs)),
             ("hosts".to_owned(), texts(access.hosts)),
             ("facts".to_owned(), RestrictedExpression::new_set(found.facts.iter().map(|fact| text(fact)))),
         ];

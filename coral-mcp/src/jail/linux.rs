@@ -15,8 +15,9 @@ use landlock::{
     Scope, path_beneath_rules,
 };
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::StatVfsMountFlags;
 use rustix::io::FdFlags;
-use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount};
 use rustix::pipe::PipeFlags;
 use rustix::process::{
     Resource, Rlimit, Signal, getgid, getuid, set_parent_process_death_signal, setrlimit, setsid,
@@ -77,6 +78,7 @@ pub(super) fn run(mut args: impl Iterator<Item = OsString>) -> Result<Infallible
             set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
             check_lifeline(lifeline)?;
             mount_own()?;
+            mask(&jail)?;
             inner(&jail, &command)
         }
         Stage::Wrapped { lifeline } => {
@@ -160,6 +162,39 @@ fn mount_own() -> Result<(), String> {
     let options = CString::new(format!("size={SCRATCH_BYTES},mode=0700"))
         .or_else(failed("mounting a scratch directory"))?;
     mount("tmpfs", SCRATCH, "tmpfs", quiet, Some(&*options)).or_else(failed("mounting a scratch directory"))
+}
+
+/// Covers what must not be seen, and what must not be changed. What is not there can't be covered.
+fn mask(jail: &Jail) -> Result<(), String> {
+    let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    for path in jail.frozen.iter().filter(|path| path.exists()) {
+        mount_bind(path, path).or_else(failed("covering a place"))?;
+        // What the system has set on the file system can't be unset, and must be said again.
+        let flags = rustix::fs::statvfs(path).or_else(failed("covering a place"))?.f_flag;
+        let mut again = MountFlags::BIND | MountFlags::RDONLY;
+        for (set, flag) in [
+            (StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+            (StatVfsMountFlags::NODEV, MountFlags::NODEV),
+            (StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+            (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+            (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+            (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+        ] {
+            if flags.contains(set) {
+                again |= flag;
+            }
+        }
+        mount_remount(path, again, "").or_else(failed("covering a place"))?;
+    }
+    for path in &jail.hidden {
+        if path.is_dir() {
+            mount("tmpfs", path, "tmpfs", quiet | MountFlags::RDONLY, Some(c"size=4k,mode=0000"))
+                .or_else(failed("covering a place"))?;
+        } else if path.exists() {
+            mount_bind("/dev/null", path).or_else(failed("covering a place"))?;
+        }
+    }
+    Ok(())
 }
 
 fn inner(jail: &Jail, command: &[OsString]) -> Result<Infallible, String> {

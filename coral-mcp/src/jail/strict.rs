@@ -25,11 +25,23 @@ pub(super) fn arguments(jail: &Jail, helper: &Path, cwd: &Path) -> Vec<OsString>
     for path in SYSTEM.iter().filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev")) {
         add(&[&"--ro-bind-try", path, path]);
     }
+    // It must be there to begin in, whether it may be read or not.
+    add(&[&"--dir", &cwd]);
     for path in existing(&jail.read) {
         add(&[&"--ro-bind", &path, &path]);
     }
     for path in existing(&jail.write) {
         add(&[&"--bind", &path, &path]);
+    }
+    for path in existing(&jail.frozen) {
+        add(&[&"--ro-bind", &path, &path]);
+    }
+    for path in existing(&jail.hidden) {
+        if path.is_dir() {
+            add(&[&"--perms", &"0000", &"--tmpfs", &path, &"--remount-ro", &path]);
+        } else {
+            add(&[&"--ro-bind", &"/dev/null", &path]);
+        }
     }
     add(&[&"--size", &SCRATCH_BYTES.to_string(), &"--perms", &"0700", &"--tmpfs", &SCRATCH]);
     add(&[&"--ro-bind", &helper, &HELPER, &"--remount-ro", &"/", &"--chdir", &cwd, &"--", &HELPER]);

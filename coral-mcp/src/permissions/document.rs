@@ -91,7 +91,7 @@ struct RuleDoc {
     hours: Option<Spanned<String>>,
 }
 
-pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
+pub(super) fn parse(text: &str, name: &str, profiles: &[Profile]) -> Result<Permissions, Error> {
     let file: File = yaml::parse(text, "permission file", name)?;
     let model = file.permission_model;
     let mut found = Findings::new(name);
@@ -101,6 +101,9 @@ pub(super) fn parse(text: &str, name: &str) -> Result<Permissions, Error> {
         ..Default::default()
     };
     permissions.after_untrusted = model.after_untrusted;
+    for operation in profiles.iter().flat_map(Profile::operations) {
+        found.define_operation(operation);
+    }
     for (server, rules) in file.servers {
         if let Err(problem) = crate::server::check_name(&server).and_then(|()| rules.value.check()) {
             found.add(&rules, problem);
@@ -294,8 +297,6 @@ fn operations(list: &Strings, found: &mut Findings<'_>) -> Operations {
             operations.classes.push(class);
         } else if found.defines_operation(name) || Profile::operation_names().any(|known| known == name) {
             operations.named.push(name.to_owned());
-        } else if let Some(instead) = Profile::unmapped(name) {
-            found.add(text, format!("`{name}` can never match: {instead}"));
         } else {
             let known = Operation::ALL.map(Operation::as_str);
             let known: Vec<&str> = known.into_iter().chain(Profile::operation_names()).collect();

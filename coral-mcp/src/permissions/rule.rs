@@ -99,6 +99,13 @@ pub(crate) fn all_match(list: &Names, values: &[String]) -> bool {
     values.iter().all(|value| patterns.iter().any(|p| fast_glob::glob_match(p, value)))
 }
 
+/// Whether one of the programs is among the patterns, as a refusal wants it: wherever it lies, it is
+/// what it is called.
+pub(crate) fn any_program(list: &Names, programs: &[String]) -> bool {
+    let name = |program: &str| program.rsplit('/').next().unwrap_or_default().to_owned();
+    any_matches(list, programs) || any_matches(list, &programs.iter().map(|p| name(p)).collect::<Vec<_>>())
+}
+
 /// Whether one of the values is among the patterns, as a refusal wants it.
 pub(crate) fn any_matches(list: &Names, values: &[String]) -> bool {
     let Some(patterns) = list else { return true };
@@ -182,10 +189,19 @@ impl Grant {
         self
     }
 
+    /// Whether the grant speaks of the server.
+    pub(super) fn names_server(&self, server: &str) -> bool {
+        self.servers.iter().any(|s| s == server || s == "*")
+    }
+
     /// Whether the grant holds now for any tool of the server.
     pub(super) fn reaches(&self, caller: &Caller, server: &str, now_ms: u64) -> bool {
-        self.servers.iter().any(|s| s == server || s == "*")
-            && names(&self.projects, &caller.project)
+        self.names_server(server) && self.holds(caller, now_ms)
+    }
+
+    /// Whether the grant holds now for some call.
+    pub(super) fn holds(&self, caller: &Caller, now_ms: u64) -> bool {
+        names(&self.projects, &caller.project)
             && names(&self.phases, &caller.phase)
             && self.window.check(now_ms).is_ok()
     }
@@ -259,7 +275,7 @@ impl Rule {
         names(&self.servers, access.server)
             && self.operations.as_ref().is_none_or(|operations| operations.concern(access))
             && tools(&self.tools, access)
-            && any_matches(&self.programs, access.programs)
+            && any_program(&self.programs, access.programs)
             && any_matches(&self.hosts, access.hosts)
             && names(&self.projects, &access.caller.project)
             && names(&self.phases, &access.caller.phase)
@@ -272,6 +288,19 @@ impl Rule {
                     })
                 })
             })
+    }
+
+    /// Whether the rule holds for every call at `server` that concerns its places, whoever makes it and
+    /// when.
+    pub(super) fn is_of_places(&self, server: &str) -> bool {
+        names(&self.servers, server)
+            && self.tools.is_none()
+            && self.programs.is_none()
+            && self.hosts.is_none()
+            && self.projects.is_none()
+            && self.phases.is_none()
+            && self.arguments.is_empty()
+            && self.window == Window::default()
     }
 
     /// Whether the rule speaks of some arguments only.

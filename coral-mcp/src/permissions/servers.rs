@@ -43,12 +43,6 @@ pub(crate) enum NetworkRule {
     Only(Vec<String>),
 }
 
-impl Default for NetworkRule {
-    fn default() -> Self {
-        NetworkRule::All(false)
-    }
-}
-
 /// The rules of one server.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,9 +65,8 @@ pub(crate) struct ServerRules {
     /// Whether addresses in arguments may lead into the own machine and network.
     #[serde(default)]
     pub(crate) private_hosts: bool,
-    /// What its process may reach of the network.
-    #[serde(default)]
-    pub(crate) network: NetworkRule,
+    /// What its process may reach of the network; nothing where it is isolated and this is not said.
+    pub(crate) network: Option<NetworkRule>,
     /// The most memory that its process may take, in MiB.
     pub(crate) memory_mib: Option<u64>,
     /// The most processes and threads that it may have.
@@ -86,6 +79,10 @@ pub(crate) struct ServerRules {
     /// installed.
     #[serde(default)]
     pub(crate) read: Vec<String>,
+    /// Files and directories of the project that its process may read, beside those of the grants of
+    /// who may use it.
+    #[serde(default)]
+    pub(crate) project_read: Vec<String>,
     /// The directories of the project that its process may write to.
     #[serde(default)]
     pub(crate) write: Vec<String>,
@@ -110,7 +107,13 @@ impl ServerRules {
                 "a limit of 0 lets nothing through; take the server out of the grants instead".to_owned()
             );
         }
-        if let Some(path) = self.write.iter().find(|path| !path.starts_with("/project")) {
+        if let Some(key) = self.restriction().filter(|_| self.isolation == Some(Isolation::None)) {
+            return Err(format!(
+                "`{key}` holds only where the process is isolated; take it or `isolation: none` out"
+            ));
+        }
+        let of_project = self.write.iter().chain(&self.project_read);
+        if let Some(path) = of_project.clone().find(|path| !path.starts_with("/project")) {
             return Err(format!("`{path}` must begin with `/project`, the project's root directory"));
         }
         if let Some(path) = self.read.iter().find(|path| !path.starts_with('/') || path.as_str() == "/") {
@@ -119,9 +122,22 @@ impl ServerRules {
         if self.image.is_some() != (self.isolation == Some(Isolation::Container)) {
             return Err("`isolation: container` and `image` go together".to_owned());
         }
-        if let NetworkRule::Only(places) = &self.network {
+        if let Some(NetworkRule::Only(places)) = &self.network {
             crate::egress::AllowList::parse(places)?;
         }
-        self.write.iter().try_for_each(|path| crate::path::ProjectPath::parse(path).map(drop))
+        of_project.map(|path| crate::path::ProjectPath::parse(path)).try_for_each(|path| path.map(drop))
+    }
+
+    /// A key that narrows what the process may do, if one is there. `network: true` narrows nothing.
+    pub(crate) fn restriction(&self) -> Option<&'static str> {
+        let keys = [
+            ("network", self.network.as_ref().is_some_and(|rule| !matches!(rule, NetworkRule::All(true)))),
+            ("read", !self.read.is_empty()),
+            ("project_read", !self.project_read.is_empty()),
+            ("write", !self.write.is_empty()),
+            ("memory_mib", self.memory_mib.is_some()),
+            ("processes", self.processes.is_some()),
+        ];
+        keys.into_iter().find(|(_, written)| *written).map(|(key, _)| key)
     }
 }

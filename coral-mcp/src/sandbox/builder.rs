@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{Clock, Error, SystemClock};
+use ed25519_compact::Seed;
 use rmcp::ServerHandler;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Semaphore;
 
 use super::Sandbox;
@@ -27,11 +29,12 @@ use crate::http::{Consent, TokenStore};
 use crate::jail;
 use crate::launch::{Launch, Setting};
 use crate::path::ProjectPath;
-use crate::permissions::{Permissions, ServerRules};
+use crate::permissions::{Permissions, SecurityPolicy, ServerRules};
 use crate::pins::Pins;
 use crate::pool::{Connector, Server, Terms};
-use crate::profile::Profile;
+use crate::profile::{Place, Profile, holds_git};
 use crate::quota::Quota;
+use crate::secret::Secrets;
 use crate::server::{self, Connection, Limits};
 use crate::stdio::Stdio;
 use crate::token::Tokens;
@@ -62,7 +65,10 @@ pub struct SandboxBuilder {
     #[cfg(feature = "http")]
     token_store: Option<Arc<dyn TokenStore>>,
     tokens: Option<Arc<dyn Tokens>>,
+    tokens_required: bool,
     lifetime: Option<Duration>,
+    profiles: BTreeMap<String, Profile>,
+    streams: BTreeMap<String, Arc<dyn Connector>>,
 }
 
 impl SandboxBuilder {
@@ -103,6 +109,29 @@ impl SandboxBuilder {
         self
     }
 
+    /// Adds a profile of one's own, under its name: for the servers whose rules name it, and for one that
+    /// is called like it. It goes before a built-in one of that name. Read the permission file by
+    /// [`Permissions::from_yaml_with`] if that speaks of its operations.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profiles.insert(profile.name.clone(), profile);
+        self
+    }
+
+    /// Adds a server of the embedder's own that runs in this process: `connect` starts it and gives the
+    /// client's end of its connection, such as one half of [`tokio::io::duplex`]. It is under the
+    /// permissions, the audit and the limits of every server, and under nothing else: it is in this
+    /// process. `trusted` in its rules says that its words are the project's.
+    #[must_use]
+    pub fn in_process<S, F>(mut self, name: impl Into<String>, connect: F) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        F: Fn() -> S + Send + Sync + 'static,
+    {
+        self.streams.insert(name.into(), Arc::new(InProcess { connect }));
+        self
+    }
+
     /// Adds servers.
     #[must_use]
     pub fn servers(mut self, servers: Servers) -> Self {
@@ -136,7 +165,8 @@ impl SandboxBuilder {
         self
     }
 
-    /// Sets where decisions and calls are recorded; in memory if it is not set.
+    /// Sets where decisions and calls are recorded; in memory if it is not set, which the security policy
+    /// `audit_all_operations` does not take for granted.
     #[must_use]
     pub fn audit(mut self, audit: impl Audit + 'static) -> Self {
         self.audit = Some(Arc::new(audit));
@@ -155,6 +185,15 @@ impl SandboxBuilder {
     #[must_use]
     pub fn tokens(mut self, tokens: impl Tokens + 'static) -> Self {
         self.tokens = Some(Arc::new(tokens));
+        self
+    }
+
+    /// Lets nobody act without a token that was handed in by [`present`](Sandbox::present), or made from
+    /// one at a handoff. Without this an agent that has none is given one with all of its rights, also
+    /// when its narrower one was lost with an earlier process.
+    #[must_use]
+    pub fn require_tokens(mut self) -> Self {
+        self.tokens_required = true;
         self
     }
 
@@ -199,6 +238,13 @@ impl SandboxBuilder {
     /// [`Storage`](coral_core::ErrorKind::Storage) if the root can't be opened or the audit
     /// can't be written.
     pub async fn build(self) -> Result<Sandbox, Error> {
+        if self.audit.is_none() && self.permissions.enforces(SecurityPolicy::AuditAllOperations) {
+            return Err(Error::invalid(
+                "sandbox",
+                "the security policy `audit_all_operations` is on, and there is no audit",
+            )
+            .with_help("call `audit` with a `FileAudit`, or say by a `MemoryAudit` that memory will do"));
+        }
         let mut servers = BTreeMap::new();
         let mut levels = Vec::new();
         let root = match &self.root {
@@ -224,26 +270,33 @@ impl SandboxBuilder {
                     .with_help("call `root` with the project's directory")
             })
         };
+        let own = Profiles(self.profiles);
         if self.filesystem {
-            let handler = Filesystem::open(&need_root(filesystem::NAME)?)?;
+            let root = need_root(filesystem::NAME)?;
+            let handler = Filesystem::open(&root)?;
             let mut rules = self.permissions.server(filesystem::NAME);
             rules.profile = Some(filesystem::NAME.to_owned());
             servers.insert(
                 filesystem::NAME.to_owned(),
-                server(filesystem::NAME, Box::new(BuiltIn { handler }), rules, false, Abilities::default())?,
+                own.server(
+                    filesystem::NAME,
+                    Arc::new(BuiltIn { handler, root }),
+                    rules,
+                    Abilities::default(),
+                )?,
             );
         }
         if let Some(commands) = self.commands {
             let name = commands::NAME;
             let (root, mut rules) = (need_root(name)?, self.permissions.server(name));
             rules.profile = Some(name.to_owned());
-            let launch = Launch::of(name, &rules, &root, &setting)?;
+            let mut launch = Launch::of(name, &rules, &root, &setting)?;
             levels.push(launch.check().await?);
+            let open = launch.reaches_network();
             let handler = commands::runner(commands, &root, launch);
-            servers.insert(
-                name.to_owned(),
-                server(name, Box::new(BuiltIn { handler }), rules, false, Abilities::default())?,
-            );
+            let connector = Arc::new(BuiltIn { handler, root });
+            let server = own.server(name, connector, rules, Abilities::default())?;
+            servers.insert(name.to_owned(), Server { open, starts_programs: true, ..server });
         }
         #[cfg(feature = "http")]
         let shared = crate::http::Shared {
@@ -251,6 +304,7 @@ impl SandboxBuilder {
             tokens: self.token_store.unwrap_or_else(|| Arc::new(crate::http::MemoryTokenStore::default())),
             clock: Arc::clone(&clock),
         };
+        let mut secrets = Vec::new();
         let counterpart = self.counterpart.unwrap_or_else(|| Arc::new(ByRun));
         for (name, spec) in self.configured.0 {
             if servers.contains_key(&name) {
@@ -266,12 +320,13 @@ impl SandboxBuilder {
                 },
                 counterpart: Arc::clone(&counterpart),
             };
-            let connector: Box<dyn Connector> = match spec.transport.clone() {
+            secrets.extend(spec.secrets.iter().cloned());
+            let connector: Arc<dyn Connector> = match spec.transport.clone() {
                 TransportSpec::Stdio { .. } => {
                     let root = need_root(&name)?;
-                    let launch = Launch::of(&name, &rules, &root, &setting)?;
+                    let mut launch = Launch::of(&name, &rules, &root, &setting)?;
                     levels.push(launch.check().await?);
-                    Box::new(Stdio { spec, root, launch })
+                    Arc::new(Stdio { spec, root, launch })
                 }
                 #[cfg(feature = "http")]
                 TransportSpec::Http(http) => {
@@ -290,17 +345,24 @@ impl SandboxBuilder {
                     .with_help("build coral-mcp with its feature `tls`, or `http` for plain HTTP"));
                 }
             };
-            servers.insert(name.clone(), server(&name, connector, rules, true, abilities)?);
+            let server = own.server(&name, connector, rules, abilities)?;
+            servers.insert(name, Server { foreign: true, ..server });
+        }
+        for (name, connector) in self.streams {
+            server::check_name(&name).map_err(|problem| Error::invalid("sandbox", problem))?;
+            if servers.contains_key(&name) {
+                return Err(Error::invalid("sandbox", format!("there are two servers called `{name}`")));
+            }
+            let rules = self.permissions.server(&name);
+            let server = own.server(&name, connector, rules, Abilities::default())?;
+            servers.insert(name, Server { foreign: true, ..server });
         }
         if let Some(name) = self.permissions.ruled_servers().find(|name| !servers.contains_key(*name)) {
             return Err(Error::not_found("server", name, servers.keys().map(String::as_str))
                 .at(self.permissions.source().to_owned())
                 .with_help("`servers` in the permission file has rules for it"));
         }
-        let pins = match &self.pins {
-            Some(path) => Pins::open(path)?,
-            None => Pins::default(),
-        };
+        let pins = Pins::open(self.pins.as_deref(), Arc::clone(&audit), Arc::clone(&clock))?;
         let permissions = Arc::new(self.permissions);
         let policy = permissions.digest();
         let mut began = format!("sandbox started with permissions {policy} from {}", permissions.source());
@@ -308,8 +370,16 @@ impl SandboxBuilder {
             began = format!("{began}; isolation of {}", levels.join("; "));
         }
         audit.append(AuditEntry::note(clock.now_ms(), began))?;
-        let taint = Taint::of(audit.untrusted_runs());
+        let past = audit.past();
+        let hash_key = audit.key().unwrap_or_else(|| *Seed::generate());
         let tokens = self.tokens.or_else(|| own_tokens(&permissions));
+        if self.tokens_required && tokens.is_none() {
+            return Err(Error::invalid(
+                "sandbox",
+                "tokens are required, and there is nothing to check them with",
+            )
+            .with_help("call `tokens` with the key that they are signed by"));
+        }
         let mut policies = vec![engine(&permissions)?];
         policies.extend(self.policies);
         let sandbox = Sandbox {
@@ -320,12 +390,14 @@ impl SandboxBuilder {
             audit,
             clock,
             pins,
-            quota: Quota::default(),
-            taint,
+            quota: Quota::after(&past),
+            taint: Taint::of(past.untrusted),
             delegations: Delegations::default(),
-            leases: tokens.map(Leases::new),
+            leases: tokens.map(|tokens| Leases::new(tokens, self.tokens_required)),
             lifetime_ms: u64::try_from(self.lifetime.unwrap_or(LIFETIME).as_millis()).unwrap_or(u64::MAX),
             valid_until_ms: 0.into(),
+            secrets: Secrets::of(secrets),
+            hash_key,
         };
         sandbox.renew();
         Ok(sandbox)
@@ -356,18 +428,38 @@ fn engine(permissions: &Arc<Permissions>) -> Result<Arc<dyn Policy>, Error> {
     Ok(Arc::clone(permissions) as Arc<dyn Policy>)
 }
 
-fn server(
-    name: &str,
-    connector: Box<dyn Connector>,
+/// The profiles of the embedder's own.
+struct Profiles(BTreeMap<String, Profile>);
+
+impl Profiles {
+    fn of(&self, name: &str, rules: &ServerRules) -> Result<Profile, Error> {
+        // A profile of the same name is what the name says.
+        let wanted = rules.profile.as_deref().unwrap_or(name);
+        match (self.0.get(wanted), &rules.profile) {
+            (Some(own), _) => Ok(own.clone()),
+            (None, Some(named)) => Profile::built_in(named),
+            (None, None) => Ok(Profile::built_in(name).unwrap_or_default()),
+        }
+    }
+
+    fn server(
+        &self,
+        name: &str,
+        connector: Arc<dyn Connector>,
+        rules: ServerRules,
+        abilities: Abilities,
+    ) -> Result<Server, Error> {
+        let profile = self.of(name, &rules)?;
+        server_of(connector, profile, rules, abilities)
+    }
+}
+
+fn server_of(
+    connector: Arc<dyn Connector>,
+    mut profile: Profile,
     rules: ServerRules,
-    foreign: bool,
     abilities: Abilities,
 ) -> Result<Server, Error> {
-    let mut profile = match &rules.profile {
-        Some(profile) => Profile::built_in(profile)?,
-        // A profile of the same name is what the name says.
-        None => Profile::built_in(name).unwrap_or_default(),
-    };
     profile.tools.extend(rules.tools.clone());
     for tool in profile.tools.values_mut() {
         tool.private_hosts = rules.private_hosts;
@@ -383,7 +475,9 @@ fn server(
     };
     let permits = Semaphore::new(rules.concurrency.unwrap_or(CONCURRENCY).min(Semaphore::MAX_PERMITS));
     let terms = Terms { limits, abilities, generation: rules.connection.protocol };
-    Ok(Server { connector, profile, terms, rules, foreign, permits, state: Arc::default() })
+    let (foreign, open, starts_programs) = (false, false, false);
+    let state = Arc::default();
+    Ok(Server { connector, profile, terms, rules, foreign, open, starts_programs, permits, state })
 }
 
 /// The control group to make others in: the one that is named, or this process's own where it can
@@ -406,15 +500,56 @@ fn cgroup(_named: Option<&PathBuf>) -> Result<Option<PathBuf>, Error> {
     Ok(None)
 }
 
+/// A server of the embedder's own in this process.
+struct InProcess<F> {
+    connect: F,
+}
+
+#[async_trait]
+impl<S, F> Connector for InProcess<F>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    F: Fn() -> S + Send + Sync + 'static,
+{
+    async fn connect(&self, name: &str, terms: &Terms) -> Result<Connection, Error> {
+        Connection::open(name, (self.connect)(), terms.opening(&[])).await
+    }
+
+    fn source(&self) -> Result<Option<String>, String> {
+        Ok(None)
+    }
+}
+
+impl<F> Place for InProcess<F> {
+    fn spell(&self, path: &ProjectPath) -> Result<String, String> {
+        Ok(path.to_string())
+    }
+
+    fn holds_git(&self, _path: &ProjectPath) -> bool {
+        false
+    }
+}
+
 /// A server in this process.
 struct BuiltIn<H> {
     handler: H,
+    root: PathBuf,
 }
 
 #[async_trait]
 impl<H: ServerHandler + Clone> Connector for BuiltIn<H> {
     async fn connect(&self, name: &str, terms: &Terms) -> Result<Connection, Error> {
         server::in_process(name, self.handler.clone(), terms.opening(&[])).await
+    }
+
+    fn source(&self) -> Result<Option<String>, String> {
+        Ok(None)
+    }
+}
+
+impl<H: Send + Sync> Place for BuiltIn<H> {
+    fn holds_git(&self, path: &ProjectPath) -> bool {
+        holds_git(&self.root.join(path.relative()))
     }
 
     fn spell(&self, path: &ProjectPath) -> Result<String, String> {

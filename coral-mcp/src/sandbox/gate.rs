@@ -1,16 +1,15 @@
 //! The way of one call through the checks, and its traces in the audit.
 
-use coral_core::{CallContext, Error, ErrorKind, ToolCall, ToolFault, ToolOutput, digest};
+use coral_core::{CallContext, Caller, Error, ErrorKind, ToolCall, ToolFault, ToolOutput};
 use serde_json::{Map, Value};
 
-use super::Sandbox;
+use super::{Change, Sandbox};
 use crate::access::{Access, Decision, Operation, Verdict};
-use crate::audit::{AuditEntry, AuditEvent};
+use crate::audit::{AuditEntry, AuditEvent, keyed_hash};
 use crate::catalog::KnownTool;
 use crate::path::ProjectPath;
 use crate::permissions::SecurityPolicy;
 use crate::profile::Reading;
-use crate::secret;
 use crate::server::fault;
 
 /// One call on its way.
@@ -18,11 +17,23 @@ pub(super) struct Gate<'a> {
     sandbox: &'a Sandbox,
     call: &'a ToolCall,
     cx: &'a CallContext,
+    /// The caller and all for whom it acts.
+    principals: Vec<Caller>,
 }
 
 impl<'a> Gate<'a> {
     pub(super) fn new(sandbox: &'a Sandbox, call: &'a ToolCall, cx: &'a CallContext) -> Self {
-        Gate { sandbox, call, cx }
+        Gate { sandbox, call, cx, principals: sandbox.delegations.principals(cx.caller()) }
+    }
+
+    /// The caller and all for whom it acts.
+    pub(super) fn principals(&self) -> &[Caller] {
+        &self.principals
+    }
+
+    /// Whether all for whom the call is made may use some tool of the server.
+    pub(super) fn may_reach(&self, server: &str) -> bool {
+        self.sandbox.may_reach(&self.principals, server, self.sandbox.clock.now_ms())
     }
 
     /// Refuses the call and records that.
@@ -61,14 +72,17 @@ impl<'a> Gate<'a> {
         let operation = reading.operation;
         let mut retry_after_ms = None;
         let mut decision = self.decision(server, tool, known, reading);
-        if decision.verdict == Verdict::Ask
-            && let Some(approval) = self.cx.approval().filter(|approval| approval.covers(self.call))
-        {
-            decision = Decision::allow(format!(
-                "a person agreed by the answer to question {}; {}",
-                approval.question(),
-                decision.rule
-            ));
+        if let Some(block) = known.blocked.as_ref().filter(|_| decision.verdict != Verdict::Deny) {
+            let question = block.question(&known.hash);
+            decision = match self.agreed_to(&known.hash, &question) {
+                true => {
+                    self.sandbox.pin(server, tool, known)?;
+                    self.agreed(decision)
+                }
+                false => Decision::ask(question),
+            };
+        } else if decision.verdict == Verdict::Ask {
+            decision = self.agreed(decision);
         }
         if decision.is_allowed() {
             let sandbox = self.sandbox;
@@ -82,10 +96,7 @@ impl<'a> Gate<'a> {
         self.record(&decision, Some(operation), &reading.paths).await?;
         match decision.verdict {
             Verdict::Allow => {}
-            Verdict::Ask => {
-                let reason = decision.rule;
-                return Err(Error::new(ErrorKind::NeedsApproval { tool: self.name(), reason }));
-            }
+            Verdict::Ask => return Err(self.asked(decision.rule)),
             Verdict::Deny => {
                 let error = self.denied(Some(operation), &reading.paths, decision.rule);
                 return Err(match retry_after_ms {
@@ -98,14 +109,52 @@ impl<'a> Gate<'a> {
         Ok(Passed { sandbox: self.sandbox, entry, began_ms: self.sandbox.clock.now_ms() })
     }
 
+    /// Lets the call on if a person agreed to it, where `decision` wants that.
+    fn agreed(&self, decision: Decision) -> Decision {
+        match self.cx.approval().filter(|approval| approval.covers(self.call)) {
+            Some(approval) => Decision::allow(format!(
+                "a person agreed by the answer to question {}; {}",
+                approval.question(),
+                decision.rule
+            )),
+            None => decision,
+        }
+    }
+
+    /// Whether a person agreed to the call when they were asked about `hash`. If not, it is noted that
+    /// they are asked now.
+    fn agreed_to(&self, hash: &str, question: &str) -> bool {
+        let caller = self.cx.caller();
+        // An answer is to one question: the same call with other words about it is another.
+        let call = format!("{}\n{}\n{}\n{question}", caller.run, caller.path, self.call.name);
+        let approved = self.cx.approval().is_some_and(|approval| approval.covers(self.call));
+        if approved && self.sandbox.pins.take_asked(&call, hash) {
+            return true;
+        }
+        self.sandbox.pins.ask(call, hash);
+        false
+    }
+
+    /// Asks a person about a server that is started otherwise than it was.
+    pub(super) async fn ask_about(&self, server: &str, change: &Change) -> Result<(), Error> {
+        let question = format!(
+            "server `{server}` is started otherwise, or from another program, than when it was pinned (now {}, before {})",
+            change.now.get(..12).unwrap_or(&change.now),
+            change.was.get(..12).unwrap_or(&change.was),
+        );
+        if self.agreed_to(&change.now, &question) {
+            return self.sandbox.approve_server(server, &change.now).await;
+        }
+        self.record(&Decision::ask(&question), None, &[]).await?;
+        Err(self.asked(question))
+    }
+
+    fn asked(&self, reason: String) -> Error {
+        Error::new(ErrorKind::NeedsApproval { tool: self.name(), reason })
+    }
+
     /// What the policies say of the call.
-    pub(super) fn decision(
-        &self,
-        server: &str,
-        tool: &str,
-        known: &KnownTool,
-        reading: &Reading,
-    ) -> Decision {
+    fn decision(&self, server: &str, tool: &str, known: &KnownTool, reading: &Reading) -> Decision {
         let caller = self.cx.caller();
         let untrusted = self.sandbox.taint.source(&caller.run);
         let access = Access {
@@ -123,6 +172,25 @@ impl<'a> Gate<'a> {
         self.decide(&access, &reading.arguments)
     }
 
+    /// How the call would be decided on now, limits included; nothing is taken from them.
+    pub(super) fn foresee(&self, server: &str, tool: &str, known: &KnownTool, reading: &Reading) -> Decision {
+        let decision = self.decision(server, tool, known, reading);
+        match &known.blocked {
+            Some(block) if decision.verdict != Verdict::Deny => {
+                return Decision::ask(block.question(&known.hash));
+            }
+            _ if decision.verdict == Verdict::Deny => return decision,
+            _ => {}
+        }
+        let sandbox = self.sandbox;
+        let of_tool = known.profile.calls_per_minute;
+        let limits = sandbox.permissions.limits(self.cx.caller(), server, tool, of_tool);
+        match sandbox.quota.check(&limits, sandbox.clock.now_ms()) {
+            Ok(()) => decision,
+            Err(over) => Decision::deny(over.why),
+        }
+    }
+
     fn decide(&self, access: &Access<'_>, arguments: &Map<String, Value>) -> Decision {
         let sandbox = self.sandbox;
         if sandbox.is_expired(access.now_ms) {
@@ -130,7 +198,7 @@ impl<'a> Gate<'a> {
         }
         if access.operation != Operation::Read
             && sandbox.permissions.enforces(SecurityPolicy::EncryptSensitiveData)
-            && let Some(what) = arguments.values().find_map(secret::find_in)
+            && let Some(what) = arguments.values().find_map(|value| sandbox.secrets.find_in(value))
         {
             return Decision::deny(format!(
                 "the arguments hold {what} in the clear, against the security policy `encrypt_sensitive_data`"
@@ -139,8 +207,8 @@ impl<'a> Gate<'a> {
         // The strictest of all decides, over the agent and everyone for whom it acts; among equals
         // the first, which is the document's verdict on the agent itself.
         let mut strictest: Option<Decision> = None;
-        for principal in sandbox.delegations.principals(access.caller) {
-            let access = Access { caller: &principal, ..*access };
+        for principal in &self.principals {
+            let access = Access { caller: principal, ..*access };
             for policy in &sandbox.policies {
                 let mut decision = policy.decide(&access);
                 if strictest.as_ref().is_none_or(|s| decision.verdict > s.verdict) {
@@ -157,8 +225,8 @@ impl<'a> Gate<'a> {
             return decision;
         }
         // What the policies allow must be in the hand of each too.
-        for principal in sandbox.delegations.principals(access.caller) {
-            if let Err(why) = sandbox.check_token(&Access { caller: &principal, ..*access }) {
+        for principal in &self.principals {
+            if let Err(why) = sandbox.check_token(&Access { caller: principal, ..*access }) {
                 return Decision::deny(match principal.agent == access.caller.agent {
                     true => why,
                     false => format!("for `{}`, on whose behalf this is: {why}", principal.agent),
@@ -172,8 +240,9 @@ impl<'a> Gate<'a> {
     fn name(&self) -> String {
         let name = crate::text::clean(&self.call.name, 200);
         // A model may put anything into a name, right behind the server's too.
-        let parts: Vec<String> = name.split("__").map(secret::redacted).collect();
-        secret::redacted(&parts.join("__"))
+        let secrets = &self.sandbox.secrets;
+        let parts: Vec<String> = name.split("__").map(|part| secrets.redacted(part)).collect();
+        secrets.redacted(&parts.join("__"))
     }
 
     fn entry(&self) -> AuditEntry {
@@ -182,6 +251,7 @@ impl<'a> Gate<'a> {
         AuditEntry {
             run: caller.run.to_string(),
             path: caller.path.to_string(),
+            project: caller.project.to_string(),
             agent: caller.agent.to_string(),
             server: tool.split_once("__").map_or("", |(server, _)| server).to_owned(),
             tool,
@@ -196,13 +266,17 @@ impl<'a> Gate<'a> {
         operation: Option<Operation>,
         paths: &[ProjectPath],
     ) -> Result<(), Error> {
+        let secrets = &self.sandbox.secrets;
+        let token = self.sandbox.token_id(self.cx.caller());
         let event = AuditEvent::Decided {
             verdict: decision.verdict,
-            rule: secret::redacted(&decision.rule),
+            rule: secrets.redacted(&decision.rule),
             operation,
-            paths: paths.iter().map(|path| secret::redacted(&path.to_string())).collect(),
-            arguments: digest(&self.call.arguments)?,
+            paths: paths.iter().map(|path| secrets.redacted(&path.to_string())).collect(),
+            arguments: keyed_hash(&self.sandbox.hash_key, &self.call.arguments)?,
             policy: self.sandbox.policy.clone(),
+            on_behalf: self.principals.iter().skip(1).map(|of| of.agent.to_string()).collect(),
+            token,
         };
         self.sandbox.append(AuditEntry { event, ..self.entry() }).await
     }
@@ -263,7 +337,7 @@ impl Drop for Passed<'_> {
 impl Sandbox {
     /// Appends a decision. It fails the call only where the security policy says so.
     async fn append(&self, entry: AuditEntry) -> Result<(), Error> {
-        let result = if entry.must_last() {
+        let result = if entry.must_last() && self.audit.waits() {
             // Waiting for the disk would hold up everything else on this thread.
             let audit = self.audit.clone();
             tokio::task::spawn_blocking(move || audit.append(entry))

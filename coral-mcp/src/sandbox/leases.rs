@@ -24,6 +24,8 @@ struct Held {
 pub(super) struct Leases {
     tokens: Arc<dyn Tokens>,
     held: Mutex<HashMap<Key, Held>>,
+    /// Whether nobody acts without a token that was handed in, or was made from one.
+    required: bool,
 }
 
 fn key(caller: &Caller) -> Key {
@@ -31,8 +33,13 @@ fn key(caller: &Caller) -> Key {
 }
 
 impl Leases {
-    pub(super) fn new(tokens: Arc<dyn Tokens>) -> Self {
-        Leases { tokens, held: Mutex::default() }
+    pub(super) fn new(tokens: Arc<dyn Tokens>, required: bool) -> Self {
+        Leases { tokens, held: Mutex::default(), required }
+    }
+
+    /// The name of the token in the hand of the caller, if it has one.
+    pub(super) fn id(&self, caller: &Caller) -> Option<String> {
+        self.get(caller).map(|held| held.token.id())
     }
 
     /// Takes a token that came from elsewhere.
@@ -70,13 +77,22 @@ impl Leases {
             return Err(Error::invalid("capability token", "nobody calls"));
         };
         let own = self.get(caller);
-        let is_foreign = own.as_ref().is_some_and(|held| held.is_foreign);
         // A token is of one run; rights that come from another are taken in by name.
         let elders = principals.iter().skip(1).filter(|principal| principal.run == caller.run);
         let inherited = || elders.clone().find_map(|principal| self.get(principal));
+        let held = own.clone().or_else(inherited);
+        // What is made from a token of elsewhere is of elsewhere too: it can't be made anew.
+        let is_foreign = held.as_ref().is_some_and(|held| held.is_foreign);
+        if self.required && !is_foreign {
+            return Err(Error::invalid(
+                "capability token",
+                format!("`{}` has none, and nobody acts without one", caller.agent),
+            )
+            .with_help("hand its token in by `present`, after a restart too"));
+        }
         let before = own.as_ref().map(|held| held.token.clone());
-        let mut token = match own.map(|held| held.token).or_else(|| Some(inherited()?.token)) {
-            Some(token) => token,
+        let mut token = match held {
+            Some(held) => held.token,
             None => {
                 let origin = principals.last().unwrap_or(caller);
                 self.tokens.issue(&Caller { run: caller.run.clone(), ..origin.clone() }, &terms(origin))?
@@ -109,8 +125,10 @@ impl Leases {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, held| held.is_foreign);
     }
 
-    /// Drops the tokens of a run that is over.
+    /// Drops the tokens that were made here for a run that is over or waits. Others stay: without them it
+    /// would go on with more rights than it had.
     pub(super) fn forget(&self, run: &str) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != run);
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|(of, _), held| of != run || held.is_foreign);
     }
 }

@@ -16,6 +16,7 @@ pub(super) struct Taint {
 }
 
 impl Taint {
+    /// With the runs that did before this process.
     pub(super) fn of(runs: impl IntoIterator<Item = (String, String)>) -> Self {
         Taint { runs: Mutex::new(runs.into_iter().collect()) }
     }

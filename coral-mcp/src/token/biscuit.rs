@@ -1,12 +1,15 @@
 //! Tokens as Biscuits: signed blocks of Datalog, each of which can only add conditions.
 
+mod shape;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use biscuit_auth::builder::{AuthorizerBuilder, BiscuitBuilder, BlockBuilder, Term};
-use biscuit_auth::{AuthorizerLimits, Biscuit, KeyPair, PublicKey};
+use biscuit_auth::{Algorithm, AuthorizerLimits, Biscuit, KeyPair, PrivateKey, PublicKey};
 use coral_core::{Caller, Error};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +32,8 @@ struct Label {
     holder: String,
     of: String,
     run: String,
+    #[serde(default)]
+    from_ms: u64,
     until_ms: u64,
 }
 
@@ -36,6 +41,11 @@ struct Label {
 struct Read {
     biscuit: Biscuit,
     labels: Vec<Label>,
+    /// The names of its blocks, by which it can be revoked.
+    ids: Vec<String>,
+    /// The texts that its conditions hold, where each block has the shape of those made here: of a path's
+    /// directories only these can matter.
+    texts: Option<BTreeSet<String>>,
 }
 
 impl Read {
@@ -57,6 +67,7 @@ impl Read {
 /// let terms = |of: &str, path: &str| TokenTerms {
 ///     of: of.to_owned(),
 ///     rights: vec![TokenRight { paths: vec![path.parse().unwrap()], ..TokenRight::everything() }],
+///     from_ms: 0,
 ///     until_ms: 60_000,
 /// };
 /// let token = tokens.issue(&parent, &terms("backend_developer", "src"))?;
@@ -81,7 +92,9 @@ pub struct BiscuitTokens {
     public: PublicKey,
     known: Mutex<HashMap<Token, Arc<Read>>>,
     /// Calls that a token allowed, and from when to when.
-    allowed: Mutex<HashMap<String, (u64, u64)>>,
+    allowed: Mutex<HashMap<(Token, String), (u64, u64)>>,
+    /// The names of blocks that do not count any more, nor what was made from them.
+    revoked: Mutex<BTreeSet<String>>,
 }
 
 impl fmt::Debug for BiscuitTokens {
@@ -110,7 +123,42 @@ impl BiscuitTokens {
     }
 
     fn with(public: PublicKey, root: Option<KeyPair>) -> Self {
-        BiscuitTokens { root, public, known: Mutex::default(), allowed: Mutex::default() }
+        BiscuitTokens {
+            root,
+            public,
+            known: Mutex::default(),
+            allowed: Mutex::default(),
+            revoked: Mutex::default(),
+        }
+    }
+
+    /// The key in a file, which is made the first time, readable by its owner alone: its tokens outlive
+    /// this process.
+    ///
+    /// # Errors
+    /// [`Storage`](coral_core::ErrorKind::Storage) or [`Invalid`](coral_core::ErrorKind::Invalid).
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let text = crate::text::secret_file(path, || KeyPair::new().private().to_bytes_hex())
+            .map_err(|error| Error::storage("opening the token key", error).at(path.display().to_string()))?;
+        let key = PrivateKey::from_bytes_hex(text.trim(), Algorithm::Ed25519).map_err(|_| {
+            Error::invalid("token key", "it is not 64 hexadecimal digits").at(path.display().to_string())
+        })?;
+        let root = KeyPair::from(&key);
+        Ok(BiscuitTokens::with(root.public(), Some(root)))
+    }
+
+    /// The name by which a token is revoked, with all that was or will be made from it. Keep the names of
+    /// those that were, and [`revoke`](Self::revoke) them again after a restart.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed.
+    pub fn revocation_id(&self, token: &Token) -> Result<String, Error> {
+        Ok(self.read(token).map_err(failed)?.ids.last().cloned().unwrap_or_default())
+    }
+
+    /// From now on refuses the token of this name and what was made from it.
+    pub fn revoke(&self, id: impl Into<String>) {
+        self.revoked.lock().unwrap_or_else(PoisonError::into_inner).insert(id.into());
     }
 
     /// The key that checks the tokens, such as `ed25519/…`. It is no secret.
@@ -123,15 +171,18 @@ impl BiscuitTokens {
         if let Some(read) = known.get(token) {
             return Ok(Arc::clone(read));
         }
-        if token.0.len() > MAX {
+        if token.text.len() > MAX {
             return Err(format!("the token is longer than {MAX} bytes"));
         }
-        let biscuit = Biscuit::from_base64(token.0.as_ref(), self.public)
+        let biscuit = Biscuit::from_base64(token.text.as_ref(), self.public)
             .map_err(|error| format!("the token is not one of this key: {error}"))?;
         let label = |context: Option<String>| serde_json::from_str(context.as_deref()?).ok();
         let labels = biscuit.context().into_iter().map(label).collect::<Option<Vec<Label>>>();
         let labels = labels.ok_or("a block of the token does not say whose it is")?;
-        let read = Arc::new(Read { biscuit, labels });
+        let hex = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
+        let ids = biscuit.revocation_identifiers().into_iter().map(hex).collect();
+        let texts = shape::texts(&biscuit);
+        let read = Arc::new(Read { biscuit, labels, ids, texts });
         if known.len() >= MAX_TOKENS {
             known.clear();
         }
@@ -173,7 +224,10 @@ fn conditions(holder: &Caller, terms: &TokenTerms) -> (String, HashMap<String, T
         alternatives.push(alternative);
     }
     let rights = if alternatives.is_empty() { "false".to_owned() } else { alternatives.join(" or ") };
-    let code = format!("check if run({{run}}); check if now($n), $n < {{until}}; check if {rights};");
+    holes.insert("from".to_owned(), number(terms.from_ms));
+    let code = format!(
+        "check if run({{run}}); check if now($n), $n >= {{from}}, $n < {{until}}; check if {rights};"
+    );
     (code, holes)
 }
 
@@ -182,6 +236,7 @@ fn label(holder: &Caller, terms: &TokenTerms) -> Result<String, Error> {
         holder: holder.agent.to_string(),
         of: terms.of.clone(),
         run: holder.run.to_string(),
+        from_ms: terms.from_ms,
         until_ms: terms.until_ms,
     };
     serde_json::to_string(&label).map_err(failed)
@@ -232,7 +287,17 @@ impl Tokens for BiscuitTokens {
         if access.now_ms >= until_ms {
             return Err(format!("the token ended at {}", coral_core::rfc3339(until_ms)));
         }
-        let key = key(token, access);
+        let from_ms = read.labels.iter().map(|label| label.from_ms).max().unwrap_or(0);
+        if access.now_ms < from_ms {
+            return Err(format!("the token does not hold before {}", coral_core::rfc3339(from_ms)));
+        }
+        {
+            let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+            if !revoked.is_empty() && read.ids.iter().any(|id| revoked.contains(id)) {
+                return Err("the token was revoked".to_owned());
+            }
+        }
+        let key = (token.clone(), key(&read, access));
         let kept = self.allowed.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
         if kept.is_some_and(|(from, until)| (from..until).contains(&access.now_ms)) {
             return Ok(());
@@ -269,8 +334,8 @@ impl Tokens for BiscuitTokens {
             })?;
         }
         // A holder's own blocks may look at the clock too, so what they allow is not kept: only
-        // blocks made here are known to depend on the time by their end alone.
-        if self.root.is_some() && self.is_ours(&read) {
+        // blocks of the shape made here are known to depend on the time by their beginning and end alone.
+        if read.texts.is_some() {
             let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
             if allowed.len() >= MAX_ANSWERS {
                 allowed.clear();
@@ -281,34 +346,35 @@ impl Tokens for BiscuitTokens {
     }
 }
 
-impl BiscuitTokens {
-    /// Whether every block has the shape of those made here: three conditions and no more.
-    fn is_ours(&self, read: &Read) -> bool {
-        (0..read.biscuit.block_count()).all(|i| {
-            read.biscuit.print_block_source(i).is_ok_and(|code| {
-                code.lines().filter(|line| !line.trim().is_empty()).count() == 3
-                    && code.lines().all(|line| line.trim().is_empty() || line.starts_with("check if "))
-                    && code.matches("now(").count() == 1
-            })
-        })
-    }
-}
-
-fn key(token: &Token, access: &Access<'_>) -> String {
-    let mut key = String::with_capacity(token.0.len() + 128);
+/// Everything that an answer depends on beside the token and the time. Of the directories above a path
+/// those are left out that the token does not speak of, so that one answer serves all files of one.
+fn key(read: &Read, access: &Access<'_>) -> String {
+    let mut key = String::with_capacity(160);
     for part in [
-        token.expose(),
         &access.caller.run,
         access.server,
         access.operation.as_str(),
         access.named.filter(|_| !access.raised).unwrap_or_default(),
     ] {
-        key.push_str(part);
-        key.push('\n');
+        key.push_str(&format!("{} {part}\n", part.len()));
     }
+    let mut places: BTreeSet<String> = BTreeSet::new();
     for path in access.paths {
-        key.push_str(path.relative());
-        key.push('\n');
+        let whole = path.to_string();
+        let Some(texts) = &read.texts else {
+            places.insert(whole);
+            continue;
+        };
+        let mut spoken_of = String::new();
+        let mut dir = Some(whole.as_str());
+        while let Some(now) = dir.filter(|dir| !dir.is_empty()) {
+            if texts.contains(now) {
+                spoken_of.push_str(&format!("{} {now}", now.len()));
+            }
+            dir = now.rsplit_once('/').map(|(above, _)| above);
+        }
+        places.insert(spoken_of);
     }
+    key.push_str(&format!("{places:?}"));
     key
 }

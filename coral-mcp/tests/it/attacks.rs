@@ -206,6 +206,36 @@ async fn a_swap_between_check_and_use() {
     assert!(harmless > 0, "the race was never on");
 }
 
+/// What Git runs is executed, whoever writes it: a look at the repository is enough.
+#[tokio::test]
+async fn a_write_does_not_become_an_execution_by_git() {
+    let desk = Desk::new(PERMISSIONS).await;
+    std::fs::create_dir_all(desk.project().join("src/nested/.git/hooks")).unwrap();
+    std::fs::create_dir_all(desk.project().join("src/plain/deep")).unwrap();
+    for (tool, arguments) in [
+        ("write_file", json!({"path": "src/.git/config", "content": "[core]\nfsmonitor = x"})),
+        ("write_file", json!({"path": "src/.git", "content": "gitdir: elsewhere"})),
+        ("write_file", json!({"path": "src/x/.GIT/hooks/post-checkout", "content": "x"})),
+        ("create_directory", json!({"path": "src/.git"})),
+        ("edit_file", json!({"path": "src/nested/.git/config", "edits": []})),
+        ("move_file", json!({"source": "src/main.rs", "destination": "src/.git/config"})),
+        ("move_file", json!({"source": "src/plain", "destination": "src/.git"})),
+        ("move_file", json!({"source": "src/nested/.git", "destination": "src/g"})),
+        ("move_file", json!({"source": "src/nested", "destination": "src/other"})),
+    ] {
+        let denied = Desk::denied(desk.call(AGENT, &format!("filesystem__{tool}"), arguments.clone()).await);
+        assert!(denied.contains("operation `execute`"), "{tool} {arguments}: {denied}");
+    }
+    assert!(!desk.project().join("src/.git").exists());
+    for (tool, arguments) in [
+        ("list_directory", json!({"path": "src/nested/.git"})),
+        ("write_file", json!({"path": "src/.gitignore", "content": "target"})),
+        ("move_file", json!({"source": "src/plain", "destination": "src/simple"})),
+    ] {
+        Desk::ok(desk.call(AGENT, &format!("filesystem__{tool}"), arguments).await);
+    }
+}
+
 #[tokio::test]
 async fn paths_where_none_are_expected() {
     let desk = Desk::new(PERMISSIONS).await;

@@ -46,6 +46,79 @@ async fn programs_run_in_the_project_and_tell_their_end() {
     assert!(Desk::ok(many).ends_with("[cut off: 134464 more bytes]"));
 }
 
+/// A program reaches what its caller does: neither the rest of the project nor what is refused.
+#[tokio::test]
+async fn a_program_reaches_what_its_caller_may() {
+    let permissions = r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["commands"]
+      operations: ["execute"]
+      paths: ["/project/src"]
+      deny:
+        - paths: ["/project/src/private"]
+        - paths: ["/project/src/key.txt"]
+        - paths: ["/project/src/fixed"]
+          operations: ["write"]
+    boss:
+      mcp_servers: ["commands"]
+      operations: ["execute"]
+      paths: ["/project"]
+  security_policies: [no_system_access]
+servers:
+  commands: { write: ["/project/src"] }
+"#;
+    let levels: &[&str] = if crate::programs::bubblewrap() { &["kernel", "strict"] } else { &["kernel"] };
+    for level in levels {
+        let text = permissions.replace("{ write", &format!("{{ isolation: {level}, write"));
+        let commands = ["cat", "touch", "ls"].into_iter().try_fold(Commands::new(), |c, name| c.allow(name));
+        let desk =
+            Desk::with(&text, |b| b.commands(commands.unwrap()).helper(env!("CARGO_BIN_EXE_coral-jail")))
+                .await;
+        for (path, text) in [("private/a", "HIDDEN"), ("key.txt", "HIDDEN"), ("fixed/b", "seen")] {
+            let path = desk.project().join("src").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let project = desk.project().display().to_string();
+        let run = async |agent: &str, program: &str, path: &str| {
+            let arguments = json!({"program": program, "args": [format!("{project}/{path}")], "cwd": "src"});
+            let output = desk.call(agent, "commands__run", arguments).await.unwrap();
+            assert!(
+                agent == "boss" || !output.content.contains("HIDDEN"),
+                "{level} {path}: {}",
+                output.content
+            );
+            !output.is_error
+        };
+        for path in ["docs/plan.md", "src/private/a", "tests/it.rs"] {
+            assert!(!run("dev", "cat", path).await, "{level} {path}");
+            assert!(run("boss", "cat", path).await, "{level} {path}");
+        }
+        // A file that is hidden is empty, and a directory can't be looked into.
+        run("dev", "cat", "src/key.txt").await;
+        assert!(run("boss", "cat", "src/key.txt").await, "{level}");
+        assert!(run("dev", "cat", "src/main.rs").await && run("dev", "cat", "src/fixed/b").await, "{level}");
+        assert!(
+            run("dev", "touch", "src/new").await && !run("dev", "touch", "src/fixed/new").await,
+            "{level}"
+        );
+        assert!(
+            !run("dev", "touch", "src/private/new").await && !desk.project().join("src/private/new").exists()
+        );
+        assert!(!run("boss", "touch", "docs/new").await, "{level}: the rules of `commands` do not let it");
+    }
+}
+
+/// An argument by which a caller would widen what its program reaches is none.
+#[tokio::test]
+async fn a_caller_does_not_say_what_it_reaches() {
+    let desk = desk().await;
+    let wide = json!({"program": "cat", "args": [], "cwd": "src", "reach": {"read": ["/project"], "write": [], "hidden": [], "frozen": []}});
+    assert_eq!(Desk::fault(desk.call("dev", "commands__run", wide).await), ToolFault::InvalidArguments);
+}
+
 #[tokio::test]
 async fn nothing_in_an_argument_is_run() {
     let desk = desk().await;

@@ -123,5 +123,7 @@ fn the_twin_whose_policy_denies_the_tool_calls_none() {
     let allowed = run(["--scenario", "tools_call"], &[]);
     assert_eq!((allowed.passed, allowed.failed.len()), (1, 0), "{:?}", allowed.failed);
     let denied = run(["--scenario", "tools_call"], &[("CORAL_CONFORMANCE_POLICY", "deny")]);
-    assert_eq!(denied.passed, 0, "the tool was called");
+    // The scenario ran as before, and what it did not see is the call.
+    assert_eq!((denied.passed, denied.failed.len()), (0, 1), "{:?}", denied.failed);
+    assert!(denied.failed.iter().all(|(_, check)| check == "tool-add-numbers"), "{:?}", denied.failed);
 }

@@ -334,3 +334,34 @@ fn policies_that_can_never_match_are_told_with_their_line() {
     let error = Permissions::from_yaml(yaml, "p.yaml").unwrap_err();
     assert!(error.to_string().contains("no attribute of `context` is called `nope`"), "{error}");
 }
+
+/// A decision by the clock is kept for as long as it holds, and no longer.
+#[test]
+fn decisions_by_the_clock_change_with_it() {
+    let permissions = |attribute: &str, limit: u64| {
+        Permissions::new()
+            .with_cedar(
+                &format!(
+                    "permit (principal == Agent::\"dev\", action, resource);\nforbid (principal, action, resource) when {{ context.{attribute} >= {limit} }};"
+                ),
+                "clock.cedar",
+            )
+            .unwrap()
+    };
+    let caller = Caller::agent("dev");
+    let allowed = |engine: &PolicyEngine, now_ms| {
+        engine.decide(&Access::new(&caller, "x", "y", Operation::Read).at_ms(now_ms)).is_allowed()
+    };
+    let by_minute = PolicyEngine::new(permissions("minute", 2)).unwrap();
+    let by_now = PolicyEngine::new(permissions("now", 100)).unwrap();
+    for _ in 0..2 {
+        for (now_ms, expected) in
+            [(0, true), (119_999, true), (120_000, false), (179_999, false), (86_400_000, true)]
+        {
+            assert_eq!(allowed(&by_minute, now_ms), expected, "{now_ms}");
+        }
+        for (now_ms, expected) in [(99, true), (100, false), (98, true)] {
+            assert_eq!(allowed(&by_now, now_ms), expected, "{now_ms}");
+        }
+    }
+}

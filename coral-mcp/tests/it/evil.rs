@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use coral_core::{CallContext, Caller, Error, ErrorKind, ToolCall, ToolFault, ToolOutput, Toolbox};
-use coral_mcp::{Servers, Variables};
+use coral_core::{Approval, CallContext, Caller, Error, ErrorKind, ToolCall, ToolFault, ToolOutput, Toolbox};
+use coral_mcp::{AuditEvent, Servers, Variables};
 use serde_json::json;
 
 use crate::desk::Desk;
@@ -168,7 +168,7 @@ async fn the_environment_is_empty_but_for_what_is_named() {
     let env: std::collections::BTreeMap<String, String> = serde_json::from_str(json).unwrap();
     let names: Vec<&str> =
         env.keys().map(String::as_str).filter(|k| !matches!(*k, "LC_CTYPE" | "PWD")).collect();
-    assert_eq!(names, ["API_KEY", "PATH"]);
+    assert_eq!(names, ["API_KEY", "GIT_CONFIG_COUNT", "GIT_CONFIG_KEY_0", "GIT_CONFIG_VALUE_0", "PATH"]);
     assert_eq!(env["API_KEY"], "[secret]", "secrets are blotted out of results");
     assert!(!Desk::ok(echo(&desk("leak").await, 5_000).await).contains("hunter2"));
 }
@@ -243,9 +243,19 @@ async fn a_tool_that_changes_is_blocked_until_a_person_agrees() {
         let shown = desk.tools.list(&Caller::agent("free")).await.unwrap();
         assert!(shown.iter().all(|t| t.name != "evil__echo" && t.name != "evil__extra"), "{mode}");
         let blocked = desk.tools.blocked_tools("evil").await.unwrap();
-        assert!(blocked.iter().any(|b| b.name == "evil__echo"), "{blocked:?}");
-        desk.tools.approve_tools("evil").await.unwrap();
+        let echoes = blocked.iter().find(|b| b.name == "evil__echo").unwrap();
+        assert!(echoes.before.as_ref().is_some_and(|before| *before != echoes.now), "{echoes:?}");
+        let told = desk.audit.records().into_iter().any(|record| {
+            matches!(record.entry.event, AuditEvent::Blocked { hash, before, now, .. }
+                if hash == echoes.hash && Some(&before) == echoes.before.as_ref() && now == echoes.now)
+        });
+        assert!(told, "{mode}: the audit has both definitions");
+        let other = desk.tools.approve_tool("evil__echo", &"0".repeat(64)).await.unwrap_err();
+        assert!(other.to_string().contains("not what was looked at"), "{other}");
+        desk.tools.approve_tool("evil__echo", &echoes.hash).await.unwrap();
         Desk::ok(echo(&desk, 5_000).await);
+        let blocked = desk.tools.blocked_tools("evil").await.unwrap();
+        assert_eq!(blocked.iter().any(|b| b.name == "evil__extra"), mode == "rug-pull", "{blocked:?}");
     }
 }
 
@@ -258,9 +268,21 @@ async fn pins_outlive_the_process() {
     let second = Desk::with(PERMISSIONS, |b| b.servers(evil("good")).pins(&pins)).await;
     Desk::ok(echo(&second, 5_000).await);
     let third = Desk::with(PERMISSIONS, |b| b.servers(evil("poisoned")).pins(&pins)).await;
+    // It is started with another argument, so it is not even started.
+    let changed = third.tools.changed_server("evil").await.unwrap().unwrap();
+    assert!(third.tools.blocked_tools("evil").await.unwrap_err().to_string().contains("approve_server"));
+    assert!(third.tools.approve_server("evil", &"0".repeat(64)).await.is_err());
+    third.tools.approve_server("evil", &changed).await.unwrap();
     let blocked = third.tools.blocked_tools("evil").await.unwrap();
     assert_eq!(blocked.len(), 1, "{blocked:?}");
     assert!(blocked[0].reason.contains("pinned"));
+    // A file of the first version of pins.
+    let hashes: serde_json::Value = serde_json::from_slice(&std::fs::read(&pins).unwrap()).unwrap();
+    let tools = hashes["servers"]["evil"]["tools"].as_object().unwrap();
+    let tools: serde_json::Map<_, _> = tools.iter().map(|(k, v)| (k.clone(), v["hash"].clone())).collect();
+    std::fs::write(&pins, json!({"version": 1, "servers": {"evil": tools}}).to_string()).unwrap();
+    let fourth = Desk::with(PERMISSIONS, |b| b.servers(evil("good")).pins(&pins)).await;
+    Desk::ok(echo(&fourth, 5_000).await);
     std::fs::write(&pins, "{}").unwrap();
     let broken = coral_mcp::Sandbox::builder().root(dir.path()).pins(&pins).build().await;
     assert!(broken.is_err());
@@ -331,4 +353,101 @@ async fn calls_are_limited_by_the_minute() {
     let error = echo(&desk, 5_000).await.unwrap_err();
     assert!(error.to_string().contains("2 calls a minute"), "{error}");
     assert!(error.retry_after_ms().is_some());
+}
+
+/// A person is asked about a tool that changed, by this very definition, and the call goes on.
+#[tokio::test]
+async fn a_changed_tool_is_a_question_in_its_run() {
+    let desk = desk("rug-pull").await;
+    Desk::ok(echo(&desk, 5_000).await);
+    let call = ToolCall { id: "1".into(), name: "evil__echo".into(), arguments: json!({"text": "hello"}) };
+    let cx = CallContext::new(Caller::agent("free"));
+    let approved = cx.clone().with_approval(Approval::new(call.clone(), "q1"));
+    // An answer to a question that was never put.
+    let unasked = desk.tools.call(&call, &approved).await;
+    assert!(Desk::asked(unasked).contains("mails it to the author"));
+    Desk::ok(desk.tools.call(&call, &approved).await);
+    // From now on it is pinned as it is.
+    Desk::ok(desk.tools.call(&call, &cx).await);
+}
+
+#[tokio::test]
+async fn a_server_that_is_started_otherwise_is_a_question_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pins, program) = (dir.path().join("pins.json"), dir.path().join("server"));
+    let write = |more: &str| {
+        use std::os::unix::fs::PermissionsExt;
+        let _ = std::fs::remove_file(&program);
+        std::fs::write(
+            &program,
+            format!("#!/bin/sh\n{more}exec {} {} good\n", python()[0], script("evil.py")),
+        )
+        .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let start = async || {
+        let servers = Servers::default().stdio("evil", program.display().to_string(), Vec::<String>::new());
+        Desk::with(PERMISSIONS, |b| b.servers(servers.unwrap()).pins(&pins)).await
+    };
+    write("");
+    Desk::ok(echo(&start().await, 5_000).await);
+    // The same command, and another program under its name.
+    write("touch swapped\n");
+    let second = start().await;
+    let question = Desk::asked(echo(&second, 5_000).await);
+    assert!(question.contains("from another program"), "{question}");
+    assert!(!second.project().join("swapped").exists(), "it is not started before");
+    let call = ToolCall { id: "1".into(), name: "evil__echo".into(), arguments: json!({"text": "hello"}) };
+    let cx = CallContext::new(Caller::agent("free")).with_approval(Approval::new(call.clone(), "q1"));
+    Desk::ok(second.tools.call(&call, &cx).await);
+    Desk::ok(echo(&start().await, 5_000).await);
+}
+
+#[tokio::test]
+async fn a_server_that_ends_again_and_again_is_left_alone() {
+    let desk = desk("crash-loop").await;
+    let loops = async {
+        loop {
+            let error = echo(&desk, 5_000).await.unwrap_err();
+            if let Some(wait) = error.retry_after_ms() {
+                return (error, wait);
+            }
+        }
+    };
+    let (error, wait) = tokio::time::timeout(Duration::from_secs(30), loops).await.unwrap();
+    assert!(error.is_transient() && wait > 0 && error.to_string().contains("in a row"), "{error}");
+    assert!(desk.tools.status().await.iter().any(|s| s.name == "evil" && s.failures >= 3));
+}
+
+#[tokio::test]
+async fn a_dead_server_takes_no_tools_of_others_with_it() {
+    let desk = desk("crash").await;
+    let shown = desk.tools.list(&Caller::agent("free")).await.unwrap();
+    assert!(shown.iter().any(|tool| tool.name == "filesystem__read_file"));
+}
+
+/// It answers nothing and reads nothing, so that what is sent fills the pipe.
+#[tokio::test]
+async fn a_deaf_and_a_mute_server_end_the_call_in_time() {
+    let deaf = desk("deaf").await;
+    let arguments = json!({"text": "x".repeat(400_000)});
+    let call = ToolCall { id: "1".into(), name: "evil__echo".into(), arguments };
+    let cx = CallContext::new(Caller::agent("free")).with_timeout_ms(2_000);
+    let ended = tokio::time::timeout(Duration::from_secs(10), deaf.tools.call(&call, &cx)).await.unwrap();
+    assert_eq!(Desk::fault(ended), ToolFault::Timeout);
+    // The wait for the handshake is within the call's time too.
+    let mute = desk("mute").await;
+    let ended = tokio::time::timeout(Duration::from_secs(10), echo(&mute, 1_000)).await.unwrap();
+    assert_eq!(Desk::fault(ended), ToolFault::Timeout);
+}
+
+#[tokio::test]
+async fn an_explanation_knows_limits_and_takes_nothing_from_them() {
+    let limited = PERMISSIONS.replace("  evil:\n    tools:", "  evil:\n    calls_per_minute: 1\n    tools:");
+    let desk = Desk::with(&limited, |b| b.servers(evil("good"))).await;
+    let call = ToolCall { id: "1".into(), name: "evil__echo".into(), arguments: json!({"text": "hello"}) };
+    let explain = async || desk.tools.explain(&call, &Caller::agent("free")).await.unwrap();
+    assert!(explain().await.is_allowed() && explain().await.is_allowed());
+    Desk::ok(echo(&desk, 5_000).await);
+    assert!(explain().await.rule.contains("1 calls a minute"));
 }

@@ -31,6 +31,7 @@ permission_model:
   security_policies: [no_system_access]
 servers:
   probe:
+    project_read: ["/project"]
     read: ["{prefix}", "{servers}"]
     {rules}
 "#
@@ -333,7 +334,15 @@ async fn the_level_is_in_the_audit_and_none_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let build = async |rules: &str, helper: Option<&str>| {
         let servers = Servers::default().stdio("probe", &python()[0], [script("probe.py")]).unwrap();
-        let permissions = Permissions::from_yaml(&permissions(rules), "p.yaml").unwrap();
+        let permissions = permissions(rules);
+        let permissions = match rules {
+            // What narrows a process can't stand beside it.
+            "isolation: none" => {
+                permissions.lines().filter(|line| !line.contains("read:")).collect::<Vec<_>>().join("\n")
+            }
+            _ => permissions,
+        };
+        let permissions = Permissions::from_yaml(&permissions, "p.yaml").unwrap();
         let builder = Sandbox::builder().permissions(permissions).servers(servers).root(dir.path());
         let builder = match helper {
             Some(helper) => builder.helper(helper),

@@ -6,13 +6,16 @@ use serde_json::json;
 
 use crate::desk::Desk;
 
-async fn desk(limits: &str, servers: &str) -> Desk {
-    let text = format!(
+fn permissions(limits: &str, servers: &str) -> String {
+    format!(
         "permission_model:\n  {limits}\n  agents:\n    dev: &all\n      mcp_servers: [filesystem]\n      \
          operations: [read]\n      paths: [/project]\n    qa: *all\n    slow:\n      mcp_servers: [filesystem]\n      \
          operations: [read]\n      paths: [/project]\n      calls_per_minute: 1\n{servers}"
-    );
-    Desk::new(&text).await
+    )
+}
+
+async fn desk(limits: &str, servers: &str) -> Desk {
+    Desk::new(&permissions(limits, servers)).await
 }
 
 async fn read(desk: &Desk, agent: &str, run: &str, project: &str, tool: &str) -> Result<ToolOutput, Error> {
@@ -33,8 +36,19 @@ async fn calls_are_counted_by_run_and_project() {
     assert_eq!(Desk::denied(read("r2", "shop").await), "project `shop` may make 3 calls in all");
     Desk::ok(read("r2", "bank").await);
     assert!(Desk::denied(read("r1", "bank").await).contains("the run may make"));
+    // A run that waits and goes on has used what it used, and so after a restart.
     desk.tools.forget("r1");
-    Desk::ok(read("r1", "bank").await);
+    assert!(Desk::denied(read("r1", "bank").await).contains("the run may make"));
+    let audit = std::sync::Arc::clone(&desk.audit);
+    let again = Desk::with(&permissions("quotas: { calls_per_run: 2, calls_per_project: 3 }", ""), |b| {
+        b.audit(audit)
+    })
+    .await;
+    let read =
+        |run: &'static str, project: &'static str| self::read(&again, "dev", run, project, "read_file");
+    assert!(Desk::denied(read("r1", "bank").await).contains("the run may make"));
+    assert!(Desk::denied(read("r3", "shop").await).contains("project `shop` may make"));
+    Desk::ok(read("r3", "bank").await);
 }
 
 #[tokio::test]

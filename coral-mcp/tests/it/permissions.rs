@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use coral_core::{Approval, CallContext, Caller, Category, ErrorKind, ManualClock, ToolCall, Toolbox};
-use coral_mcp::{Access, AuditEvent, Operation, Permissions, Policy, Verdict};
+use coral_mcp::{Access, AuditEvent, Operation, Permissions, Policy, SecurityPolicy, Verdict};
 use serde_json::json;
 
 use crate::desk::{Desk, PERMISSIONS};
@@ -373,4 +373,63 @@ proptest::proptest! {
         let _ = Permissions::from_yaml(&format!("permission_model:\n  agents:\n    dev:\n      {text}"), "p.yaml");
         let _ = text.parse::<coral_mcp::ProjectPath>();
     }
+}
+
+#[test]
+fn a_refused_program_is_refused_wherever_it_lies() {
+    let text = r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["commands"]
+      operations: ["execute"]
+      paths: ["/project"]
+      deny:
+        - programs: ["rm"]
+"#;
+    let permissions = Permissions::from_yaml(text, "p.yaml").unwrap();
+    let caller = Caller::agent("dev");
+    let decide = |programs: &[&str]| {
+        let programs: Vec<String> = programs.iter().map(|p| (*p).to_owned()).collect();
+        let mut access = Access::new(&caller, "commands", "run", Operation::Execute);
+        access.programs = &programs;
+        let decisions = [permissions.decide(&access)];
+        #[cfg(feature = "cedar")]
+        let decisions = [
+            decisions.into_iter().next().unwrap(),
+            coral_mcp::PolicyEngine::new(permissions.clone()).unwrap().decide(&access),
+        ];
+        decisions.iter().all(coral_mcp::Decision::is_allowed)
+    };
+    assert!(decide(&["ls"]) && decide(&["/bin/ls"]) && decide(&["rmdir"]));
+    for programs in [&["rm"][..], &["/bin/rm"], &["sudo", "rm"], &["sudo", "/usr/bin/rm"]] {
+        assert!(!decide(programs), "{programs:?}");
+    }
+}
+
+#[test]
+fn the_hash_of_a_document_is_of_all_of_it() {
+    let plain = Permissions::new();
+    let strict = Permissions::new().enforce(SecurityPolicy::NoSystemAccess);
+    assert_ne!(plain.digest(), strict.digest());
+    assert_ne!(strict.digest(), strict.enforce(SecurityPolicy::TimeBoundTokens).digest());
+}
+
+#[test]
+fn what_narrows_a_process_is_not_written_where_nothing_does() {
+    let text = |rules: &str| {
+        format!("permission_model:\n  agents: {{}}\nservers:\n  x: {{ isolation: none, {rules} }}\n")
+    };
+    for rules in [
+        "network: false",
+        "network: [\"a.example\"]",
+        "read: [\"/opt/x\"]",
+        "write: [\"/project\"]",
+        "memory_mib: 5",
+        "processes: 5",
+    ] {
+        let error = Permissions::from_yaml(&text(rules), "p.yaml").unwrap_err();
+        assert!(error.to_string().contains("holds only where the process is isolated"), "{rules}: {error}");
+    }
+    Permissions::from_yaml(&text("network: true"), "p.yaml").unwrap();
 }

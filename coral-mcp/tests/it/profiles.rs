@@ -187,12 +187,93 @@ fn operations_that_people_expect_are_named() {
         )
     };
     Permissions::from_yaml(&text(ops), "p.yaml").unwrap();
-    for (op, words) in [
-        ("compose_up_down", "docker compose"),
-        ("backup_restore", "pg_dump"),
-        ("create_pul_request", "did you mean `create_pull_request`?"),
-    ] {
-        let error = Permissions::from_yaml(&text(op), "p.yaml").unwrap_err();
-        assert!(error.to_string().contains(words), "{error}");
+    Permissions::from_yaml(&text("compose_up_down, backup_restore"), "p.yaml").unwrap();
+    let error = Permissions::from_yaml(&text("create_pul_request"), "p.yaml").unwrap_err();
+    assert!(error.to_string().contains("did you mean `create_pull_request`?"), "{error}");
+}
+
+/// A server of the embedder's own, by its own profile, whose operation the permission file names.
+#[tokio::test]
+async fn a_server_in_this_process_goes_by_a_profile_of_ones_own() {
+    let profile = Profile::from_yaml(
+        "name: stock\ntools:\n  look: { operation: read, named: look_up_stock, effect: pure }\n  sell: { operation: write, named: sell_stock }\n",
+        "stock.yaml",
+    )
+    .unwrap();
+    let text = "permission_model:\n  agents:\n    dev: { mcp_servers: [stock], operations: [look_up_stock], paths: [] }\n";
+    assert!(Permissions::from_yaml(text, "p.yaml").is_err(), "nobody knows the operation yet");
+    let permissions = Permissions::from_yaml_with(text, "p.yaml", std::slice::from_ref(&profile)).unwrap();
+    let server = || {
+        let (ours, theirs) = tokio::io::duplex(4_096);
+        tokio::spawn(stock(theirs));
+        ours
+    };
+    let tools = coral_mcp::Sandbox::builder()
+        .permissions(permissions)
+        .profile(profile)
+        .in_process("stock", server)
+        .build()
+        .await
+        .unwrap();
+    let caller = coral_core::Caller::agent("dev");
+    let shown = coral_core::Toolbox::list(&tools, &caller).await.unwrap();
+    assert_eq!(shown.iter().map(|tool| tool.name.as_str()).collect::<Vec<_>>(), ["stock__look"]);
+    let call = |name: &str| coral_core::ToolCall {
+        id: "1".into(),
+        name: name.into(),
+        arguments: serde_json::json!({}),
+    };
+    let cx = coral_core::CallContext::new(caller);
+    let said = coral_core::Toolbox::call(&tools, &call("stock__look"), &cx).await.unwrap();
+    assert!(
+        said.content.contains("seven left") && said.content.contains("not instructions"),
+        "{}",
+        said.content
+    );
+    assert!(coral_core::Toolbox::call(&tools, &call("stock__sell"), &cx).await.is_err());
+}
+
+/// Speaks the protocol by hand.
+async fn stock(stream: tokio::io::DuplexStream) {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    let (reads, mut writes) = tokio::io::split(stream);
+    let mut lines = BufReader::new(reads).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let message: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let Some(id) = message.get("id") else { continue };
+        let schema = serde_json::json!({"type": "object", "properties": {}});
+        let answer = match message["method"].as_str() {
+            Some("initialize") => serde_json::json!({"result": {
+                "protocolVersion": message["params"]["protocolVersion"], "capabilities": {"tools": {}},
+                "serverInfo": {"name": "stock", "version": "1"},
+            }}),
+            Some("tools/list") => serde_json::json!({"result": {"tools": [
+                {"name": "look", "inputSchema": schema}, {"name": "sell", "inputSchema": schema},
+            ]}}),
+            Some("tools/call") => {
+                serde_json::json!({"result": {"content": [{"type": "text", "text": "seven left"}]}})
+            }
+            _ => serde_json::json!({"error": {"code": -32601, "message": "no such method"}}),
+        };
+        let mut answer = answer;
+        answer["jsonrpc"] = "2.0".into();
+        answer["id"] = id.clone();
+        writes.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
     }
+}
+
+/// What no tool of a public server does is named by the first words of a command.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn commands_are_named_by_their_first_words() {
+    let text = "permission_model:\n  agents:\n    dev: { mcp_servers: [commands], operations: [backup_restore], paths: [/project] }\n  security_policies: [no_system_access]\n";
+    let commands = coral_mcp::Commands::new().allow_at("pg_dump", "/bin/true").allow_at("psql", "/bin/true");
+    let desk =
+        crate::desk::Desk::with(text, |b| b.commands(commands).helper(env!("CARGO_BIN_EXE_coral-jail")))
+            .await;
+    let run = |program: &'static str| {
+        desk.call("dev", "commands__run", serde_json::json!({"program": program, "args": ["shop"]}))
+    };
+    crate::desk::Desk::ok(run("pg_dump").await);
+    assert!(crate::desk::Desk::denied(run("psql").await).contains("operation `execute`"));
 }

@@ -35,7 +35,7 @@ permission_model:
       paths: ["/project/src"]
   security_policies: [no_system_access, audit_all_operations]
 servers:
-  files: {{ profile: filesystem, write: ["/project/src"], {read} }}
+  files: {{ profile: filesystem, write: ["/project/src"], project_read: ["/project"], {read} }}
   everything: {{ {read} }}
   memory: {{ write: ["/project/db"], {read} }}
   git: {{ write: ["/project/src"], {read} }}

@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    AgentSpec, Brief, CallContext, ChatModel, ChatRequest, ChatResponse, Error, GraphData, Message, Part,
-    Program, PromptAgent, PromptTemplate, Runner, StartOptions, StepData, StepKind, StopReason, Team,
-    ToolCall,
+    AgentSpec, ApprovalAnswer, Brief, CallContext, ChatModel, ChatRequest, ChatResponse, Error, Event,
+    GraphData, Message, Part, Program, PromptAgent, PromptTemplate, Runner, StartOptions, StepData, StepKind,
+    StopReason, Team, ToolCall,
 };
 use coral_mcp::{AuditEvent, AuditRecord, MemoryAudit, Permissions, Sandbox, SandboxBuilder, Verdict};
 use serde_json::Value;
@@ -126,8 +126,19 @@ impl Scene {
         let brief = Brief { project: "demo".into(), text: text.into(), ..Default::default() };
         let options = StartOptions::new().id(RUN);
         let run = runner.start_with(&program, brief, options).await.unwrap();
-        let ended = tokio::time::timeout(Duration::from_secs(60), run.output()).await;
-        assert!(ended.is_ok(), "the run does not end");
+        // A person who is asked says no.
+        let refuse = async {
+            let mut events = run.events(1);
+            while let Some(record) = events.next().await {
+                if let Event::QuestionAsked { question, .. } = record.unwrap().event {
+                    let no = ApprovalAnswer { approved: false, reason: None };
+                    run.answer(&question.id, no, "ann").await.unwrap();
+                }
+            }
+        };
+        let ended =
+            tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(run.output(), refuse) });
+        assert!(ended.await.is_ok(), "the run does not end");
     }
 
     fn project(&self) -> PathBuf {
@@ -163,6 +174,15 @@ impl Scene {
     fn refused(&self, tool: &str) -> Vec<String> {
         let rule = |record: AuditRecord| match record.entry.event {
             AuditEvent::Decided { verdict: Verdict::Deny, rule, .. } => Some(rule),
+            _ => None,
+        };
+        self.records(tool).into_iter().filter_map(rule).collect()
+    }
+
+    /// How often the audit tells that a person was asked about a call of `tool`.
+    fn asked(&self, tool: &str) -> Vec<String> {
+        let rule = |record: AuditRecord| match record.entry.event {
+            AuditEvent::Decided { verdict: Verdict::Ask, rule, .. } => Some(rule),
             _ => None,
         };
         self.records(tool).into_iter().filter_map(rule).collect()

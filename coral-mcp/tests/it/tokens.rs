@@ -20,7 +20,7 @@ fn terms(of: &str, servers: &[&str], operations: &[Operation], paths: &[&str], u
         named: Vec::new(),
         paths: paths.iter().map(|path| path.parse().unwrap()).collect(),
     };
-    TokenTerms { of: of.to_owned(), rights: vec![right], until_ms }
+    TokenTerms { of: of.to_owned(), rights: vec![right], from_ms: 0, until_ms }
 }
 
 /// What the token says to `agent` in `run` at `now_ms`.
@@ -278,4 +278,97 @@ async fn agents_in_a_circle_keep_what_they_share() {
     assert!(token.expose().len() < 4_000, "a loop does not make tokens grow");
     desk.tools.forget("r");
     assert_eq!(may(&desk, &a, "src/main.rs").await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_run_that_waits_goes_on_with_the_token_that_it_had() {
+    let tokens = BiscuitTokens::generate();
+    let agent = Caller { run: "r".into(), ..Caller::agent("backend_developer") };
+    let look = terms("backend_developer", &["filesystem"], &[Operation::Read], &["/project"], u64::MAX / 2);
+    let token = tokens.issue(&agent, &look).unwrap();
+    let desk = Desk::with(PERMISSIONS, |b| b.tokens(tokens)).await;
+    desk.tools.present(&agent, token).unwrap();
+    let call = coral_core::ToolCall {
+        id: "1".into(),
+        name: "filesystem__write_file".into(),
+        arguments: json!({"path": "src/x", "content": "x"}),
+    };
+    let cx = coral_core::CallContext::new(agent);
+    let write = async || desk.tools.call(&call, &cx).await;
+    assert!(Desk::denied(write().await).contains("the token does not allow"));
+    desk.tools.forget("r");
+    assert!(Desk::denied(write().await).contains("the token does not allow"), "it did not widen");
+}
+
+#[tokio::test]
+async fn nobody_acts_without_a_token_where_one_is_required() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let tokens = || BiscuitTokens::open(&key).unwrap();
+    let developer = Caller::agent("backend_developer");
+    let all = terms("backend_developer", &["*"], &Operation::ALL, &["/project"], u64::MAX / 2);
+    let token = tokens().issue(&developer, &all).unwrap();
+    // As after a restart: the key is the same, and what was presented is not known any more.
+    let desk = Desk::with(PERMISSIONS, |b| b.tokens(tokens()).require_tokens()).await;
+    let read = async || {
+        desk.call("backend_developer", "filesystem__read_file", json!({"path": "src/main.rs"})).await
+    };
+    assert!(Desk::denied(read().await).contains("nobody acts without one"));
+    desk.tools.present(&developer, token).unwrap();
+    Desk::ok(read().await);
+}
+
+#[test]
+fn tokens_that_do_not_hold_yet_or_were_revoked_are_refused() {
+    let tokens = BiscuitTokens::generate();
+    let (parent, child) = (Caller::agent("a"), Caller::agent("b"));
+    let all = |of: &str, from_ms| TokenTerms {
+        from_ms,
+        ..terms(of, &["*"], &Operation::ALL, &["/project"], 9_000)
+    };
+    let token = tokens.issue(&parent, &all("a", 1_000)).unwrap();
+    let narrowed = tokens.narrow(&token, &child, &all("b", 0)).unwrap();
+    let check = |tokens: &BiscuitTokens, token, caller, now_ms| {
+        tokens.check(token, &Access::new(caller, "s", "t", Operation::Read).at_ms(now_ms))
+    };
+    assert!(check(&tokens, &token, &parent, 999).unwrap_err().contains("does not hold before"));
+    assert!(check(&tokens, &narrowed, &child, 999).is_err());
+    assert!(
+        check(&tokens, &token, &parent, 1_000).is_ok() && check(&tokens, &narrowed, &child, 1_000).is_ok()
+    );
+    // What is narrowed goes with what it was made from, and not the other way.
+    let elsewhere = BiscuitTokens::verifier(&tokens.public_key()).unwrap();
+    elsewhere.revoke(tokens.revocation_id(&narrowed).unwrap());
+    assert!(check(&elsewhere, &narrowed, &child, 1_000).unwrap_err().contains("revoked"));
+    assert!(check(&elsewhere, &token, &parent, 1_000).is_ok());
+    tokens.revoke(tokens.revocation_id(&token).unwrap());
+    assert!(
+        check(&tokens, &narrowed, &child, 1_000).is_err() && check(&tokens, &token, &parent, 1_000).is_err()
+    );
+}
+
+/// An answer that is kept for one file of a directory serves no other directory.
+#[test]
+fn answers_are_kept_by_directory_and_no_further() {
+    let tokens = BiscuitTokens::generate();
+    let caller = Caller::agent("a");
+    let token = tokens
+        .issue(
+            &caller,
+            &terms("a", &["files"], &[Operation::Read], &["/project/src", "/project/src/deep"], 9_000),
+        )
+        .unwrap();
+    let check = |server: &str, operation, path: &str| {
+        let paths = [path.parse().unwrap()];
+        tokens.check(&token, &Access::new(&caller, server, "t", operation).on(&paths)).is_ok()
+    };
+    for _ in 0..2 {
+        for path in ["src/a", "src/b", "src/deep/c", "src"] {
+            assert!(check("files", Operation::Read, path), "{path}");
+        }
+        for path in ["docs/a", "srcx/a", ""] {
+            assert!(!check("files", Operation::Read, path), "{path}");
+        }
+        assert!(!check("files", Operation::Write, "src/a") && !check("other", Operation::Read, "src/a"));
+    }
 }

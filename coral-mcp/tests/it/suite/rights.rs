@@ -62,7 +62,7 @@ async fn expired_grants() {
 
 #[cfg(feature = "tokens")]
 fn terms(right: TokenRight, until_ms: u64) -> TokenTerms {
-    TokenTerms { of: "dev".to_owned(), rights: vec![right], until_ms }
+    TokenTerms { of: "dev".to_owned(), rights: vec![right], from_ms: 0, until_ms }
 }
 
 #[cfg(feature = "tokens")]

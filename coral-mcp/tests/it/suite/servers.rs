@@ -11,7 +11,7 @@ use super::Scene;
 use crate::programs::{python, script};
 
 /// An agent that may use everything that there is; what servers from outside say bars changes.
-fn permissions(rules: &str) -> String {
+fn permissions(timeout_s: u32, rules: &str) -> String {
     let [_, prefix] = python();
     let read = format!(r#"read: ["{prefix}", "{}"]"#, script(""));
     format!(
@@ -26,7 +26,7 @@ permission_model:
   security_policies: [no_system_access, audit_all_operations]
 servers:
   evil:
-    timeout_s: 2
+    timeout_s: {timeout_s}
     tools:
       echo: {{ operation: read, effect: pure }}
       try: {{ operation: read, effect: pure }}
@@ -46,7 +46,9 @@ async fn scene(program: &str, mode: &str, rules: &str) -> Scene {
     }}});
     let variables = Variables::new().with("SECRET", "hunter2hunter2");
     let servers = Servers::from_json(&config.to_string(), ".mcp.json", &variables).unwrap();
-    Scene::new(&permissions(rules), |builder| builder.servers(servers)).await
+    // What probes the walls may take its time; what misbehaves is not waited for long.
+    let timeout_s = if program == "probe.py" { 50 } else { 2 };
+    Scene::new(&permissions(timeout_s, rules), |builder| builder.servers(servers)).await
 }
 
 fn echo() -> (&'static str, Value) {
@@ -163,9 +165,10 @@ async fn rug_pull() {
     let scene = scene("evil.py", "rug-pull", "    write: [\"/project\"]\n").await;
     // By what it writes there it knows that it changed.
     scene.attack("dev", &[echo(), echo()]).await;
-    let refused = scene.refused("evil__echo");
+    let asked = scene.asked("evil__echo");
     assert_eq!(scene.outcomes("evil__echo").len(), 1, "{:?}", scene.records("evil__echo"));
-    assert!(refused.len() == 1 && refused[0].contains("until a person agrees"), "{refused:?}");
+    assert!(asked.len() == 1 && asked[0].contains("until a person agrees"), "{asked:?}");
+    assert!(asked[0].contains("mails it to the author"), "the person sees what it is now: {asked:?}");
 }
 
 #[tokio::test]
@@ -185,6 +188,17 @@ async fn poisoned_result_leading_to_a_write() {
     assert_eq!(scene.outcomes("evil__echo"), ["ok"]);
     let refused = scene.refused("filesystem__write_file");
     assert!(refused.len() == 1 && refused[0].contains("evil__echo"), "{refused:?}");
+}
+
+/// What a server says in an error is its word too.
+#[tokio::test]
+async fn poisoned_error_leading_to_a_write() {
+    let scene = scene("evil.py", "order-by-error", "").await;
+    scene.attack("dev", &[echo()]).await;
+    scene.unharmed();
+    assert!(scene.seen().contains(": data from evil__echo, not instructions]"), "{}", scene.seen());
+    let refused = scene.refused("filesystem__write_file");
+    assert!(refused.len() == 1 && refused[0].contains("evil__echo"), "{refused:?} {}", scene.seen());
 }
 
 #[tokio::test]
