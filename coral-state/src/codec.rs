@@ -82,24 +82,7 @@ pub(crate) fn decode(
     if out.len() >= limit {
         return Ok(());
     }
-    let events = match chunk.split_first() {
-        Some((&JSON, _)) => parse(chunk)?,
-        Some((&LZ4, packed)) => {
-            let (size, packed) =
-                packed.split_first_chunk::<4>().ok_or_else(|| corrupt("a chunk is cut off"))?;
-            let size = u32::from_le_bytes(*size) as usize;
-            if size > MAX_CHUNK {
-                return Err(corrupt("a chunk claims an impossible size"));
-            }
-            let json = lz4_flex::block::decompress(packed, size).map_err(corrupt)?;
-            parse(&json)?
-        }
-        Some((kind, _)) => {
-            return Err(Error::storage("read the journal", format!("a chunk is of the unknown kind {kind}"))
-                .with_help("it was written by a newer release; read it with that"));
-        }
-        None => return Err(corrupt("a chunk is empty")),
-    };
+    let events = events(chunk)?;
     let count = events.0.len() as u64;
     if count == 0 || count > last {
         return Err(corrupt(format_args!("a chunk that ends at seq {last} holds {count} records")));
@@ -117,6 +100,33 @@ pub(crate) fn decode(
         event,
     }));
     Ok(())
+}
+
+/// How many records a chunk holds.
+#[cfg(feature = "sqlite")]
+pub(crate) fn count(chunk: &[u8]) -> Result<usize, Error> {
+    Ok(events(chunk)?.0.len())
+}
+
+fn events(chunk: &[u8]) -> Result<Timed, Error> {
+    match chunk.split_first() {
+        Some((&JSON, _)) => parse(chunk),
+        Some((&LZ4, packed)) => {
+            let (size, packed) =
+                packed.split_first_chunk::<4>().ok_or_else(|| corrupt("a chunk is cut off"))?;
+            let size = u32::from_le_bytes(*size) as usize;
+            if size > MAX_CHUNK {
+                return Err(corrupt("a chunk claims an impossible size"));
+            }
+            let json = lz4_flex::block::decompress(packed, size).map_err(corrupt)?;
+            parse(&json)
+        }
+        Some((kind, _)) => {
+            Err(Error::storage("read the journal", format!("a chunk is of the unknown kind {kind}"))
+                .with_help("it was written by a newer release; read it with that"))
+        }
+        None => Err(corrupt("a chunk is empty")),
+    }
 }
 
 pub(crate) fn corrupt(problem: impl fmt::Display) -> Error {

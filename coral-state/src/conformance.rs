@@ -88,6 +88,12 @@ pub trait Backend: Send + Sync + Sized + 'static {
     }
 }
 
+/// Says that a check did not apply: a pass that shows nothing must not look like one that does.
+#[expect(clippy::print_stderr, reason = "a test's output is where it is looked for")]
+fn skipped(why: &str) {
+    eprintln!("did not apply: {why}");
+}
+
 /// Names every check once: for the macro that tests are made by, and for finding it by name.
 macro_rules! checks {
     ($dollar:tt $($name:ident $doc:literal,)*) => {
@@ -126,6 +132,7 @@ macro_rules! checks {
 
 checks! { $
     begins_empty "A run that nobody began has no head and no records.",
+    begins_a_run_once "A run begins with its first records, once, and its holder is left alone by who comes later.",
     appends_in_order "Records come back in order, numbered from 1.",
     keeps_events_exactly "Every kind of event comes back as it was.",
     reads_from_and_up_to "Reading starts at a seq and stops at a limit.",

@@ -387,6 +387,12 @@ impl Tokens {
         let mac = hmac_sha256::HMAC::mac([field.as_bytes(), b"\0", word.as_bytes()].concat(), &self.0[..]);
         mac.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
     }
+
+    /// What stands for a name, as long as a SHA-256 in hexadecimal.
+    pub(crate) fn name_of(&self, name: &str) -> String {
+        let mac = hmac_sha256::HMAC::mac([b"name\0", name.as_bytes()].concat(), &self.0[..]);
+        mac.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 fn about_sealed(count: u32, key: u32, about: &[u8]) -> Vec<u8> {

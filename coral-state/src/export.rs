@@ -3,12 +3,17 @@
 mod report;
 mod yaml;
 
-use coral_core::{Error, ErrorKind, Event, Record, RunFilter};
+use std::collections::BTreeSet;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use coral_core::{BlobRef, Blobs, Error, ErrorKind, Event, Record, RunFilter};
 use serde::{Deserialize, Serialize};
 
+use crate::garbage::BlobSweep;
 use crate::ledger::{View, check_id, is_ledger};
 use crate::projects::Projects;
-use crate::views::{ProjectState, WorkflowState};
+use crate::views::{ProjectState, SessionState, WorkflowState};
 
 /// The version of [`Archive`]'s format.
 const FORMAT: u32 = 1;
@@ -24,8 +29,29 @@ pub struct Archive {
     pub format: u32,
     /// The project's id.
     pub project: String,
-    /// The journals, the project's own first, then its runs by id.
+    /// The journals, the project's own first, then its runs and sessions by id.
     pub journals: Vec<ArchivedJournal>,
+    /// Its blobs, where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<ArchivedBlob>,
+}
+
+/// One blob of an [`Archive`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct ArchivedBlob {
+    /// Its name: the SHA-256 of what it holds.
+    pub sha256: String,
+    /// What it holds, base64.
+    pub data: String,
+}
+
+impl ArchivedBlob {
+    /// What it holds, if that is what the name says.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        let bytes = BASE64_STANDARD.decode(&self.data).ok()?;
+        (BlobRef::of(&bytes).sha256 == self.sha256).then_some(bytes)
+    }
 }
 
 /// One journal of an [`Archive`].
@@ -51,7 +77,8 @@ pub struct Imported {
 }
 
 impl Projects {
-    /// All that is kept of a project.
+    /// All that journals keep of a project: its own, its runs' and its sessions'. What lies in a blob store
+    /// [`export_with`](Self::export_with) adds.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); those of the journal.
@@ -65,7 +92,7 @@ impl Projects {
                 .runs(&filter)
                 .await?
                 .into_iter()
-                .filter(|head| !is_ledger(head))
+                .filter(|head| !is_ledger(head) || head.run.starts_with(SessionState::PREFIX))
                 .map(|head| head.run),
         );
         let mut journals = Vec::new();
@@ -76,7 +103,44 @@ impl Projects {
             }
             journals.push(ArchivedJournal { run, records });
         }
-        Ok(Archive { format: FORMAT, project: id.to_owned(), journals })
+        Ok(Archive { format: FORMAT, project: id.to_owned(), journals, blobs: Vec::new() })
+    }
+
+    /// The same with the blobs of the project, or, of a store of blobs of no project, those that its
+    /// records name.
+    ///
+    /// # Errors
+    /// As [`export`](Self::export), and those of the blob store.
+    pub async fn export_with(&self, id: &str, blobs: &impl BlobSweep) -> Result<Archive, Error> {
+        let mut archive = self.export(id).await?;
+        let mut stored = blobs.older_than(u64::MAX).await?;
+        if blobs.project() != id {
+            let text = serde_json::to_string(&archive.journals)
+                .map_err(|e| Error::invalid("archive", e.to_string()))?;
+            stored.retain(|blob| text.contains(&*blob.sha256));
+        }
+        stored.sort_by(|a, b| a.sha256.cmp(&b.sha256));
+        for blob in stored {
+            // One that was swept since then is not missed.
+            if let Some(bytes) = blobs.get(&blob).await? {
+                let data = BASE64_STANDARD.encode(&bytes);
+                archive.blobs.push(ArchivedBlob { sha256: blob.sha256, data });
+            }
+        }
+        Ok(archive)
+    }
+
+    /// Puts back what [`export_with`](Self::export_with) took: the blobs into `blobs`, then the journals that
+    /// name them.
+    ///
+    /// # Errors
+    /// As [`import`](Self::import), and those of the blob store.
+    pub async fn import_with(&self, archive: &Archive, blobs: &impl Blobs) -> Result<Imported, Error> {
+        archive.check()?;
+        for blob in &archive.blobs {
+            blobs.put(&blob.bytes().unwrap_or_default()).await?;
+        }
+        self.import(archive).await
     }
 
     /// Puts back what was exported, under the same ids. What is there already must be the same as
@@ -151,15 +215,24 @@ impl Archive {
         Ok(yaml::write(&value))
     }
 
-    /// The same without personal data: every text in every record is replaced, the steps' names,
-    /// times and costs stay. Not for putting back.
+    /// The same without personal data: every text in every record is replaced, and the numbers and keys
+    /// in what agents were given and gave. Times, costs and the like stay; blobs are left out. Not for
+    /// putting back.
     ///
     /// # Errors
     /// [`Invalid`](ErrorKind::Invalid) if a value can't be JSON.
     #[cfg(feature = "privacy")]
     pub fn anonymized(&self, anonymizer: &crate::privacy::Anonymizer) -> Result<Self, Error> {
-        let bad = |e: serde_json::Error| Error::invalid("archive", e.to_string());
-        serde_json::from_value(anonymizer.value(serde_json::to_value(self).map_err(bad)?)).map_err(bad)
+        let mut archive = self.clone();
+        archive.project = anonymizer.text(&self.project);
+        archive.blobs.clear();
+        for journal in &mut archive.journals {
+            journal.run = anonymizer.text(&journal.run);
+            for record in &mut journal.records {
+                record.event = anonymizer.data(&record.event)?;
+            }
+        }
+        Ok(archive)
     }
 
     /// A report in Markdown.
@@ -194,7 +267,7 @@ impl Archive {
     fn runs(&self) -> Vec<WorkflowState> {
         self.journals
             .iter()
-            .skip(1)
+            .filter(|journal| !journal.run.contains(':'))
             .map(|journal| {
                 let mut state = WorkflowState::new(&*journal.run);
                 journal.records.iter().for_each(|record| state.apply(record));
@@ -212,8 +285,17 @@ impl Archive {
         check_id("project", &self.project)?;
         let own = format!("{}{}", ProjectState::PREFIX, self.project);
         let mut problems = Vec::new();
+        let mut seen = BTreeSet::new();
         for (place, ArchivedJournal { run, records }) in self.journals.iter().enumerate() {
-            if (place == 0) != (*run == own) || (place > 0 && run.contains(':')) {
+            if !seen.insert(run) {
+                problems.push(format!("`{run}` is there twice"));
+            }
+            let begins = |record: &Record| matches!(record.event, Event::RunStarted { .. });
+            if let Some(record) = records.iter().skip(1).find(|record| begins(record)) {
+                problems.push(format!("`{run}` begins again at seq {}", record.seq));
+            }
+            let beside = run.strip_prefix(SessionState::PREFIX).unwrap_or(run);
+            if (place == 0) != (*run == own) || (place > 0 && beside.contains(':')) {
                 problems.push(format!("`{run}` is not where it belongs"));
             }
             let project = match records.first().map(|record| &record.event) {
@@ -226,6 +308,9 @@ impl Archive {
             if records.iter().zip(1..).any(|(record, seq)| record.seq != seq) {
                 problems.push(format!("records of `{run}` are missing"));
             }
+        }
+        for blob in self.blobs.iter().filter(|blob| blob.bytes().is_none()) {
+            problems.push(format!("blob `{}` is not what its name says", blob.sha256));
         }
         if self.journals.is_empty() {
             problems.push("it is empty".into());

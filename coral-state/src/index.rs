@@ -28,7 +28,7 @@ pub struct RunSummary {
     pub head: RunHead,
     /// The phase at work; may be empty.
     pub phase: Arc<str>,
-    /// The agents of its steps.
+    /// The agents of its steps, and of the steps within them.
     pub agents: BTreeSet<Arc<str>>,
     /// Its tags; see [`WorkflowState::tags`].
     pub tags: BTreeSet<String>,
@@ -58,12 +58,7 @@ impl RunSummary {
         RunSummary {
             head: head.clone(),
             phase: state.current_phase().cloned().unwrap_or_default(),
-            agents: state
-                .steps
-                .iter()
-                .map(|step| step.agent.clone())
-                .filter(|agent| !agent.is_empty())
-                .collect(),
+            agents: state.steps.iter().flat_map(|step| step.agents.iter().cloned()).collect(),
             tags: state.tags().into_iter().map(str::to_owned).collect(),
             done: progress.done,
             total: progress.total,
@@ -137,7 +132,7 @@ pub struct RunQuery {
     pub status: Option<RunStatus>,
     /// Only runs in this phase.
     pub phase: Option<String>,
-    /// Only runs in which this agent has a step.
+    /// Only runs in which this agent has a step, at any depth.
     pub agent: Option<String>,
     /// Only runs with this tag.
     pub tag: Option<String>,
@@ -234,6 +229,29 @@ pub struct RunPage {
     pub exact: bool,
 }
 
+/// What refreshing an index did.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Refreshed {
+    /// Runs whose line was made, changed or taken out.
+    pub changed: usize,
+    /// Runs that could not be folded, and why: their journals are damaged or hold what the store's index
+    /// can't. They stay as they were in the index, and are tried again with the next refresh.
+    pub skipped: Vec<(String, Error)>,
+}
+
+impl Refreshed {
+    /// Notes that a run could not be folded, unless the store is in trouble rather than the run.
+    pub(crate) fn skip(&mut self, run: &str, error: Error) -> Result<(), Error> {
+        if error.is_transient() {
+            return Err(error);
+        }
+        tracing::warn!(run, %error, "a run is left out of the index");
+        self.skipped.push((run.to_owned(), error));
+        Ok(())
+    }
+}
+
 /// An index of all runs of a journal, folded from it and held in memory.
 ///
 /// [`refresh`](RunIndex::refresh) folds in what is new; [`query`](RunIndex::query) answers from
@@ -252,8 +270,9 @@ pub struct RunPage {
 /// ```
 pub struct RunIndex {
     journal: Arc<dyn Journal>,
-    /// One refresh at a time; runs that are not over are folded on from where they were.
-    open: tokio::sync::Mutex<HashMap<String, WorkflowState>>,
+    /// One refresh at a time; runs that are not over are folded on from where they were, as long as
+    /// their revision stays.
+    open: tokio::sync::Mutex<HashMap<String, (u64, WorkflowState)>>,
     known: RwLock<Known>,
 }
 
@@ -312,11 +331,11 @@ impl RunIndex {
         RunIndex { journal: Arc::new(journal), open: Default::default(), known: RwLock::default() }
     }
 
-    /// Folds in what the journal has gained, and drops what it has lost; says how many runs changed.
+    /// Folds in what the journal has gained, and drops what it has lost.
     ///
     /// # Errors
-    /// Those of the journal; what was folded before it failed stays.
-    pub async fn refresh(&self) -> Result<usize, Error> {
+    /// Those of the journal that are not one run's alone; what was folded before stays.
+    pub async fn refresh(&self) -> Result<Refreshed, Error> {
         let mut open = self.open.lock().await;
         let heads = self.journal.runs(&RunFilter::default()).await?;
         let stale: Vec<RunHead> = {
@@ -324,26 +343,37 @@ impl RunIndex {
             let fresh = |head: &RunHead| known.runs.get(&head.run).is_some_and(|run| run.head == *head);
             heads.iter().filter(|head| !is_ledger(head) && !fresh(head)).cloned().collect()
         };
-        let mut changed = self.drop_lost(&heads);
+        let mut refreshed = Refreshed { changed: self.drop_lost(&heads), skipped: Vec::new() };
+        open.retain(|run, _| heads.binary_search_by(|head| head.run.as_str().cmp(run)).is_ok());
         for head in stale {
-            let mut state = open.remove(&head.run).unwrap_or_else(|| WorkflowState::new(&*head.run));
-            if state.last_seq > head.last_seq {
-                state = WorkflowState::new(&*head.run);
-            }
+            // What was folded under another revision, or of a run that began anew, says nothing of this one.
+            let begun = open.remove(&head.run).filter(|(revision, state)| {
+                (*revision, state.started_at_ms) == (head.revision, head.started_at_ms)
+                    && state.last_seq <= head.last_seq
+            });
+            let mut state = begun.map_or_else(|| WorkflowState::new(&*head.run), |(_, state)| state);
             match state.advance(&self.journal).await {
                 Ok(()) => {}
                 // Its head is all that is left of it.
                 Err(error) if is_erased(&error) => state = WorkflowState::new(&*head.run),
-                Err(error) => return Err(error),
+                Err(error) => {
+                    refreshed.skip(&head.run, error)?;
+                    continue;
+                }
+            }
+            let now = self.journal.head(&head.run).await?;
+            if now.is_none_or(|now| now.revision != head.revision) {
+                // It was rewritten or removed while it was read: the next refresh finds it as it is.
+                continue;
             }
             let summary = RunSummary::of(&head, &state);
             self.known.write().unwrap_or_else(PoisonError::into_inner).put(summary);
             if head.status == RunStatus::Running {
-                open.insert(head.run, state);
+                open.insert(head.run, (head.revision, state));
             }
-            changed += 1;
+            refreshed.changed += 1;
         }
-        Ok(changed)
+        Ok(refreshed)
     }
 
     fn drop_lost(&self, heads: &[RunHead]) -> usize {

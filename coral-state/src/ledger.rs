@@ -98,6 +98,10 @@ impl Ledger {
         self
     }
 
+    pub(crate) fn snapshots(&self) -> Option<&dyn Snapshots> {
+        self.snapshots.as_deref()
+    }
+
     pub(crate) fn journal(&self) -> &Arc<dyn Journal> {
         &self.journal
     }
@@ -105,8 +109,12 @@ impl Ledger {
     /// The state of one ledger, and its last seq; `None` if there is no such ledger.
     pub(crate) async fn get<V: View>(&self, id: &str) -> Result<Option<(V, Seq)>, Error> {
         let run = format!("{}{id}", V::PREFIX);
+        let mut revision = 0;
         let kept = match &self.snapshots {
-            Some(snapshots) => snapshots::load(&*self.journal, &**snapshots, &run).await?,
+            Some(snapshots) => {
+                revision = snapshots::revision(&*self.journal, &run).await?;
+                snapshots::load(&*self.journal, &**snapshots, &run, revision).await?
+            }
             None => None,
         };
         let (mut view, mut last) = kept.unwrap_or_else(|| (V::empty(id), 0));
@@ -134,7 +142,7 @@ impl Ledger {
             }
         }
         if let Some(snapshots) = self.snapshots.as_ref().filter(|_| last >= before + WORTH) {
-            snapshots::save(&**snapshots, &run, (last, at_ms), &view).await?;
+            snapshots::save(&**snapshots, &run, (last, at_ms), revision, &view).await?;
         }
         Ok((last > 0).then_some((view, last)))
     }

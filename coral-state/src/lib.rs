@@ -75,10 +75,10 @@ mod views;
 #[cfg(feature = "encryption")]
 pub use crate::crypto::{KeyRing, MasterKey};
 pub use crate::directory::DirectoryBlobs;
-pub use crate::export::{Archive, ArchivedJournal, Imported};
+pub use crate::export::{Archive, ArchivedBlob, ArchivedJournal, Imported};
 pub use crate::follow::{Follow, Follower, Polled};
 pub use crate::garbage::{BlobSweep, GarbageReport, collect_garbage};
-pub use crate::index::{Cursor, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
+pub use crate::index::{Cursor, Refreshed, RunIndex, RunPage, RunQuery, RunSummary, SortBy};
 #[cfg(feature = "layers")]
 pub use crate::layers::{CacheStats, LayerOptions, LayeredCache};
 pub use crate::ledger::is_run;
@@ -91,13 +91,13 @@ pub use crate::privacy::{
     Anonymizer, Detector, PiiFinding, PiiKind, PrivacyPolicy, PrivateModel, PrivateWriter, Treatment,
 };
 #[cfg(all(feature = "privacy", any(feature = "sqlite", feature = "postgres")))]
-pub use crate::privacy::{Subject, SubjectErasure, SubjectExport, SubjectFinding};
+pub use crate::privacy::{Subject, SubjectBlob, SubjectErasure, SubjectExport, SubjectFinding};
 pub use crate::projects::{ProjectDraft, ProjectFilter, ProjectProgress, Projects};
 #[cfg(feature = "redis")]
 pub use crate::redis::RedisCache;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 pub use crate::retention::{
-    DataClass, Holding, RetentionAction, RetentionOverview, RetentionReport, RetentionRule,
+    DataClass, Holding, ProjectRemoval, RetentionAction, RetentionOverview, RetentionReport, RetentionRule,
 };
 #[cfg(feature = "encryption")]
 pub use crate::sealed::SealedCache;
@@ -111,5 +111,5 @@ pub use crate::sqlite::{
 pub use crate::vault::Tombstone;
 pub use crate::views::{
     AgentFailure, AgentOutput, AgentState, Progress, ProjectState, ProjectStatus, SessionState, Spending,
-    StepStatus, StepView, WorkflowState,
+    StepStatus, StepView, Worked, WorkflowState,
 };

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coral_core::{Error, Journal, RunHead};
+use hmac_sha256::Hash;
 
 use crate::crypto::{DataKey, Tokens};
 use crate::index::{RunSummary, is_beginning, words};
@@ -71,13 +72,13 @@ impl Writing {
     pub(crate) fn phase(&self, phase: &str) -> String {
         match self {
             Writing::Hashed(tokens) if !phase.is_empty() => tokens.of("phase", phase),
-            _ => phase.to_owned(),
+            _ => fitting(phase),
         }
     }
 
     pub(crate) fn term(&self, field: &str, value: &str) -> String {
         match self {
-            Writing::Plain => format!("{field}:{value}"),
+            Writing::Plain => fitting(&format!("{field}:{value}")),
             Writing::Hashed(tokens) => tokens.of(field, value),
         }
     }
@@ -105,6 +106,18 @@ impl Writing {
         };
         words(text).into_iter().map(kept).collect()
     }
+}
+
+/// Bytes of a term that an index of every backend can hold.
+const TERM: usize = 512;
+
+/// A term as an index can hold it: one that is too long, or holds what a backend's text can't, is
+/// kept as its hash, under which it is found as well.
+fn fitting(term: &str) -> String {
+    if term.len() <= TERM && !term.contains('\0') {
+        return term.to_owned();
+    }
+    Hash::hash(term.as_bytes()).iter().fold("#".to_owned(), |hash, byte| format!("{hash}{byte:02x}"))
 }
 
 /// The summary of a run from its line: `plain` is what was kept of it, unsealed.

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use coral_core::{Error, Seq};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
 use tokio_postgres::types::FromSql;
 use tokio_postgres::{Config, Row};
 
@@ -47,7 +48,8 @@ pub struct PostgresOptions {
     pub patience: Duration,
     /// How often who follows a run looks without having been told.
     pub poll: Duration,
-    /// The keys that protect what is kept; `None` keeps it readable. What stays readable either way
+    /// The keys that protect what is kept; `None` keeps it readable. A schema that holds something readable
+    /// is not opened with keys. What stays readable either way
     /// is what does in a SQLite file.
     pub keys: Option<KeyRing>,
     /// How connections are encrypted; `None` leaves them plain. Simpler is
@@ -126,7 +128,16 @@ struct Inner {
     vault: Option<Vault>,
     grown: mpsc::UnboundedSender<(Box<str>, Seq)>,
     /// Started with the first follower.
-    listening: Mutex<bool>,
+    listening: Mutex<Option<Listening>>,
+}
+
+/// A task that listens to the server. It and its connection end with the store.
+struct Listening(AbortHandle);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl PostgresStore {
@@ -169,7 +180,7 @@ impl PostgresStore {
             bell: Arc::default(),
             vault: options.keys.map(Vault::new),
             grown,
-            listening: Mutex::new(false),
+            listening: Mutex::default(),
         });
         let store = PostgresStore(inner);
         store.check_keys().await?;

@@ -1,26 +1,29 @@
 //! Personal data in texts: finding it, and putting something else in its place.
 
 mod check;
+mod json;
+mod model;
 mod policy;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod subject;
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use async_trait::async_trait;
-use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Error, ModelInfo};
-use regex::Regex;
+use coral_core::Error;
+use regex::{Match, Regex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::crypto::{MasterKey, Pseudonyms};
 
+use self::json::each_text;
+pub use self::model::PrivateModel;
 pub use self::policy::{PrivacyPolicy, PrivateWriter, Treatment};
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use self::subject::{Subject, SubjectErasure, SubjectExport, SubjectFinding};
+pub use self::subject::{Subject, SubjectBlob, SubjectErasure, SubjectExport, SubjectFinding};
 
 /// What kind of personal data a text holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +45,8 @@ pub enum PiiKind {
     Phone,
     /// A name of the dictionary that the [`Detector`] was given.
     Name,
+    /// What a [finder](Detector::with_finder) of the embedder's own found.
+    Other,
 }
 
 impl PiiKind {
@@ -55,6 +60,7 @@ impl PiiKind {
             PiiKind::Ip => "ip",
             PiiKind::Phone => "phone",
             PiiKind::Name => "name",
+            PiiKind::Other => "other",
         }
     }
 }
@@ -69,6 +75,13 @@ pub struct PiiFinding {
     pub range: Range<usize>,
 }
 
+impl PiiFinding {
+    /// What a finder says that it found.
+    pub fn new(kind: PiiKind, range: Range<usize>) -> Self {
+        PiiFinding { kind, range }
+    }
+}
+
 /// The length of what is truly meant, from the beginning of a match; `None` if nothing is.
 type Confirm = fn(&str) -> Option<usize>;
 
@@ -78,10 +91,10 @@ struct Pattern {
     confirm: Confirm,
 }
 
-/// In the order of preference where two overlap.
+/// In the order of preference where two of the same length overlap.
 static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
     let whole: Confirm = |text| Some(text.len());
-    let patterns: [(PiiKind, &str, Confirm); 16] = [
+    let patterns: [(PiiKind, &str, Confirm); 17] = [
         (PiiKind::Email, r"(?i)\b[a-z0-9][a-z0-9._%+-]*@(?:[a-z0-9-]+\.)+[a-z]{2,24}\b", whole),
         (PiiKind::Iban, r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}\b", check::iban),
         (PiiKind::NationalId, r"\b\d{3}-\d{2}-\d{4}\b", check::social_security),
@@ -104,12 +117,17 @@ static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
         (PiiKind::NationalId, r"\b[2-9]\d{3} ?\d{4} ?\d{4}\b", check::aadhaar),
         (PiiKind::NationalId, r"\b\d{2} ?\d{3} ?\d{3} ?\d{3}\b", check::eleven_digits),
         (PiiKind::Card, r"\b\d(?:[ -]?\d){12,18}\b", check::card),
-        (PiiKind::Ip, r"(?:\b\d{1,3}(?:\.\d{1,3}){3}\b|(?i)[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})", check::ip),
+        (
+            PiiKind::Ip,
+            r"(?:\b\d{1,3}(?:\.\d{1,3}){3}\b|(?i)[0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7}(?:(?:\.\d{1,3}){3}\b)?)",
+            check::ip,
+        ),
         (
             PiiKind::Phone,
             r"(?:\+\d{1,3}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d(?:[ .-]?\d){6,12}|\(\d{3}\) ?\d{3}-\d{4}|\b\d{3}-\d{3}-\d{4})\b",
             whole,
         ),
+        (PiiKind::Phone, r"\b(?:\d{3}\.\d{3}\.\d{4}|\d{3} \d{3} \d{4}|0\d{1,4}[ /-]\d{5,9})\b", whole),
     ];
     patterns
         .into_iter()
@@ -133,10 +151,23 @@ static PATTERNS: LazyLock<Vec<Pattern>> = LazyLock::new(|| {
 /// assert_eq!(kinds, [PiiKind::Name, PiiKind::Email, PiiKind::Card]);
 /// # Ok::<(), coral_core::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Detector {
     without: Vec<PiiKind>,
     names: Option<Regex>,
+    finders: Vec<Arc<Finder>>,
+}
+
+type Finder = dyn Fn(&str) -> Vec<PiiFinding> + Send + Sync;
+
+impl fmt::Debug for Detector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detector")
+            .field("without", &self.without)
+            .field("names", &self.names.is_some())
+            .field("finders", &self.finders.len())
+            .finish()
+    }
 }
 
 impl Detector {
@@ -171,30 +202,78 @@ impl Detector {
         Ok(self)
     }
 
-    /// What `text` holds, from left to right, nothing twice.
+    /// Also finds what `finder` does: ids of an embedder's own, or what a model recognises.
+    ///
+    /// ```
+    /// use coral_state::{Detector, PiiFinding, PiiKind};
+    ///
+    /// let detector = Detector::new().with_finder(|text| {
+    ///     let found = text.match_indices("patient-").map(|(at, word)| at..at + word.len() + 4);
+    ///     found.map(|range| PiiFinding::new(PiiKind::Other, range)).collect()
+    /// });
+    /// assert_eq!(detector.find("see patient-0042").len(), 1);
+    /// ```
+    #[must_use]
+    pub fn with_finder(mut self, finder: impl Fn(&str) -> Vec<PiiFinding> + Send + Sync + 'static) -> Self {
+        self.finders.push(Arc::new(finder));
+        self
+    }
+
+    /// What `text` holds, from left to right. Where findings overlap they are one, of the kind of the
+    /// longest: a part of one is not left standing for having been taken for another.
     pub fn find(&self, text: &str) -> Vec<PiiFinding> {
+        let wanted = |kind: &PiiKind| !self.without.contains(kind);
         let mut found: Vec<PiiFinding> = Vec::new();
-        let mut add = |kind, range: Range<usize>| {
-            if found.iter().all(|other| range.end <= other.range.start || other.range.end <= range.start) {
-                found.push(PiiFinding { kind, range });
-            }
-        };
-        for Pattern { kind, regex, confirm } in PATTERNS.iter() {
-            if self.without.contains(kind) {
-                continue;
-            }
-            for hit in regex.find_iter(text) {
-                if let Some(length) = confirm(hit.as_str()) {
-                    add(*kind, hit.start()..hit.start() + length);
+        for pattern in PATTERNS.iter().filter(|pattern| wanted(&pattern.kind)) {
+            pattern.find(text, |range| found.push(PiiFinding { kind: pattern.kind, range }));
+        }
+        for hit in self.names.iter().flat_map(|names| names.find_iter(text)) {
+            found.push(PiiFinding { kind: PiiKind::Name, range: hit.range() });
+        }
+        let more = self.finders.iter().flat_map(|finder| finder(text));
+        found.extend(more.filter(|hit| wanted(&hit.kind) && text.get(hit.range.clone()).is_some()));
+        found.sort_by_key(|finding| finding.range.start);
+        let mut joined: Vec<PiiFinding> = Vec::new();
+        let mut longest = 0;
+        for PiiFinding { kind, range } in found {
+            match joined.last_mut().filter(|last| range.start < last.range.end) {
+                Some(last) => {
+                    if range.len() > longest {
+                        (last.kind, longest) = (kind, range.len());
+                    }
+                    last.range.end = last.range.end.max(range.end);
+                }
+                None => {
+                    longest = range.len();
+                    joined.push(PiiFinding { kind, range });
                 }
             }
         }
-        for hit in self.names.iter().flat_map(|names| names.find_iter(text)) {
-            add(PiiKind::Name, hit.range());
-        }
-        found.sort_by_key(|finding| finding.range.start);
-        found
+        joined
     }
+}
+
+impl Pattern {
+    /// Tells `found` of all that is truly meant in `text`.
+    fn find(&self, text: &str, mut found: impl FnMut(Range<usize>)) {
+        let mut at = 0;
+        while let Some(hit) = self.regex.find_at(text, at) {
+            at = match (self.confirm)(hit.as_str()) {
+                Some(length) => {
+                    found(hit.start()..hit.start() + length);
+                    hit.start() + length.max(1)
+                }
+                // What is meant may begin with a later group of what was not.
+                None => next_group(&hit),
+            };
+        }
+    }
+}
+
+fn next_group(hit: &Match<'_>) -> usize {
+    let mut characters = hit.as_str().char_indices();
+    let gap = characters.find(|(_, c)| !c.is_alphanumeric());
+    gap.map_or(hit.end(), |(at, c)| hit.start() + at + c.len_utf8())
 }
 
 /// Puts something else in the place of personal data: `[email]`, or with a key a pseudonym such as
@@ -263,71 +342,20 @@ impl Anonymizer {
         turned.into_owned()
     }
 
-    /// `value` with every text in it replaced; keys of objects stay.
+    /// `value` with every text in it replaced: strings, keys of objects, and whole numbers, which become
+    /// strings.
     pub fn value(&self, value: Value) -> Value {
         each_text(value, &|text| self.text(text))
     }
 
-    fn data<T: Serialize + DeserializeOwned>(
-        &self,
-        data: &T,
-        change: impl Fn(&str) -> String,
-    ) -> Result<T, Error> {
-        let failed = |e: serde_json::Error| Error::invalid("value", format!("it can't be anonymised: {e}"));
-        serde_json::from_value(each_text(serde_json::to_value(data).map_err(failed)?, &change))
-            .map_err(failed)
+    /// `data` with every text in it replaced, and every number and key that is not of its format.
+    pub(crate) fn data<T: Serialize + DeserializeOwned>(&self, data: &T) -> Result<T, Error> {
+        json::rewrite(data, &|text| self.text(text)).map_err(json::failed)
     }
 }
 
 impl fmt::Debug for Anonymizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Anonymizer").field("detector", &self.detector).finish_non_exhaustive()
-    }
-}
-
-fn each_text(value: Value, change: &impl Fn(&str) -> String) -> Value {
-    match value {
-        Value::String(text) => Value::String(change(&text)),
-        Value::Array(items) => items.into_iter().map(|item| each_text(item, change)).collect(),
-        Value::Object(map) => map.into_iter().map(|(key, value)| (key, each_text(value, change))).collect(),
-        other => other,
-    }
-}
-
-/// A model that never sees personal data: what is found in a request is replaced on its way out,
-/// and with a key turned back in the answer. Pieces of a streamed answer come with pseudonyms, as
-/// one may be cut in two.
-#[derive(Clone, Debug)]
-pub struct PrivateModel<M> {
-    model: M,
-    anonymizer: Anonymizer,
-}
-
-impl<M: ChatModel> PrivateModel<M> {
-    /// Stands between `model` and everyone else.
-    pub fn new(model: M, anonymizer: Anonymizer) -> Self {
-        PrivateModel { model, anonymizer }
-    }
-}
-
-#[async_trait]
-impl<M: ChatModel> ChatModel for PrivateModel<M> {
-    fn name(&self) -> &str {
-        self.model.name()
-    }
-
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let mut private = request.clone();
-        private.messages = self.anonymizer.data(&request.messages, |text| self.anonymizer.text(text))?;
-        let response = self.model.chat(&private, cx).await?;
-        self.anonymizer.data(&response, |text| self.anonymizer.restore(text))
     }
 }

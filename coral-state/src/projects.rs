@@ -8,8 +8,11 @@ use coral_core::{Clock, Error, ErrorKind, Journal, RunFilter, RunStatus, SystemC
 use serde::Serialize;
 use serde_json::Value;
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+use crate::ledger::is_erased;
 use crate::ledger::{Ledger, check_id, is_ledger};
-use crate::views::{ProjectChange, ProjectState, ProjectStatus, Spending, WorkflowState};
+use crate::snapshots::Snapshots;
+use crate::views::{ProjectChange, ProjectState, ProjectStatus, Spending, Worked, WorkflowState};
 
 /// What a project is made from, or changed to. What is `None` stays as it is.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +91,14 @@ impl Projects {
     /// The same by another clock.
     pub fn with_clock(journal: impl Journal + 'static, clock: Arc<dyn Clock>) -> Self {
         Projects { ledger: Ledger::new(Arc::new(journal), clock) }
+    }
+
+    /// The same, where runs and projects in which much happened begin with a snapshot: in the store
+    /// itself, or in a cache by [`CachedSnapshots`](crate::CachedSnapshots).
+    #[must_use]
+    pub fn with_snapshots(mut self, snapshots: impl Snapshots + 'static) -> Self {
+        self.ledger = self.ledger.with_snapshots(Arc::new(snapshots));
+        self
     }
 
     /// Makes a project.
@@ -181,8 +192,9 @@ impl Projects {
 
     /// Deletes a project for good; a tombstone stays, so that the id never means another project.
     ///
-    /// Its runs stay in the journal; in an encrypted store,
-    /// [`erase_project`](crate::SqliteStore::erase_project) makes them unreadable.
+    /// Its journals stay: [`remove_project`](crate::SqliteStore::remove_project) of the store removes
+    /// them, and in an encrypted store [`erase_project`](crate::SqliteStore::erase_project) makes them
+    /// unreadable, in every copy.
     ///
     /// # Errors
     /// [`NotFound`](ErrorKind::NotFound); [`Invalid`](ErrorKind::Invalid) while a run of it is at
@@ -196,6 +208,22 @@ impl Projects {
                 .with_help("cancel it first"));
         }
         self.move_to(id, ProjectStatus::Deleted).await
+    }
+
+    /// Puts the tombstone of a project whose journal was removed where that was.
+    #[cfg(any(feature = "sqlite", feature = "postgres"))]
+    pub(crate) async fn bury(&self, id: &str) -> Result<(), Error> {
+        let buried = self.ledger.change(id, |_: Option<&ProjectState>| {
+            Ok(vec![
+                ProjectChange::Created { cloned_from: None },
+                ProjectChange::Moved { status: ProjectStatus::Deleted },
+            ])
+        });
+        match buried.await {
+            // An erased project has a tombstone already.
+            Err(error) if is_erased(&error) => Ok(()),
+            result => result.map(drop),
+        }
     }
 
     async fn move_to(&self, id: &str, status: ProjectStatus) -> Result<ProjectState, Error> {
@@ -293,15 +321,11 @@ impl Projects {
     /// Those of the journal.
     pub async fn progress(&self, id: &str) -> Result<ProjectProgress, Error> {
         let states = self.runs(id).await?;
-        let mut took: BTreeMap<Arc<str>, (u64, u64)> = BTreeMap::new();
-        for step in states.iter().flat_map(|state| &state.steps) {
-            if let Some((from, to)) = step.started_at_ms.zip(step.ended_at_ms) {
-                let (count, sum) = took.entry(step.agent.clone()).or_default();
-                *count += 1;
-                *sum = sum.saturating_add(to.saturating_sub(from));
-            }
+        let mut took: BTreeMap<Arc<str>, Worked> = BTreeMap::new();
+        for (agent, worked) in states.iter().flat_map(|state| &state.worked) {
+            *took.entry(agent.clone()).or_default() += *worked;
         }
-        let typical = |agent: &str| took.get(agent).and_then(|(count, sum)| sum.checked_div(*count));
+        let typical = |agent: &str| took.get(agent).and_then(Worked::mean_ms);
         let mut all = ProjectProgress { remaining_ms: Some(0), ..Default::default() };
         for state in &states {
             *all.runs.entry(crate::status::status_name(state.status)).or_default() += 1;
@@ -326,11 +350,15 @@ impl Projects {
         filter.project = Some(id.to_owned());
         let mut states = Vec::new();
         for head in self.ledger.journal().runs(&filter).await? {
-            if !is_ledger(&head)
-                && let Some(state) = WorkflowState::of(self.ledger.journal(), &head.run).await?
-            {
-                states.push(state);
+            if is_ledger(&head) {
+                continue;
             }
+            let journal = self.ledger.journal();
+            let state = match self.ledger.snapshots() {
+                Some(snapshots) => WorkflowState::open(journal, snapshots, &head.run).await?,
+                None => WorkflowState::of(journal, &head.run).await?,
+            };
+            states.extend(state);
         }
         Ok(states)
     }

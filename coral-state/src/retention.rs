@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::codec;
 use crate::garbage::{BlobSweep, GarbageReport, collect_garbage};
-use crate::ledger::{View, is_erased, is_ledger};
-use crate::views::SessionState;
+use crate::ledger::{View, check_id, is_erased, is_ledger};
+use crate::projects::Projects;
+use crate::views::{ProjectState, SessionState};
 
 /// Records of one chunk after compaction.
 const CHUNK: usize = 256;
@@ -115,11 +116,11 @@ pub(crate) trait Upkeep: Send + Sync {
     /// Changes the records of a run that is over, all at once; whether anything changed.
     async fn rewrite(&self, run: &str, change: Change) -> Result<bool, Error>;
     /// Forgets all that is cached; says how much that was.
-    #[cfg(feature = "privacy")]
     async fn empty_cache(&self) -> Result<usize, Error>;
     /// Sees to it that what was rewritten lies nowhere any more.
-    #[cfg(feature = "privacy")]
     async fn scrubbed(&self) -> Result<(), Error>;
+    /// The same for what was removed, as far as that costs little.
+    async fn swept(&self) -> Result<(), Error>;
 }
 
 /// What becomes of a run's records.
@@ -157,6 +158,15 @@ pub(crate) async fn retain(
     rules: &[RetentionRule],
     now_ms: u64,
 ) -> Result<RetentionReport, Error> {
+    let only_runs =
+        |rule: &&RetentionRule| rule.action == RetentionAction::Compact && rule.class != DataClass::Runs;
+    if let Some(rule) = rules.iter().find(only_runs) {
+        return Err(Error::invalid(
+            "retention rule",
+            format!("{} can't be compacted, only runs can", rule.class.as_str()),
+        )
+        .with_help("say `RetentionAction::Remove`, or leave the rule out"));
+    }
     let mut report = RetentionReport::default();
     let journal = store.upkept();
     for head in journal.runs(&RunFilter::default()).await? {
@@ -194,7 +204,56 @@ pub(crate) async fn retain(
             report.blobs += collect_garbage(&journal, &blobs, rule.keep_ms, now_ms).await?;
         }
     }
+    if !report.removed.is_empty() || report.blobs.removed > 0 {
+        store.swept().await?;
+    }
     Ok(report)
+}
+
+/// What removing a project did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProjectRemoval {
+    /// The journals that were removed: of its runs, its sessions and its own.
+    pub journals: Vec<String>,
+    /// Its blobs that were removed.
+    pub blobs: usize,
+}
+
+/// Removes all that a store holds of a project; what is left is that there was one.
+pub(crate) async fn remove_project(
+    store: &impl Upkeep,
+    projects: &Projects,
+    project: &str,
+) -> Result<ProjectRemoval, Error> {
+    check_id("project", project)?;
+    let journal = store.upkept();
+    let mut filter = RunFilter::default();
+    filter.project = Some(project.to_owned());
+    let mut heads = journal.runs(&filter).await?;
+    if let Some(head) = heads.iter().find(|head| !is_ledger(head) && head.status == RunStatus::Running) {
+        return Err(Error::invalid("removal", format!("run `{}` of `{project}` is at work", head.run))
+            .with_help("cancel it first"));
+    }
+    // Its own journal last: as long as that is there, this can be done again.
+    heads.sort_by_key(|head| head.run.starts_with(ProjectState::PREFIX));
+    let mut removal = ProjectRemoval::default();
+    let blobs = store.blobs_in(project);
+    for blob in blobs.older_than(u64::MAX).await? {
+        removal.blobs += usize::from(blobs.sweep(&blob, u64::MAX).await?);
+    }
+    store.empty_cache().await?;
+    for head in heads {
+        if store.remove(&head.run).await? {
+            let own = head.run.starts_with(ProjectState::PREFIX);
+            removal.journals.push(head.run);
+            if own {
+                projects.bury(project).await?;
+            }
+        }
+    }
+    store.scrubbed().await?;
+    Ok(removal)
 }
 
 /// The chunks of `records`, as few as may be, each with its last seq.

@@ -12,7 +12,7 @@ use crate::ledger::is_erased;
 use crate::views::WorkflowState;
 
 /// The version of what is kept: a snapshot of another one is folded anew.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// Records beyond the last snapshot that are worth a new one.
 const WORTH: Seq = 512;
 
@@ -25,9 +25,9 @@ pub trait Snapshots: Send + Sync {
     /// The snapshot of a run, if there is one.
     async fn load(&self, run: &str) -> Result<Option<Vec<u8>>, Error>;
 
-    /// Keeps `bytes` as the snapshot of the run as of `last`, unless there is a later one, or the
-    /// run is gone.
-    async fn save(&self, run: &str, last: Seq, bytes: Vec<u8>) -> Result<(), Error>;
+    /// Keeps `bytes` as the snapshot of the run as of `last` and of `revision`, unless there is a later
+    /// one, or the run is gone or of another [revision](coral_core::RunHead::revision).
+    async fn save(&self, run: &str, last: Seq, revision: u64, bytes: Vec<u8>) -> Result<(), Error>;
 }
 
 /// A view, and the record that it goes up to.
@@ -36,15 +36,22 @@ struct Kept<T> {
     format: u32,
     last: Seq,
     at_ms: u64,
+    revision: u64,
     state: T,
 }
 
-/// The view in the snapshot of a run, and the seq of the last record that it holds; `None` if there
+/// The revision of a run: taken before its records are read.
+pub(crate) async fn revision(journal: &(impl Journal + ?Sized), run: &str) -> Result<u64, Error> {
+    Ok(journal.head(run).await?.map_or(0, |head| head.revision))
+}
+
+/// The view in the snapshot of a run of that revision, and the seq of the last record that it holds; `None` if there
 /// is none, or the journal does not have that record.
 pub(crate) async fn load<T: DeserializeOwned>(
     journal: &(impl Journal + ?Sized),
     snapshots: &(impl Snapshots + ?Sized),
     run: &str,
+    revision: u64,
 ) -> Result<Option<(T, Seq)>, Error> {
     let found = match snapshots.load(run).await {
         // The journal says so better.
@@ -53,7 +60,9 @@ pub(crate) async fn load<T: DeserializeOwned>(
     };
     // One that can't be read is of another release.
     let kept = found.and_then(|bytes| serde_json::from_slice::<Kept<T>>(&bytes).ok());
-    let Some(kept) = kept.filter(|kept| kept.format == FORMAT) else { return Ok(None) };
+    // What was folded before an erasure says what is gone.
+    let good = |kept: &Kept<T>| (kept.format, kept.revision) == (FORMAT, revision);
+    let Some(kept) = kept.filter(good) else { return Ok(None) };
     // A run that began anew or was erased has outlived it.
     let same = match journal.read(run, kept.last, 1).await {
         Err(error) if is_erased(&error) => false,
@@ -62,16 +71,18 @@ pub(crate) async fn load<T: DeserializeOwned>(
     Ok(same.then_some((kept.state, kept.last)))
 }
 
-/// Keeps a view of a run as of its record `last`, which was made at `at_ms`.
+/// Keeps a view of a run as of its record `last`, which was made at `at_ms`, and of the revision that it
+/// was folded under.
 pub(crate) async fn save<T: Serialize>(
     snapshots: &(impl Snapshots + ?Sized),
     run: &str,
     (last, at_ms): (Seq, u64),
+    revision: u64,
     state: &T,
 ) -> Result<(), Error> {
-    let bytes = serde_json::to_vec(&Kept { format: FORMAT, last, at_ms, state })
+    let bytes = serde_json::to_vec(&Kept { format: FORMAT, last, at_ms, revision, state })
         .map_err(|e| Error::invalid("snapshot", format!("it can't be written as JSON: {e}")))?;
-    snapshots.save(run, last, bytes).await
+    snapshots.save(run, last, revision, bytes).await
 }
 
 impl WorkflowState {
@@ -85,13 +96,14 @@ impl WorkflowState {
         snapshots: &(impl Snapshots + ?Sized),
         run: &str,
     ) -> Result<Option<Self>, Error> {
-        let (mut state, before) = match load::<WorkflowState>(journal, snapshots, run).await? {
+        let revision = revision(journal, run).await?;
+        let (mut state, before) = match load::<WorkflowState>(journal, snapshots, run, revision).await? {
             Some((state, last)) => (state.restored(), last),
             None => (WorkflowState::new(run), 0),
         };
         state.advance(journal).await?;
         if state.last_seq >= before + WORTH {
-            save(snapshots, run, (state.last_seq, state.updated_at_ms), &state).await?;
+            save(snapshots, run, (state.last_seq, state.updated_at_ms), revision, &state).await?;
         }
         Ok((state.last_seq > 0).then_some(state))
     }
@@ -100,8 +112,9 @@ impl WorkflowState {
 /// [`Snapshots`] in a [`Cache`], such as a Redis server behind memory: machines that share it open
 /// long runs and sessions fast. Without the cache they are slower, and never wrong.
 ///
-/// A snapshot holds what its run does, in plain text unless the cache seals it, and knows nothing of
-/// erasing: who erases a person or a project empties this cache too, or waits for `ttl` to pass.
+/// A snapshot holds what its run does, in plain text unless the cache seals it. One that was made before
+/// a person or a project was erased is never used again, and lies there until `ttl` has passed or it is
+/// [removed](CachedSnapshots::remove).
 ///
 /// ```
 /// use std::time::Duration;
@@ -154,7 +167,7 @@ impl<C: Cache> Snapshots for CachedSnapshots<C> {
         }
     }
 
-    async fn save(&self, run: &str, _: Seq, bytes: Vec<u8>) -> Result<(), Error> {
+    async fn save(&self, run: &str, _: Seq, _: u64, bytes: Vec<u8>) -> Result<(), Error> {
         // Should an older one take the place of a later one, folding takes a little longer.
         if let Err(error) = self.cache.put(&key(run), bytes.into(), Some(self.ttl_ms)).await {
             tracing::debug!(%error, run, "a snapshot can't be kept");

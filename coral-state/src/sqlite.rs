@@ -9,6 +9,7 @@ mod keys;
 mod queue;
 mod readers;
 mod schema;
+mod sealing;
 mod snapshots;
 mod upkeep;
 mod writer;
@@ -38,7 +39,7 @@ use self::readers::Readers;
 use self::writer::{Job, Request};
 use crate::bell::Bell;
 use crate::crypto::{KeyRing, Sealed};
-use crate::vault::Vault;
+use crate::vault::{Since, Vault};
 
 /// What a power cut may take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -68,7 +69,8 @@ pub struct SqliteOptions {
     pub durability: Durability,
     /// How long a write waits for another process on the same file.
     pub busy_timeout: Duration,
-    /// The keys that protect what is kept; `None` keeps it readable. The ids of runs and cache
+    /// The keys that protect what is kept; `None` keeps it readable. A store that holds something readable
+    /// is not opened with keys; [`encrypted_copy`](SqliteStore::encrypted_copy) makes it one that is. The ids of runs and cache
     /// entries, and each run's workflow, project, status, times and, in the index, cost stay
     /// readable either way.
     pub keys: Option<KeyRing>,
@@ -248,7 +250,7 @@ impl SqliteStore {
 /// What was made by [`SqliteStore::sealed`] as it was before. Without keys nothing is sealed,
 /// whatever its first byte.
 fn unsealed(
-    vault: Option<&Vault>,
+    vault: Option<Since<'_>>,
     conn: &Connection,
     bytes: &[u8],
     about: &[u8],

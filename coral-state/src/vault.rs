@@ -84,9 +84,49 @@ pub(crate) struct Vault {
 
 #[derive(Default)]
 struct Known {
+    /// How often something was forgotten.
+    forgotten: u64,
     by_id: HashMap<u32, Arc<DataKey>>,
     current: HashMap<Box<str>, Arc<DataKey>>,
     runs: HashMap<Box<str>, Box<str>>,
+}
+
+/// A vault, since a moment: a key that was read from the store after it is kept in mind only if
+/// nothing was forgotten meanwhile, so that no key outlives its erasure by having been on its way.
+#[derive(Clone, Copy)]
+pub(crate) struct Since<'a> {
+    vault: &'a Vault,
+    forgotten: u64,
+}
+
+impl Since<'_> {
+    /// The key of that id, if it was needed before.
+    pub(crate) fn get(self, id: u32) -> Option<Arc<DataKey>> {
+        self.vault.get(id)
+    }
+
+    /// Unwraps a key, and keeps it in mind.
+    pub(crate) fn add(self, row: &KeyRow) -> Result<Arc<DataKey>, Error> {
+        self.keep(row, false)
+    }
+
+    /// The same for the key that seals what is new in its scope.
+    pub(crate) fn add_current(self, row: &KeyRow) -> Result<Arc<DataKey>, Error> {
+        self.keep(row, true)
+    }
+
+    fn keep(self, row: &KeyRow, current: bool) -> Result<Arc<DataKey>, Error> {
+        let wrapped = row.wrapped.as_deref().ok_or_else(|| erased(&row.scope, None))?;
+        let key = Arc::new(self.vault.ring.open(row.id, &row.scope, &row.master, wrapped)?);
+        let mut known = self.vault.known();
+        if known.forgotten == self.forgotten {
+            known.by_id.insert(row.id, key.clone());
+            if current {
+                known.current.insert(row.scope.as_str().into(), key.clone());
+            }
+        }
+        Ok(key)
+    }
 }
 
 impl Vault {
@@ -112,19 +152,9 @@ impl Vault {
         self.known().by_id.get(&id).cloned()
     }
 
-    /// Unwraps a key, and keeps it in mind.
-    pub(crate) fn add(&self, row: &KeyRow) -> Result<Arc<DataKey>, Error> {
-        let wrapped = row.wrapped.as_deref().ok_or_else(|| erased(&row.scope, None))?;
-        let key = Arc::new(self.ring.open(row.id, &row.scope, &row.master, wrapped)?);
-        self.known().by_id.insert(row.id, key.clone());
-        Ok(key)
-    }
-
-    /// The same for the key that seals what is new in its scope.
-    pub(crate) fn add_current(&self, row: &KeyRow) -> Result<Arc<DataKey>, Error> {
-        let key = self.add(row)?;
-        self.known().current.insert(row.scope.as_str().into(), key.clone());
-        Ok(key)
+    /// This vault as of now: taken before the store is asked for a key.
+    pub(crate) fn since(&self) -> Since<'_> {
+        Since { vault: self, forgotten: self.known().forgotten }
     }
 
     /// The row wrapped by the ring's current key.
@@ -153,9 +183,21 @@ impl Vault {
     /// Forgets what it knows of a scope.
     pub(crate) fn forget(&self, scope: &str) {
         let mut known = self.known();
+        known.forgotten += 1;
         known.current.remove(scope);
         // Which of these belong to the scope is not known; the others are found again.
         known.by_id.clear();
+    }
+
+    /// Forgets what was erased by another process, where `result` tells of it.
+    pub(crate) fn heed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && let ErrorKind::NotFound { what, name, .. } = error.kind()
+            && what == DATA_KEY
+        {
+            self.forget(name);
+        }
+        result
     }
 }
 
@@ -174,6 +216,13 @@ pub(crate) fn erased(scope: &str, at_ms: Option<u64>) -> Error {
 
 pub(crate) fn missing(id: u32) -> Error {
     Error::storage("unseal", format!("data key {id} is missing")).with_help("restore the store from a backup")
+}
+
+/// Says that what belongs to no project can't be erased as one: the store's own keys are among it.
+pub(crate) fn no_project() -> Error {
+    Error::invalid("project", "it has no id").with_help(
+        "what belongs to no project shares the store's own keys: remove its runs one by one with `remove_run`",
+    )
 }
 
 pub(crate) fn not_encrypted(how: &str) -> Error {

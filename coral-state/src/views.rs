@@ -4,6 +4,7 @@
 //! folded again, and two processes that read the same records see the same state.
 
 mod agent;
+mod agents;
 mod project;
 mod session;
 mod workflow;
@@ -16,7 +17,7 @@ pub(crate) use self::project::ProjectChange;
 pub use self::project::{ProjectState, ProjectStatus};
 pub(crate) use self::session::SessionChange;
 pub use self::session::SessionState;
-pub use self::workflow::{Progress, StepStatus, StepView, WorkflowState};
+pub use self::workflow::{Progress, StepStatus, StepView, Worked, WorkflowState};
 
 /// What work used and cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

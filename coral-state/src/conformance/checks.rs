@@ -8,7 +8,7 @@ use coral_core::{ErrorKind, Event, Journal, Record, RunFilter, RunHead, RunStatu
 use tokio::task::JoinSet;
 
 use super::events::{every_kind, every_name, finished, first, name, noted, records, started};
-use super::{Backend, crash};
+use super::{Backend, crash, skipped};
 
 async fn open<B: Backend>() -> (B, Arc<B::Journal>) {
     let backend = B::create().await;
@@ -35,6 +35,25 @@ pub(super) async fn begins_empty<B: Backend>(_: &str) {
     assert!(journal.acquire("taken").await.unwrap() >= 1);
     assert_eq!(journal.head("taken").await.unwrap(), None, "taking a run over does not begin it");
     assert_eq!(journal.runs(&RunFilter::default()).await.unwrap(), []);
+}
+
+pub(super) async fn begins_a_run_once<B: Backend>(_: &str) {
+    let (_place, journal) = open::<B>().await;
+    let epoch = journal.begin("run", records(1, 3).into()).await.unwrap();
+    assert!(epoch >= 1);
+    let error = journal.begin("run", records(1, 2).into()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Conflict { expected: 0, found: 3, .. }), "{error}");
+    journal.append("run", epoch, 3, records(4, 5).into()).await.unwrap();
+    assert_eq!(all(&journal, "run").await, records(1, 5));
+    // One that was taken over and has no record yet has not begun.
+    let before = journal.acquire("taken").await.unwrap();
+    let epoch = journal.begin("taken", records(1, 1).into()).await.unwrap();
+    assert!(epoch > before);
+    let error = journal.append("taken", before, 1, records(2, 2).into()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Fenced { .. }), "{error}");
+    // What can't begin a run leaves none behind.
+    assert!(journal.begin("bad", records(2, 3).into()).await.is_err());
+    assert_eq!(journal.head("bad").await.unwrap(), None);
 }
 
 pub(super) async fn appends_in_order<B: Backend>(_: &str) {
@@ -285,7 +304,7 @@ pub(super) async fn keeps_large_payloads<B: Backend>(_: &str) {
 
 pub(super) async fn keeps_payloads_by_reference<B: Backend>(_: &str) {
     let (place, journal) = open::<B>().await;
-    let Some(blobs) = place.blobs().await else { return };
+    let Some(blobs) = place.blobs().await else { return skipped("the backend names no blobs") };
     let epoch = run_of(&journal, "run", 1).await;
     let before = place.bytes().await;
     let large: Vec<u8> = (0..2_000_000u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).collect();
@@ -317,7 +336,9 @@ pub(super) async fn survives_torn_writes<B: Backend>(_: &str) {
     let epoch = run_of(&journal, "run", 4).await;
     journal.append("run", epoch, 4, records(5, 9).into()).await.unwrap();
     for bytes in [1, 7, 100, 600, 4_000, 9_000] {
-        let Some(torn) = place.torn(bytes).await else { return };
+        let Some(torn) = place.torn(bytes).await else {
+            return skipped("the backend can't be torn");
+        };
         let survivor = torn.open().await.unwrap();
         let kept = all(&survivor, "run").await;
         let last = kept.len() as Seq;

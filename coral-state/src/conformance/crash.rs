@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use coral_core::{Journal, Seq};
 
-use super::Backend;
 use super::events::records;
+use super::{Backend, skipped};
 
 /// Names the place to the writing process, and makes it one.
 const PLACE: &str = "CORAL_CONFORMANCE_PLACE";
@@ -19,7 +19,7 @@ pub(super) async fn check<B: Backend>(test: &str) {
         return write_forever(B::at(&place).expect_place()).await;
     }
     let backend = B::create().await;
-    let Some(place) = backend.place() else { return };
+    let Some(place) = backend.place() else { return skipped("nothing outlives the process") };
     // The name of a test within its executable does not begin with the crate.
     let name = test.split_once("::").map_or(test, |(_, name)| name);
     let mut acknowledged: BTreeMap<String, Seq> = BTreeMap::new();

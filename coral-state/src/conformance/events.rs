@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use coral_core::{
-    Budget, EVENT_FORMAT, EffectClass, EffectKind, Error, ErrorKind, Event, ForkPoint, GraphData,
-    HandoffMessage, MessageContext, MessageType, ModelFault, Outcome, Payload, Pins, Question, Record,
-    Returned, RunStatus, Seq, SkipReason, Spent, Stage, Usage, Usd,
+    Budget, EVENT_FORMAT, EffectClass, EffectKind, EffectPlace, Error, ErrorKind, Event, ForkPoint,
+    GraphData, HandoffMessage, MessageContext, MessageType, ModelFault, Outcome, Payload, Pins, Question,
+    Record, Returned, RunStatus, Seq, SkipReason, Spent, Stage, Usage, Usd, Used,
 };
 use serde_json::json;
 
@@ -58,8 +58,18 @@ pub(super) fn every_kind() -> Vec<Record> {
     .with_help("wait")
     .with_retry_after_ms(7_000);
     let usage = Usage { input_tokens: u64::MAX >> 1, output_tokens: 7, ..Default::default() };
-    let spent =
-        Spent { model: Some("small-1".into()), usage, cost: Some(Usd::per_million(3.0, 7)), tries: 2 };
+    let spent = Spent {
+        model: Some("small-1".into()),
+        usage,
+        cost: Some(Usd::per_million(3.0, 7)),
+        tries: 2,
+        settled: Some(Box::new(Used {
+            usd: Usd::per_million(3.0, 8),
+            tokens: u64::MAX,
+            calls: 3,
+            agents: 0,
+        })),
+    };
     let message = HandoffMessage {
         message_id: "0195…".into(),
         timestamp: "2025-02-07T10:00:00.123Z".into(),
@@ -122,6 +132,8 @@ pub(super) fn every_kind() -> Vec<Record> {
             label: "small".into(),
             digest: "00".repeat(32),
             class: EffectClass::Irreversible,
+            reserved: Some(Box::new(Used { usd: Usd::from_pico(7), tokens: 9, calls: 1, agents: 0 })),
+            follows: Some(EffectPlace { attempt: 1, index: 3 }),
         },
         Event::EffectDone {
             path: path.clone(),

@@ -46,6 +46,7 @@ const TABLES: &[Table] = &[
             ("last_seq", Kind::Number),
             ("started_at_ms", Kind::Number),
             ("updated_at_ms", Kind::Number),
+            ("revision", Kind::Number),
         ],
     },
     Table {
@@ -141,6 +142,9 @@ impl PostgresStore {
                     insert.execute(params_from_iter(row)).map_err(failed)?;
                 }
             }
+            transaction
+                .execute("UPDATE revisions SET last = (SELECT coalesce(max(revision), 0) FROM runs)", [])
+                .map_err(failed)?;
             transaction.commit().map_err(failed)?;
             conn.close().map_err(|(_, e)| failed(e))?;
             sync(&file).map_err(|e| Error::storage(BACKUP, e))
@@ -218,6 +222,8 @@ impl PostgresStore {
             );
             transaction.query_opt(&sql, &[]).await.map_err(failed)?;
         }
+        let last = "SELECT setval('revisions', coalesce(max(revision), 0)) FROM runs";
+        transaction.query_opt(last, &[]).await.map_err(failed)?;
         transaction.commit().await.map_err(failed)
     }
 }

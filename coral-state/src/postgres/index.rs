@@ -7,8 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::journal::head_of;
-use super::{PostgresStore, get, signed};
-use crate::index::{Cursor, RunPage, RunQuery, RunSummary, SortBy};
+use super::{PostgresJournal, PostgresStore, get, signed};
+use crate::index::{Cursor, Refreshed, RunPage, RunQuery, RunSummary, SortBy};
 use crate::lines::{Line, Writing, summary_of};
 use crate::status::status_name;
 use crate::vault::about_summary;
@@ -87,44 +87,61 @@ impl PostgresIndex {
         }
     }
 
-    /// Folds in what the journal has gained; says how many runs changed.
+    /// Folds in what the journal has gained.
     ///
     /// # Errors
-    /// Those of the store; what was folded before it failed stays.
-    pub async fn refresh(&self) -> Result<usize, Error> {
+    /// Those of the store that are not one run's alone; what was folded before stays.
+    pub async fn refresh(&self) -> Result<Refreshed, Error> {
         let writing = self.writing().await?;
         let select = "SELECT r.workflow, r.project, r.status, r.last_seq, r.started_at_ms, r.updated_at_ms,
-                      r.run, r.epoch, r.id FROM runs r LEFT JOIN run_index i ON i.id = r.id
+                      r.run, r.epoch, r.revision, r.id FROM runs r LEFT JOIN run_index i ON i.id = r.id
                       WHERE r.last_seq > 0 AND position(':' in r.run) = 0
                       AND (i.id IS NULL OR i.last_seq <> r.last_seq)";
         let stale = self.0.0.pool.query("read the index", select, &[]).await?;
         let journal = self.0.journal();
+        let mut refreshed = Refreshed::default();
         for row in &stale {
             let (head, _) = head_of(row)?;
-            let mut line = Line::of(&journal, &self.0, &head, &writing).await?;
-            if !line.summary.is_empty() {
-                let plain = line.summary.to_vec();
-                line.summary = self.0.seal(&head.project, &about_summary(&head.run), plain).await?.into();
+            match self.fold(&journal, get(row, 9)?, &head, &writing).await {
+                Ok(kept) => refreshed.changed += usize::from(kept),
+                Err(error) => refreshed.skip(&head.run, error)?,
             }
-            self.keep(get(row, 8)?, line).await?;
         }
-        Ok(stale.len())
+        Ok(refreshed)
     }
 
-    async fn keep(&self, id: i64, line: Line) -> Result<(), Error> {
-        // Only while the run is there: who removes it meanwhile takes its line out first.
+    /// Makes the line of a run anew; whether it was kept.
+    async fn fold(
+        &self,
+        journal: &PostgresJournal,
+        id: i64,
+        head: &RunHead,
+        writing: &Writing,
+    ) -> Result<bool, Error> {
+        let mut line = Line::of(journal, &self.0, head, writing).await?;
+        if !line.summary.is_empty() {
+            let plain = line.summary.to_vec();
+            line.summary = self.0.seal(&head.project, &about_summary(&head.run), plain).await?.into();
+        }
+        self.keep(id, line).await
+    }
+
+    async fn keep(&self, id: i64, line: Line) -> Result<bool, Error> {
+        // Only while the run is there and what it was when it was folded: who removes or rewrites it
+        // meanwhile takes its line out first.
         let insert = "INSERT INTO run_index (id, run, project, workflow, status, phase, last_seq,
                       started_at_ms, updated_at_ms, cost, terms, words, summary)
                       SELECT id, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,
-                      array_to_tsvector(string_to_array($12, ' ')), $13 FROM runs WHERE id = $1 FOR SHARE
+                      array_to_tsvector(string_to_array($12, ' ')), $13 FROM runs WHERE id = $1 AND revision = $14 FOR SHARE
                       ON CONFLICT (id) DO UPDATE SET status = excluded.status, phase = excluded.phase,
                       project = excluded.project, workflow = excluded.workflow,
                       last_seq = excluded.last_seq, started_at_ms = excluded.started_at_ms,
                       updated_at_ms = excluded.updated_at_ms, cost = excluded.cost,
-                      terms = excluded.terms, words = excluded.words, summary = excluded.summary";
+                      terms = excluded.terms, words = excluded.words, summary = excluded.summary
+                      RETURNING 1";
         let head = &line.head;
         let terms: Vec<String> = line.terms.into_iter().collect();
-        let values: [&(dyn ToSql + Sync); 13] = [
+        let values: [&(dyn ToSql + Sync); 14] = [
             &id,
             &head.run,
             &head.project,
@@ -138,16 +155,16 @@ impl PostgresIndex {
             &terms,
             &line.words,
             &&line.summary[..],
+            &head.revision.cast_signed(),
         ];
-        self.0.0.pool.query("write the index", insert, &values).await?;
-        Ok(())
+        Ok(!self.0.0.pool.query("write the index", insert, &values).await?.is_empty())
     }
 
     /// Throws the index away and folds it again.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn rebuild(&self) -> Result<usize, Error> {
+    pub async fn rebuild(&self) -> Result<Refreshed, Error> {
         self.0.0.pool.query("write the index", "DELETE FROM run_index", &[]).await?;
         self.refresh().await
     }
@@ -183,9 +200,9 @@ impl PostgresIndex {
         let order = if query.sort == SortBy::Run { String::new() } else { format!("{key} {way}, ") };
         let select = format!(
             "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, 0::bigint,
-             {key}, summary FROM run_index WHERE true{} ORDER BY {order}run {way} LIMIT {}",
+             0::bigint, {key}, summary FROM run_index WHERE true{} ORDER BY {order}run {way} LIMIT {}",
             paged.sql,
-            query.limit.saturating_add(1).min(100_000),
+            signed(query.limit as u64).saturating_add(1),
         );
         let rows = pool.query(QUERY, &select, &paged.values()).await?;
         let shown = rows.get(..query.limit.min(rows.len())).unwrap_or_default();
@@ -195,7 +212,7 @@ impl PostgresIndex {
             ..Default::default()
         };
         if let Some(last) = shown.last().filter(|_| rows.len() > query.limit) {
-            page.next = Some(Cursor { key: get::<i64>(last, 8)?.cast_unsigned(), run: get(last, 6)? });
+            page.next = Some(Cursor { key: get::<i64>(last, 9)?.cast_unsigned(), run: get(last, 6)? });
         }
         for row in shown {
             page.runs.push(Arc::new(self.load(row).await?));
@@ -205,7 +222,7 @@ impl PostgresIndex {
 
     async fn load(&self, row: &Row) -> Result<RunSummary, Error> {
         let (head, _): (RunHead, u64) = head_of(row)?;
-        let summary: Vec<u8> = get(row, 9)?;
+        let summary: Vec<u8> = get(row, 10)?;
         let plain = match summary.is_empty() {
             true => Ok(Arc::default()),
             false => self.0.unseal(summary, &about_summary(&head.run)).await.map(Into::into),

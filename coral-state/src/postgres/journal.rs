@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::ToSql;
 
 use super::connection::Lost;
-use super::{Inner, PostgresOptions, PostgresStore, get};
+use super::{Inner, Listening, PostgresOptions, PostgresStore, get};
 use crate::codec;
 use crate::crypto::Sealed;
 use crate::follow::Follow;
@@ -34,8 +34,7 @@ const BATCH: i64 = 1_024;
 #[derive(Clone)]
 pub struct PostgresJournal(PostgresStore);
 
-pub(super) const HEAD: &str =
-    "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, epoch FROM runs";
+pub(super) const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, epoch, revision FROM runs";
 
 impl PostgresJournal {
     pub(super) fn new(store: PostgresStore) -> Self {
@@ -133,8 +132,8 @@ pub(super) async fn announce(journal: Weak<Inner>, mut growth: mpsc::UnboundedRe
     }
 }
 
-/// Rings this process's bell for what others announce, until the journal is dropped.
-async fn listen(journal: Weak<Inner>) {
+/// Rings this process's bell for what others announce, until it is aborted.
+pub(super) async fn listen(journal: Weak<Inner>) {
     loop {
         let Some((bell, heard)) = ({
             let Some(journal) = journal.upgrade() else { return };
@@ -146,9 +145,6 @@ async fn listen(journal: Weak<Inner>) {
         };
         let mut heard = heard;
         while let Some(payload) = heard.next().await {
-            if journal.strong_count() == 0 {
-                return;
-            }
             if let Some((seq, run)) = payload.split_once(' ')
                 && let Ok(seq) = seq.parse()
             {
@@ -173,6 +169,7 @@ pub(super) fn head_of(row: &Row) -> Result<(RunHead, u64), Error> {
         started_at_ms: number(4)?,
         updated_at_ms: number(5)?,
         run: text(6)?,
+        revision: number(8)?,
     };
     Ok((head, number(7)?))
 }
@@ -236,14 +233,16 @@ impl Inner {
                      UPDATE runs SET last_seq = $4, updated_at_ms = $6,
                          workflow = coalesce($7, workflow), project = coalesce($8, project),
                          status = coalesce($9, status), started_at_ms = coalesce($10, started_at_ms)
-                     WHERE run = $1 AND epoch = $2 AND last_seq = $3
+                     WHERE run = $1 AND epoch = $2 AND last_seq = $3 AND ($11::bigint IS NULL
+                         OR EXISTS (SELECT 1 FROM data_keys WHERE id = $11 AND wrapped IS NOT NULL))
                      RETURNING id
                  )
                  INSERT INTO chunks (run_id, last_seq, data) SELECT id, $4, $5 FROM head",
             )
             .await
             .map_err(|e| Lost::of(&connection, e, false))?;
-        let parameters: [&(dyn ToSql + Sync); 10] = [
+        let key = Sealed::parse(chunk).map(|sealed| i64::from(sealed.key));
+        let parameters: [&(dyn ToSql + Sync); 11] = [
             &run,
             &epoch.cast_signed(),
             &expected.cast_signed(),
@@ -254,6 +253,7 @@ impl Inner {
             &change.project,
             &change.status,
             &change.started_at_ms,
+            &key,
         ];
         match connection.client.execute(&insert, &parameters).await {
             Ok(rows) => Ok(rows == 1),
@@ -267,8 +267,8 @@ impl Journal for PostgresJournal {
     async fn acquire(&self, run: &str) -> Result<u64, Error> {
         // Should the connection break, trying again raises the epoch once more: that does no harm.
         let insert =
-            "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms)
-             VALUES ($1, 1, '', '', $2, 0, 0, 0)
+            "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms, revision)
+             VALUES ($1, 1, '', '', $2, 0, 0, 0, (SELECT last_value FROM revisions))
              ON CONFLICT (run) DO UPDATE SET epoch = runs.epoch + 1 RETURNING epoch";
         let status = status_name(RunStatus::default());
         let rows = self.0.0.pool.query("take over the run", insert, &[&run, &status]).await?;
@@ -301,16 +301,18 @@ impl Journal for PostgresJournal {
                         let (head, current) =
                             self.0.0.settled(run).await?.unwrap_or_else(|| (RunHead::new(run), 0));
                         check_append(&head, current, epoch, expected, &records)?;
+                        self.0.check_key(&chunk).await?;
                         None
                     }
                     Err(Lost::Before(error)) => return Err(error),
                     Err(Lost::Refused(error)) => return Err(error),
                     Err(Lost::Within(error)) => {
-                        // This writer alone holds the epoch, so the seq tells whether it was this
-                        // append that was made.
                         let (head, current) =
                             self.0.0.settled(run).await?.unwrap_or_else(|| (RunHead::new(run), 0));
-                        if current == epoch && head.last_seq == last.seq {
+                        // Whoever else wrote since then: if these records lie there, they were kept.
+                        if head.last_seq >= last.seq
+                            && self.read(run, expected + 1, records.len()).await? == records[..]
+                        {
                             break;
                         }
                         check_append(&head, current, epoch, expected, &records)?;
@@ -348,13 +350,13 @@ impl Journal for PostgresJournal {
                           ORDER BY last_seq LIMIT $3";
             let rows =
                 self.0.0.pool.query("read the journal", select, &[&run, &next.cast_signed(), &room]).await?;
-            self.0.learn_keys(rows.iter().map(|row| get(row, 1))).await?;
+            let keys = self.0.learn_keys(rows.iter().map(|row| get(row, 1))).await?;
             for row in &rows {
                 let last = get::<i64>(row, 0)?.cast_unsigned();
                 let chunk: &[u8] = get(row, 1)?;
                 let opened = match Sealed::parse(chunk) {
                     Some(sealed) if self.0.0.vault.is_some() => {
-                        Cow::Owned(self.0.open_sealed(&sealed, &about_chunk(run, last))?)
+                        Cow::Owned(keys.open(&sealed, &about_chunk(run, last))?)
                     }
                     _ => Cow::Borrowed(chunk),
                 };
@@ -400,9 +402,8 @@ impl Follow for PostgresJournal {
     async fn grown(&self, run: &str, from: Seq) -> Result<(), Error> {
         {
             let mut listening = self.0.0.listening.lock().await;
-            if !*listening {
-                *listening = true;
-                tokio::spawn(listen(Arc::downgrade(&self.0.0)));
+            if listening.is_none() {
+                *listening = Some(Listening(tokio::spawn(listen(Arc::downgrade(&self.0.0))).abort_handle()));
             }
         }
         // First listen, then look: what is appended in between is heard.

@@ -1,6 +1,6 @@
 //! The data keys of a store on a server.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use coral_core::{Clock, Error, Record, SystemClock};
@@ -9,7 +9,18 @@ use tokio_postgres::{Client, Row};
 use super::connection::storage;
 use super::{PostgresStore, get};
 use crate::crypto::{DataKey, Sealed};
-use crate::vault::{KeyRow, Stone, Tombstone, Vault, erased, missing, not_encrypted};
+use crate::vault::{KeyRow, Stone, Tombstone, Vault, erased, missing, no_project, not_encrypted};
+
+/// Keys that were fetched, by their ids.
+#[derive(Default)]
+pub(super) struct Keys(HashMap<u32, Arc<DataKey>>);
+
+impl Keys {
+    /// What was sealed as `about`.
+    pub(super) fn open(&self, sealed: &Sealed<'_>, about: &[u8]) -> Result<Vec<u8>, Error> {
+        self.0.get(&sealed.key).ok_or_else(|| missing(sealed.key))?.open(sealed, about)
+    }
+}
 
 fn read(row: &Row) -> Result<KeyRow, Error> {
     let id = get::<i64>(row, 0)?;
@@ -22,17 +33,26 @@ impl PostgresStore {
         self.0.vault.as_ref().ok_or_else(|| not_encrypted("PostgresOptions::keys"))
     }
 
-    /// Refuses an encrypted store without keys, before something readable comes into it.
+    /// Refuses an encrypted store without keys, before something readable comes into it, and keys for a
+    /// store that holds something readable.
     pub(super) async fn check_keys(&self) -> Result<(), Error> {
-        if self.0.vault.is_some() {
-            return Ok(());
+        let select = "SELECT EXISTS (SELECT 1 FROM data_keys),
+                      EXISTS (SELECT 1 FROM chunks) OR EXISTS (SELECT 1 FROM blobs)";
+        let rows = self.0.pool.query("open the store", select, &[]).await?;
+        let Some(row) = rows.first() else { return Ok(()) };
+        let (sealed, filled): (bool, bool) = (get(row, 0)?, get(row, 1)?);
+        match self.0.vault {
+            None if sealed => Err(Error::invalid("store", "it is encrypted and no key was given")
+                .with_help("open it with `PostgresOptions::keys`")),
+            Some(_) if filled && !sealed => Err(Error::invalid(
+                "store",
+                "what it holds is readable, and keys would only seal what is new",
+            )
+            .with_help(
+                "`backup` it, make an `encrypted_copy` of that file, and `restore` it into a new schema",
+            )),
+            _ => Ok(()),
         }
-        let rows = self.0.pool.query("open the store", "SELECT 1 FROM data_keys LIMIT 1", &[]).await?;
-        if rows.is_empty() {
-            return Ok(());
-        }
-        Err(Error::invalid("store", "it is encrypted and no key was given")
-            .with_help("open it with `PostgresOptions::keys`"))
     }
 
     /// The key that seals what is new in `scope`, made if there is none yet.
@@ -42,7 +62,7 @@ impl PostgresStore {
         if let Some(key) = vault.current(scope) {
             return Ok(key);
         }
-        let pool = &self.0.pool;
+        let (pool, since) = (&self.0.pool, vault.since());
         let select =
             "SELECT id, scope, master, wrapped FROM data_keys WHERE scope = $1 ORDER BY id DESC LIMIT 1";
         let mut rows = pool.query(MAKE, select, &[&scope]).await?;
@@ -56,7 +76,7 @@ impl PostgresStore {
             rows = pool.query(MAKE, select, &[&scope]).await?;
         }
         match rows.first().map(read).transpose()?.filter(|row| row.wrapped.is_some()) {
-            Some(row) => vault.add_current(&row),
+            Some(row) => since.add_current(&row),
             None => Err(self.erased(scope).await?),
         }
     }
@@ -86,30 +106,33 @@ impl PostgresStore {
     /// The first key that `scope` ever had, which rotation leaves alone.
     pub(super) async fn first_key_of(&self, scope: &str) -> Result<Arc<DataKey>, Error> {
         self.key_of_scope(scope).await?;
+        let since = self.vault()?.since();
         let select = "SELECT id, scope, master, wrapped FROM data_keys WHERE scope = $1 ORDER BY id LIMIT 1";
         let rows = self.0.pool.query("read a data key", select, &[&scope]).await?;
         match rows.first() {
-            Some(row) => self.vault()?.add(&read(row)?),
+            Some(row) => since.add(&read(row)?),
             None => Err(self.erased(scope).await?),
         }
     }
 
-    /// Sees to it that the keys of all that is sealed among `values` are at hand.
+    /// The keys of all that is sealed among `values`.
     pub(super) async fn learn_keys<'a>(
         &self,
         values: impl Iterator<Item = Result<&'a [u8], Error>>,
-    ) -> Result<(), Error> {
-        let Some(vault) = &self.0.vault else { return Ok(()) };
+    ) -> Result<Keys, Error> {
+        let mut keys = Keys::default();
+        let Some(vault) = &self.0.vault else { return Ok(keys) };
+        let since = vault.since();
         let mut unknown = BTreeSet::new();
         for value in values {
-            if let Some(sealed) = Sealed::parse(value?)
-                && vault.get(sealed.key).is_none()
-            {
-                unknown.insert(i64::from(sealed.key));
+            let Some(sealed) = Sealed::parse(value?) else { continue };
+            match since.get(sealed.key) {
+                Some(key) => drop(keys.0.insert(sealed.key, key)),
+                None => drop(unknown.insert(i64::from(sealed.key))),
             }
         }
         if unknown.is_empty() {
-            return Ok(());
+            return Ok(keys);
         }
         let ids: Vec<i64> = unknown.into_iter().collect();
         let select = "SELECT id, scope, master, wrapped FROM data_keys WHERE id = ANY($1)";
@@ -118,14 +141,29 @@ impl PostgresStore {
             if row.wrapped.is_none() {
                 return Err(self.erased(&row.scope).await?);
             }
-            vault.add(&row)?;
+            keys.0.insert(row.id, since.add(&row)?);
         }
-        Ok(())
+        Ok(keys)
     }
 
-    /// What was sealed as `about`, by a key that [`learn_keys`](Self::learn_keys) has fetched.
-    pub(super) fn open_sealed(&self, sealed: &Sealed<'_>, about: &[u8]) -> Result<Vec<u8>, Error> {
-        self.vault()?.get(sealed.key).ok_or_else(|| missing(sealed.key))?.open(sealed, about)
+    /// Refuses what is sealed by a key that was destroyed since, be it by another process.
+    pub(super) async fn check_key(&self, bytes: &[u8]) -> Result<(), Error> {
+        let Some((vault, sealed)) = self.0.vault.as_ref().zip(Sealed::parse(bytes)) else { return Ok(()) };
+        let select = "SELECT scope FROM data_keys WHERE id = $1 AND wrapped IS NULL";
+        let rows = self.0.pool.query("read a data key", select, &[&i64::from(sealed.key)]).await?;
+        match rows.first() {
+            Some(row) => vault.heed(Err(self.erased(get(row, 0)?).await?)),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses what belongs to an erased project.
+    pub(super) async fn check_scope(&self, scope: &str) -> Result<(), Error> {
+        let select = "SELECT erased_at_ms FROM tombstones WHERE scope = $1";
+        match self.0.pool.query("read a data key", select, &[&scope]).await?.first() {
+            Some(row) => Err(erased(scope, Some(get::<i64>(row, 0)?.cast_unsigned()))),
+            None => Ok(()),
+        }
     }
 
     /// `plain` as it lies in the schema.
@@ -138,9 +176,9 @@ impl PostgresStore {
 
     /// What [`seal`](Self::seal) made, as it was before.
     pub(super) async fn unseal(&self, bytes: Vec<u8>, about: &[u8]) -> Result<Vec<u8>, Error> {
-        self.learn_keys(std::iter::once(Ok(&bytes[..]))).await?;
+        let keys = self.learn_keys(std::iter::once(Ok(&bytes[..]))).await?;
         match Sealed::parse(&bytes).filter(|_| self.0.vault.is_some()) {
-            Some(sealed) => self.open_sealed(&sealed, about),
+            Some(sealed) => keys.open(&sealed, about),
             None => Ok(bytes),
         }
     }
@@ -193,14 +231,18 @@ impl PostgresStore {
     /// copies of them there are. A signed tombstone stays, and the journal can still be verified.
     /// Erasing what is erased gives the first tombstone again.
     ///
-    /// A key that another process already holds in memory is gone when that process ends. The
-    /// wrapped key lies on in the server's log and backups until these are recycled: change the
+    /// Other processes are refused from then on when they append. A key that one of them already
+    /// holds in memory is gone when that process ends. The wrapped key lies on in the server's log and backups until these are recycled: change the
     /// master key and destroy the old one, and it is worth nothing there either.
     ///
     /// # Errors
-    /// [`Invalid`](coral_core::ErrorKind::Invalid) if the store is not encrypted.
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) if the store is not encrypted, or `project` is empty:
+    /// what belongs to no project shares the store's own keys.
     pub async fn erase_project(&self, project: &str) -> Result<Tombstone, Error> {
         let vault = self.vault()?;
+        if project.is_empty() {
+            return Err(no_project());
+        }
         let failed = |e: tokio_postgres::Error| storage("erase a project", &e);
         let mut client = self.0.pool.own().await?;
         let transaction = client.transaction().await.map_err(failed)?;
@@ -220,7 +262,10 @@ impl PostgresStore {
             .map_err(failed)?;
         for erase in [
             "UPDATE data_keys SET wrapped = NULL WHERE scope = $1",
+            "UPDATE runs SET revision = nextval('revisions') WHERE project = $1",
             "DELETE FROM run_index WHERE project = $1",
+            // Their names are hashes of what they held.
+            "DELETE FROM blobs WHERE scope = $1",
             "DELETE FROM snapshots WHERE run_id IN (SELECT id FROM runs WHERE project = $1)",
         ] {
             transaction.execute(erase, &[&project]).await.map_err(failed)?;

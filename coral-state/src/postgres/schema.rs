@@ -95,6 +95,15 @@ const MIGRATIONS: &[&str] = &[
     -- Words are counted otherwise since: lines are folded again.
     DELETE FROM run_index;
 "#,
+    r#"
+    -- What is folded from a run is bound to its revision, so that nothing that was folded before an
+    -- erasure is kept after it.
+    ALTER TABLE runs ADD COLUMN revision BIGINT NOT NULL DEFAULT 0;
+    CREATE SEQUENCE revisions MINVALUE 0 START 0;
+    SELECT setval('revisions', 0);
+    -- Lines name agents at any depth since: they are folded again.
+    DELETE FROM run_index;
+"#,
 ];
 
 /// Makes the schema what this release needs. Any number of processes may do so at once.

@@ -8,8 +8,11 @@ use super::{PostgresBlobs, PostgresStore, get};
 use crate::codec;
 use crate::crypto::Sealed;
 #[cfg(feature = "privacy")]
-use crate::privacy::{Subject, SubjectErasure};
-use crate::retention::{Change, RetentionReport, RetentionRule, Upkeep, pack, retain};
+use crate::privacy::{Subject, SubjectErasure, SubjectExport};
+use crate::projects::Projects;
+use crate::retention::{
+    Change, ProjectRemoval, RetentionReport, RetentionRule, Upkeep, pack, remove_project, retain,
+};
 use crate::vault::{about_chunk, seal_chunk};
 
 impl PostgresStore {
@@ -19,6 +22,15 @@ impl PostgresStore {
     /// Those of the store; what was done before stays done, and doing it again goes on.
     pub async fn retain(&self, rules: &[RetentionRule], now_ms: u64) -> Result<RetentionReport, Error> {
         retain(self, rules, now_ms).await
+    }
+
+    /// All that is held on a person here: records, and what blobs hold.
+    ///
+    /// # Errors
+    /// Those of the store.
+    #[cfg(feature = "privacy")]
+    pub async fn export_subject(&self, subject: &Subject) -> Result<SubjectExport, Error> {
+        subject.export_of(self).await
     }
 
     /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
@@ -33,6 +45,16 @@ impl PostgresStore {
         subject.erase(self).await
     }
 
+    /// Removes all that is held of a project: its runs, sessions, blobs and its own journal, and what is
+    /// cached. That there was one is all that stays, so that its id never means another. Doing it again
+    /// after a failure goes on.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) while a run of it is at work; those of the store.
+    pub async fn remove_project(&self, project: &str) -> Result<ProjectRemoval, Error> {
+        remove_project(self, &Projects::new(self.journal()), project).await
+    }
+
     /// Removes a run that is over, with all its records; says whether there was one.
     ///
     /// # Errors
@@ -42,7 +64,7 @@ impl PostgresStore {
                       c AS (DELETE FROM chunks WHERE run_id IN (SELECT id FROM gone)),
                       s AS (DELETE FROM snapshots WHERE run_id IN (SELECT id FROM gone)),
                       i AS (DELETE FROM run_index WHERE id IN (SELECT id FROM gone))
-                      SELECT id FROM gone";
+                      SELECT nextval('revisions') FROM gone";
         Ok(!self.0.pool.query("remove a run", remove, &[&run]).await?.is_empty())
     }
 
@@ -73,14 +95,14 @@ impl PostgresStore {
         let id: i64 = get(&row, 0)?;
         let select = "SELECT last_seq, data FROM chunks WHERE run_id = $1 ORDER BY last_seq";
         let rows = transaction.query(select, &[&id]).await.map_err(failed)?;
-        self.learn_keys(rows.iter().map(|row| get(row, 1))).await?;
+        let keys = self.learn_keys(rows.iter().map(|row| get(row, 1))).await?;
         let mut records = Vec::new();
         for row in &rows {
             let last = get::<i64>(row, 0)?.cast_unsigned();
             let data: &[u8] = get(row, 1)?;
             match Sealed::parse(data).filter(|_| key.is_some()) {
                 Some(sealed) => {
-                    let chunk = self.open_sealed(&sealed, &about_chunk(run, last))?;
+                    let chunk = keys.open(&sealed, &about_chunk(run, last))?;
                     codec::decode(&chunk, last, 1, usize::MAX, &mut records)?;
                 }
                 None => codec::decode(data, last, 1, usize::MAX, &mut records)?,
@@ -95,6 +117,10 @@ impl PostgresStore {
         for (last, chunk) in packed {
             let insert = "INSERT INTO chunks (run_id, last_seq, data) VALUES ($1, $2, $3)";
             transaction.execute(insert, &[&id, &last.cast_signed(), &chunk]).await.map_err(failed)?;
+        }
+        if edits {
+            let revise = "UPDATE runs SET revision = nextval('revisions') WHERE id = $1";
+            transaction.execute(revise, &[&id]).await.map_err(failed)?;
         }
         let folded: &[&str] = if edits { &["snapshots WHERE run_id", "run_index WHERE id"] } else { &[] };
         for table in folded {
@@ -132,19 +158,22 @@ impl Upkeep for PostgresStore {
         self.rewritten(run, change).await
     }
 
-    #[cfg(feature = "privacy")]
     async fn empty_cache(&self) -> Result<usize, Error> {
         let rows = self.0.pool.query("empty the cache", "DELETE FROM cache RETURNING 1", &[]).await?;
         Ok(rows.len())
     }
 
-    #[cfg(feature = "privacy")]
     async fn scrubbed(&self) -> Result<(), Error> {
         let client = self.0.pool.own().await?;
         for table in ["chunks", "blobs", "snapshots", "run_index", "cache"] {
             let vacuum = format!("VACUUM FULL {table}");
             client.batch_execute(&vacuum).await.map_err(|e| storage("write the tables anew", &e))?;
         }
+        Ok(())
+    }
+
+    async fn swept(&self) -> Result<(), Error> {
+        // The server's own upkeep clears away what was removed.
         Ok(())
     }
 }

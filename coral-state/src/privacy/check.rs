@@ -21,10 +21,28 @@ fn luhn(text: &str) -> u32 {
         .sum()
 }
 
-/// Payment cards begin with 2 to 6; a time in milliseconds does not.
+/// A card's number may be followed by another number, such as its end or its check value: the longest part
+/// that is one counts.
 pub(super) fn card(text: &str) -> Option<usize> {
+    if is_card(text) {
+        return Some(text.len());
+    }
+    let ends = text.char_indices().rev().filter(|(_, c)| !c.is_ascii_digit()).map(|(at, _)| at);
+    ends.take_while(|end| *end >= 13)
+        .find(|end| text.get(..*end).is_some_and(|part| is_grouped(part) && is_card(part)))
+}
+
+/// Payment cards begin with 2 to 6; a time in milliseconds does not.
+fn is_card(text: &str) -> bool {
     let issued = digits(text).next().is_some_and(|digit| (2..=6).contains(&digit));
-    (issued && luhn(text).is_multiple_of(10)).then_some(text.len())
+    issued && (13..=19).contains(&digits(text).count()) && luhn(text).is_multiple_of(10)
+}
+
+/// Whether groups are as on a card: all but the last of at least four digits. Lists of small numbers are
+/// not.
+fn is_grouped(text: &str) -> bool {
+    let mut groups = text.split([' ', '-']).rev();
+    groups.next().is_some() && groups.all(|group| group.len() >= 4)
 }
 
 /// An IBAN may be followed by words that look like more of it: the longest part that fits counts.

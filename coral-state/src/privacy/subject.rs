@@ -1,10 +1,13 @@
 //! What is held on one person: taking it out, and taking it away.
 
-use coral_core::{BlobRef, Error, Journal, Record, RunFilter, RunHead, RunStatus};
+use std::sync::Arc;
+
+use coral_core::{BlobRef, Blobs as _, Error, Event, Journal, Record, RunFilter, RunHead, RunStatus};
 use regex::{Regex, RegexBuilder};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::json;
 use crate::garbage::BlobSweep;
 use crate::ledger::is_erased;
 use crate::retention::{Change, Upkeep, class_of};
@@ -51,8 +54,24 @@ pub struct SubjectFinding {
 pub struct SubjectExport {
     /// The records, by journal and seq.
     pub records: Vec<SubjectFinding>,
+    /// Journals whose id, project or workflow is named by a word for them.
+    pub named: Vec<String>,
     /// Journals that can't be read any more since their project was erased.
     pub unreadable: Vec<String>,
+    /// Blobs that speak of them, where a store was asked.
+    pub blobs: Vec<SubjectBlob>,
+}
+
+/// One blob that speaks of a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct SubjectBlob {
+    /// The project that it belongs to; may be empty.
+    pub project: String,
+    /// Its name.
+    pub blob: BlobRef,
+    /// What it holds; where that is not all text, with a mark for what is not.
+    pub text: String,
 }
 
 /// What erasing a person did.
@@ -63,6 +82,9 @@ pub struct SubjectErasure {
     pub rewritten: Vec<String>,
     /// Journals that speak of the person and were left, being at work: end them and erase again.
     pub at_work: Vec<String>,
+    /// Journals whose id, project or workflow is named by a word for the person. Names are what others
+    /// refer by, so they stay: remove these journals, and `erase_project` or `remove_project` the project.
+    pub named: Vec<String>,
     /// Blobs that spoke of the person and were removed.
     pub blobs: Vec<BlobRef>,
 }
@@ -90,6 +112,11 @@ impl Subject {
         Ok(Subject { pattern })
     }
 
+    /// Whether one of the words is the name of a journal, its project or its workflow.
+    fn names(&self, head: &RunHead) -> bool {
+        [&head.run, &head.project, &head.workflow].iter().any(|name| self.pattern.is_match(name))
+    }
+
     fn is_in(&self, value: &Value) -> bool {
         match value {
             Value::String(text) => self.pattern.is_match(text),
@@ -97,26 +124,36 @@ impl Subject {
             Value::Object(map) => {
                 map.iter().any(|(key, value)| self.pattern.is_match(key) || self.is_in(value))
             }
-            Value::Null | Value::Bool(_) | Value::Number(_) => false,
+            Value::Number(number) => self.pattern.is_match(&number.to_string()),
+            Value::Null | Value::Bool(_) => false,
         }
     }
 
-    fn out_of(&self, value: Value) -> Value {
-        let without = |text: String| self.pattern.replace_all(&text, ERASED).into_owned();
-        match value {
-            Value::String(text) => Value::String(without(text)),
-            Value::Array(items) => items.into_iter().map(|item| self.out_of(item)).collect(),
-            Value::Object(map) => {
-                map.into_iter().map(|(key, value)| (without(key), self.out_of(value))).collect()
-            }
-            other => other,
-        }
-    }
-
-    fn find(&self, record: &Record) -> Result<bool, Error> {
+    /// The record without the person; `None` if it does not speak of them.
+    ///
+    /// The names of the project and of the workflow stay: the journal is listed by them.
+    fn without(&self, record: &Record) -> Result<Option<Record>, Error> {
+        let bad = |e: serde_json::Error| {
+            Error::invalid("subject", format!("without it seq {} makes no sense: {e}", record.seq))
+                .with_help("a word for the person is also a word of the format: leave it out")
+        };
         let value = serde_json::to_value(&record.event)
             .map_err(|e| Error::storage("search the journal", format!("seq {}: {e}", record.seq)))?;
-        Ok(self.is_in(&value))
+        if !self.is_in(&value) {
+            return Ok(None);
+        }
+        let erase = |text: &str| self.pattern.replace_all(text, ERASED).into_owned();
+        let mut event = json::rewrite(&record.event, &erase).map_err(bad)?;
+        if let (
+            Event::RunStarted { project, graph, .. },
+            Event::RunStarted { project: project_before, graph: before, .. },
+        ) = (&mut event, &record.event)
+        {
+            project.clone_from(project_before);
+            Arc::make_mut(graph).name.clone_from(&before.name);
+        }
+        // Numbers of the format may look like a number of the person's, and are not theirs.
+        Ok((event != record.event).then(|| Record { event, ..record.clone() }))
     }
 
     /// All that a journal holds on the person: in runs, sessions and projects.
@@ -126,6 +163,9 @@ impl Subject {
     pub async fn export(&self, journal: &impl Journal) -> Result<SubjectExport, Error> {
         let mut export = SubjectExport::default();
         for head in journal.runs(&RunFilter::default()).await? {
+            if self.names(&head) {
+                export.named.push(head.run.clone());
+            }
             match self.search(journal, &head).await {
                 Ok(found) => export.records.extend(found),
                 Err(error) if is_erased(&error) => export.unreadable.push(head.run),
@@ -143,7 +183,7 @@ impl Subject {
             let count = records.len();
             for record in records {
                 next = record.seq + 1;
-                if self.find(&record)? {
+                if self.without(&record)?.is_some() {
                     found.push(SubjectFinding {
                         run: head.run.clone(),
                         project: head.project.clone(),
@@ -172,12 +212,33 @@ impl Subject {
         Ok(found)
     }
 
+    /// All that a store holds on the person, blobs included.
+    pub(crate) async fn export_of(&self, store: &impl Upkeep) -> Result<SubjectExport, Error> {
+        let mut export = self.export(&store.upkept()).await?;
+        for project in store.projects_with_blobs().await? {
+            let blobs = store.blobs_in(&project);
+            let found = match self.blobs(&blobs).await {
+                Err(error) if is_erased(&error) => continue,
+                result => result?,
+            };
+            for blob in found {
+                let Some(bytes) = blobs.get(&blob).await? else { continue };
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                export.blobs.push(SubjectBlob { project: project.clone(), blob, text });
+            }
+        }
+        Ok(export)
+    }
+
     /// Takes the person out of everything in `store`: what spoke of them says `[erased]`, blobs
     /// that did are gone, and the cache is empty. Records keep their number, time and shape, so runs stay whole.
     pub(crate) async fn erase(&self, store: &impl Upkeep) -> Result<SubjectErasure, Error> {
         let mut erasure = SubjectErasure::default();
         let journal = store.upkept();
         for head in journal.runs(&RunFilter::default()).await? {
+            if self.names(&head) {
+                erasure.named.push(head.run.clone());
+            }
             let found = match self.search(&journal, &head).await {
                 Err(error) if is_erased(&error) => continue,
                 result => result?,
@@ -188,19 +249,9 @@ impl Subject {
             let at_work = head.status == RunStatus::Running && class_of(&head).is_some();
             let subject = self.clone();
             let edit = move |records: Vec<Record>| {
-                let without = |record: Record| {
-                    let bad = |e: serde_json::Error| {
-                        Error::invalid(
-                            "subject",
-                            format!("without it seq {} makes no sense: {e}", record.seq),
-                        )
-                        .with_help("a word for the person is also a word of the format: leave it out")
-                    };
-                    let event = serde_json::to_value(&record.event).map_err(bad)?;
-                    let event = serde_json::from_value(subject.out_of(event)).map_err(bad)?;
-                    Ok(Record { event, ..record })
-                };
-                records.into_iter().map(without).collect::<Result<Vec<_>, Error>>()
+                let edited =
+                    records.into_iter().map(|record| Ok(subject.without(&record)?.unwrap_or(record)));
+                edited.collect::<Result<Vec<_>, Error>>()
             };
             if !at_work && store.rewrite(&head.run, Change::Edit(Box::new(edit))).await? {
                 erasure.rewritten.push(head.run);

@@ -6,11 +6,11 @@ use async_trait::async_trait;
 use coral_core::{BlobRef, Blobs, Clock, Error, SystemClock};
 use rusqlite::{OptionalExtension, params};
 
-use super::{SqliteStore, unsealed};
+use super::{SqliteStore, keys, unsealed};
 use crate::blob_name::{self, verified};
-use crate::crypto::OVERHEAD;
+use crate::crypto::{OVERHEAD, Sealed};
 use crate::garbage::BlobSweep;
-use crate::vault::about_blob;
+use crate::vault::{Vault, about_blob, erased};
 
 /// [`Blobs`] of one project in a SQLite file, each kept once.
 #[derive(Clone, Debug)]
@@ -31,30 +31,46 @@ impl Blobs for SqliteBlobs {
         let blob = BlobRef::of(bytes);
         let key = blob_name::key(&blob)?;
         let data = self.store.sealed(&self.scope, &about_blob(&key), bytes.into()).await?;
-        let scope = self.scope.clone();
+        let (scope, encrypted) = (self.scope.clone(), self.store.0.keys.is_some());
         self.store
             .write("keep a blob", move |conn| {
+                if let Some(sealed) = Sealed::parse(&data).filter(|_| encrypted)
+                    && let Err(error) = keys::check(conn, &sealed)?
+                {
+                    return Ok(Err(error));
+                }
                 conn.prepare_cached(
                     "INSERT INTO blobs (scope, sha256, data, kept_at_ms) VALUES (?1, ?2, ?3, ?4)
                      ON CONFLICT DO UPDATE SET kept_at_ms = excluded.kept_at_ms",
                 )?
-                .execute(params![scope, key, &data[..], SystemClock.now_ms().cast_signed()])
+                .execute(params![
+                    scope,
+                    key,
+                    &data[..],
+                    SystemClock.now_ms().cast_signed()
+                ])?;
+                Ok(Ok(blob))
             })
-            .await?;
-        Ok(blob)
+            .await?
     }
 
     async fn get(&self, blob: &BlobRef) -> Result<Option<Arc<[u8]>>, Error> {
         let key = blob_name::key(blob)?;
-        let (scope, keys) = (self.scope.clone(), self.store.0.keys.clone());
+        let (scope, vault) = (self.scope.clone(), self.store.0.keys.clone());
         let found = self
             .store
             .read("read a blob", move |conn| {
-                conn.prepare_cached("SELECT data FROM blobs WHERE scope = ?1 AND sha256 = ?2")?
+                let vault = vault.as_deref().map(Vault::since);
+                let found = conn
+                    .prepare_cached("SELECT data FROM blobs WHERE scope = ?1 AND sha256 = ?2")?
                     .query_row(params![scope, key], |row| {
-                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about_blob(&key)))
+                        Ok(unsealed(vault, conn, row.get_ref(0)?.as_blob()?, &about_blob(&key)))
                     })
-                    .optional()
+                    .optional()?;
+                match keys::erased_at(conn, &scope)?.filter(|_| found.is_none()) {
+                    Some(at) => Ok(Some(Err(erased(&scope, Some(at))))),
+                    None => Ok(found),
+                }
             })
             .await?;
         found.transpose()?.map(|bytes| verified(blob, bytes)).transpose()

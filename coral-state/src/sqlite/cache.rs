@@ -9,6 +9,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::{SqliteStore, unsealed};
 use crate::crypto::about_entry;
+use crate::vault::Vault;
 
 /// Puts between two looks at what is too much.
 const TRIM_EVERY: usize = 64;
@@ -54,9 +55,10 @@ impl Cache for SqliteCache {
         let keys = self.store.0.keys.clone();
         self.store
             .read("read the cache", move |conn| {
+                let keys = keys.as_deref().map(Vault::since);
                 conn.prepare_cached("SELECT value FROM cache WHERE key = ?1 AND until_ms > ?2")?
                     .query_row(params![key, now], |row| {
-                        Ok(unsealed(keys.as_deref(), conn, row.get_ref(0)?.as_blob()?, &about_entry(&key)))
+                        Ok(unsealed(keys, conn, row.get_ref(0)?.as_blob()?, &about_entry(&key)))
                     })
                     .optional()
             })

@@ -12,11 +12,11 @@ use coral_core::{Error, RunHead, RunStatus, Seq};
 use rusqlite::types::Value as Column;
 use rusqlite::{Connection, OptionalExtension, params, params_from_iter};
 
-use super::{SqliteStore, keys, unsealed};
-use crate::index::{Cursor, RunPage, RunQuery, RunSummary, SortBy};
+use super::{SqliteJournal, SqliteStore, keys, unsealed};
+use crate::index::{Cursor, Refreshed, RunPage, RunQuery, RunSummary, SortBy};
 use crate::lines::{Line, Writing, summary_of};
 use crate::status::{status_name, status_of};
-use crate::vault::about_summary;
+use crate::vault::{Since, Vault, about_summary};
 
 /// Runs folded between two writes.
 const BATCH: usize = 256;
@@ -98,50 +98,60 @@ impl SqliteIndex {
         }
     }
 
-    /// Folds in what the journal has gained; says how many runs changed.
+    /// Folds in what the journal has gained.
     ///
     /// # Errors
-    /// Those of the store; what was folded before it failed stays.
-    pub async fn refresh(&self) -> Result<usize, Error> {
+    /// Those of the store that are not one run's alone; what was folded before stays.
+    pub async fn refresh(&self) -> Result<Refreshed, Error> {
         let writing = self.writing().await?;
         let stale: Vec<(i64, RunHead)> = self
             .0
             .read("read the index", |conn| {
                 conn.prepare_cached(
-                    "SELECT r.workflow, r.project, r.status, r.last_seq, r.started_at_ms, r.updated_at_ms, r.run, r.id
+                    "SELECT r.workflow, r.project, r.status, r.last_seq, r.started_at_ms, r.updated_at_ms, r.run,
+                     r.revision, r.id
                      FROM runs r LEFT JOIN run_index i ON i.id = r.id
                      WHERE r.last_seq > 0 AND instr(r.run, ':') = 0
                      AND (i.id IS NULL OR i.last_seq <> r.last_seq OR i.run <> r.run)",
                 )?
-                .query_map([], |row| Ok((row.get(7)?, super::writer::head_of(row)?)))?
+                .query_map([], |row| Ok((row.get(8)?, super::writer::head_of(row)?)))?
                 .collect()
             })
             .await?;
         let journal = self.0.journal();
+        let mut refreshed = Refreshed::default();
         for batch in stale.chunks(BATCH) {
             let mut lines = Vec::with_capacity(batch.len());
             for (id, head) in batch {
-                let mut line = Line::of(&journal, &self.0, head, &writing).await?;
-                if !line.summary.is_empty() {
-                    let about = about_summary(&head.run);
-                    line.summary = self.0.sealed(&head.project, &about, line.summary).await?;
+                match self.line(&journal, head, &writing).await {
+                    Ok(line) => lines.push((*id, line)),
+                    Err(error) => refreshed.skip(&head.run, error)?,
                 }
-                lines.push((*id, line));
             }
-            self.0
+            refreshed.changed += self
+                .0
                 .write("write the index", move |conn| {
-                    lines.iter().try_for_each(|(id, line)| keep(conn, *id, line))
+                    let kept = lines.iter().map(|(id, line)| keep(conn, *id, line).map(usize::from));
+                    kept.sum::<rusqlite::Result<usize>>()
                 })
                 .await?;
         }
-        Ok(stale.len())
+        Ok(refreshed)
+    }
+
+    async fn line(&self, journal: &SqliteJournal, head: &RunHead, writing: &Writing) -> Result<Line, Error> {
+        let mut line = Line::of(journal, &self.0, head, writing).await?;
+        if !line.summary.is_empty() {
+            line.summary = self.0.sealed(&head.project, &about_summary(&head.run), line.summary).await?;
+        }
+        Ok(line)
     }
 
     /// Throws the index away and folds it again.
     ///
     /// # Errors
     /// Those of the store.
-    pub async fn rebuild(&self) -> Result<usize, Error> {
+    pub async fn rebuild(&self) -> Result<Refreshed, Error> {
         self.0
             .write("write the index", |conn| {
                 conn.execute("DELETE FROM run_index", [])?;
@@ -162,13 +172,14 @@ impl SqliteIndex {
         let (query, vault) = (query.clone(), self.0.0.keys.clone());
         self.0
             .read("query the index", move |conn| {
+                let vault = vault.as_deref().map(Vault::since);
                 let found = find(conn, &query, &writing)?;
                 let mut page = RunPage { total: found.total, exact: found.exact, ..Default::default() };
                 let more = found.runs.len() > query.limit;
                 let last = found.runs.iter().take(query.limit).next_back().filter(|_| more);
                 page.next = last.map(|(key, _, run)| Cursor { key: key.cast_unsigned(), run: run.clone() });
                 for (_, id, _) in found.runs.iter().take(query.limit) {
-                    match load(conn, vault.as_deref(), *id)? {
+                    match load(conn, vault, *id)? {
                         Ok(summary) => page.runs.push(Arc::new(summary)),
                         Err(error) => return Ok(Err(error)),
                     }
@@ -179,9 +190,16 @@ impl SqliteIndex {
     }
 }
 
-fn keep(conn: &Connection, id: i64, line: &Line) -> rusqlite::Result<()> {
-    forget(conn, id)?;
+/// Keeps a line, unless the run is gone or became something else since it was folded.
+fn keep(conn: &Connection, id: i64, line: &Line) -> rusqlite::Result<bool> {
     let head = &line.head;
+    let same = conn
+        .prepare_cached("SELECT 1 FROM runs WHERE id = ?1 AND run = ?2 AND revision = ?3")?
+        .exists(params![id, head.run, head.revision.cast_signed()])?;
+    if !same {
+        return Ok(false);
+    }
+    forget(conn, id)?;
     conn.prepare_cached(
         "INSERT INTO run_index (id, run, project, workflow, status, phase, last_seq, started_at_ms,
          updated_at_ms, cost, summary) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
@@ -205,7 +223,7 @@ fn keep(conn: &Connection, id: i64, line: &Line) -> rusqlite::Result<()> {
     }
     conn.prepare_cached("INSERT INTO run_text (rowid, words) VALUES (?1, ?2)")?
         .execute(params![id, line.words])?;
-    Ok(())
+    Ok(true)
 }
 
 #[derive(Default)]
@@ -283,7 +301,8 @@ fn find(conn: &Connection, query: &RunQuery, writing: &Writing) -> rusqlite::Res
     let mut found = Found::default();
     let paged = query.after.is_some();
     // The page, and what it takes to say how many there are: one walk where that is the same.
-    let enough = if paged { query.limit + 1 } else { (query.limit + 1).max(COUNTED) };
+    let page = query.limit.saturating_add(1);
+    let enough = if paged { page } else { page.max(COUNTED) };
     let mut bound = values.clone();
     bound.extend(query.after.iter().flat_map(|after| [number(after.key), after.run.clone().into()]));
     let mut seen = 0;
@@ -375,14 +394,10 @@ impl Bits {
     }
 }
 
-fn load(
-    conn: &Connection,
-    vault: Option<&crate::vault::Vault>,
-    id: i64,
-) -> rusqlite::Result<Result<RunSummary, Error>> {
+fn load(conn: &Connection, vault: Option<Since<'_>>, id: i64) -> rusqlite::Result<Result<RunSummary, Error>> {
     conn.prepare_cached(
-        "SELECT run, project, workflow, status, last_seq, started_at_ms, updated_at_ms, summary
-         FROM run_index WHERE id = ?1",
+        "SELECT i.run, i.project, i.workflow, i.status, i.last_seq, i.started_at_ms, i.updated_at_ms,
+         coalesce(r.revision, 0), i.summary FROM run_index i LEFT JOIN runs r ON r.id = i.id WHERE i.id = ?1",
     )?
     .query_row([id], |row| {
         let number = |place| row.get::<_, i64>(place).map(i64::cast_unsigned);
@@ -395,8 +410,9 @@ fn load(
             last_seq: number(4)? as Seq,
             started_at_ms: number(5)?,
             updated_at_ms: number(6)?,
+            revision: number(7)?,
         };
-        let summary = row.get_ref(7)?.as_blob()?;
+        let summary = row.get_ref(8)?.as_blob()?;
         let plain = match summary {
             [] => Ok(Arc::default()),
             sealed => unsealed(vault, conn, sealed, &about_summary(&head.run)),

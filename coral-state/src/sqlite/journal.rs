@@ -16,9 +16,10 @@ use crate::codec;
 use crate::crypto::Sealed;
 use crate::follow::Follow;
 use crate::status::status_name;
-use crate::vault::{Verifier, about_chunk, seal_chunk};
+use crate::vault::{Vault, Verifier, about_chunk, seal_chunk};
 
-const HEAD: &str = "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run FROM runs";
+const HEAD: &str =
+    "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, revision FROM runs";
 
 /// A [`Journal`] in a SQLite file: durable, atomic, and fast with many runs at once.
 ///
@@ -79,6 +80,30 @@ impl SqliteJournal {
             .await?
     }
 
+    /// Appends `records`, or begins a run with them where no epoch is held; gives the epoch.
+    async fn write_records(
+        &self,
+        run: &str,
+        epoch: Option<u64>,
+        expected: Seq,
+        records: Arc<[Record]>,
+    ) -> Result<u64, Error> {
+        // Made here, so that many runs serialise at once and the writer only writes.
+        let mut chunk = codec::encode(&records)?;
+        if let (Some(vault), Some(last)) = (&self.0.0.keys, records.last()) {
+            let key = keys::of_run(&self.0, vault, run, &records).await?;
+            chunk = seal_chunk(&key, run, last.seq, records.len(), &chunk)?;
+        }
+        let (answer, answered) = oneshot::channel();
+        let append = Append { run: run.into(), epoch, expected, records, chunk, answer };
+        self.0.send(Request::Append(append)).await?;
+        let (result, _records) = answered.await.map_err(|_| gone())?;
+        match &self.0.0.keys {
+            Some(vault) => vault.heed(result),
+            None => result,
+        }
+    }
+
     /// The store that this journal is in.
     pub fn store(&self) -> &SqliteStore {
         &self.0
@@ -100,17 +125,11 @@ impl Journal for SqliteJournal {
         expected: Seq,
         records: Arc<[Record]>,
     ) -> Result<(), Error> {
-        // Made here, so that many runs serialise at once and the writer only writes.
-        let mut chunk = codec::encode(&records)?;
-        if let (Some(vault), Some(last)) = (&self.0.0.keys, records.last()) {
-            let key = keys::of_run(&self.0, vault, run, &records).await?;
-            chunk = seal_chunk(&key, run, last.seq, records.len(), &chunk)?;
-        }
-        let (answer, answered) = oneshot::channel();
-        let append = Append { run: run.into(), epoch, expected, records, chunk, answer };
-        self.0.send(Request::Append(append)).await?;
-        let (result, _records) = answered.await.map_err(|_| gone())?;
-        result
+        self.write_records(run, Some(epoch), expected, records).await.map(drop)
+    }
+
+    async fn begin(&self, run: &str, records: Arc<[Record]>) -> Result<u64, Error> {
+        self.write_records(run, None, 0, records).await
     }
 
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
@@ -122,6 +141,7 @@ impl Journal for SqliteJournal {
         let vault = self.0.0.keys.clone();
         self.0
             .read("read the journal", move |conn| {
+                let vault = vault.as_deref().map(Vault::since);
                 let mut select = conn.prepare_cached(
                     "SELECT last_seq, data FROM chunks
                      WHERE run_id = (SELECT id FROM runs WHERE run = ?1) AND last_seq >= ?2
@@ -133,7 +153,7 @@ impl Journal for SqliteJournal {
                     let Some(row) = rows.next()? else { break };
                     let last = row.get::<_, i64>(0)?.cast_unsigned();
                     let chunk = row.get_ref(1)?.as_blob()?;
-                    let opened = match (Sealed::parse(chunk), &vault) {
+                    let opened = match (Sealed::parse(chunk), vault) {
                         (Some(sealed), Some(vault)) => {
                             keys::open(vault, conn, &sealed, &about_chunk(&run, last)).map(Cow::Owned)
                         }

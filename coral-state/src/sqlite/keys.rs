@@ -7,18 +7,32 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::SqliteStore;
 use super::fault::storage;
+use super::upkeep::revise;
 use crate::crypto::{DataKey, Sealed};
-use crate::vault::{KeyRow, Stone, Tombstone, Vault, erased, missing, not_encrypted};
+use crate::vault::{KeyRow, Since, Stone, Tombstone, Vault, erased, missing, no_project, not_encrypted};
 
 fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<KeyRow> {
     Ok(KeyRow { id: row.get(0)?, scope: row.get(1)?, master: row.get(2)?, wrapped: row.get(3)? })
 }
 
-fn erased_at(conn: &Connection, scope: &str) -> rusqlite::Result<Option<u64>> {
+pub(super) fn erased_at(conn: &Connection, scope: &str) -> rusqlite::Result<Option<u64>> {
     conn.prepare_cached("SELECT erased_at_ms FROM tombstones WHERE scope = ?1")?
         .query_row([scope], |row| row.get::<_, i64>(0))
         .optional()
         .map(|at| at.map(i64::cast_unsigned))
+}
+
+/// Refuses what is sealed by a key that was destroyed since.
+pub(super) fn check(conn: &Connection, sealed: &Sealed<'_>) -> rusqlite::Result<Result<(), Error>> {
+    let found: Option<(String, bool)> = conn
+        .prepare_cached("SELECT scope, wrapped IS NOT NULL FROM data_keys WHERE id = ?1")?
+        .query_row([sealed.key], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(match found {
+        Some((_, true)) => Ok(()),
+        Some((scope, false)) => Err(erased(&scope, erased_at(conn, &scope)?)),
+        None => Err(missing(sealed.key)),
+    })
 }
 
 /// The key that seals what is new in `scope`, made if there is none yet.
@@ -26,6 +40,7 @@ pub(super) async fn of_scope(store: &SqliteStore, vault: &Vault, scope: &str) ->
     if let Some(key) = vault.current(scope) {
         return Ok(key);
     }
+    let since = vault.since();
     let fresh = vault.ring().draw(scope)?;
     let (master, name): (Box<str>, Box<str>) = (vault.ring().current().id().into(), scope.into());
     let row = store
@@ -46,7 +61,7 @@ pub(super) async fn of_scope(store: &SqliteStore, vault: &Vault, scope: &str) ->
             .map(Ok)
         })
         .await??;
-    vault.add_current(&row)
+    since.add_current(&row)
 }
 
 /// The key that seals what `run` appends; its first batch says which project it belongs to.
@@ -76,6 +91,7 @@ pub(super) async fn of_run(
 /// The first key that `scope` ever had, which rotation leaves alone.
 pub(super) async fn first_of(store: &SqliteStore, vault: &Vault, scope: &str) -> Result<Arc<DataKey>, Error> {
     of_scope(store, vault, scope).await?;
+    let since = vault.since();
     let scope: Box<str> = scope.into();
     let row = store
         .read("read a data key", move |conn| {
@@ -85,12 +101,12 @@ pub(super) async fn first_of(store: &SqliteStore, vault: &Vault, scope: &str) ->
             .query_row([&scope], read)
         })
         .await?;
-    vault.add(&row)
+    since.add(&row)
 }
 
 /// What was sealed as `about`.
 pub(super) fn open(
-    vault: &Vault,
+    vault: Since<'_>,
     conn: &Connection,
     sealed: &Sealed<'_>,
     about: &[u8],
@@ -176,17 +192,22 @@ impl SqliteStore {
     /// copies of them there are. A signed tombstone stays, and the journal can still be verified.
     /// Erasing what is erased gives the first tombstone again.
     ///
-    /// A key that another process already holds in memory is gone when that process ends; a backup
-    /// of this file that holds the wrapped key must be destroyed too.
+    /// Other processes are refused from then on when they append. A key that one of them already
+    /// holds in memory is gone when that process ends; a backup of this file that holds the wrapped
+    /// key must be destroyed too.
     ///
     /// # Errors
-    /// [`Invalid`](ErrorKind::Invalid) if the store is not encrypted.
+    /// [`Invalid`](ErrorKind::Invalid) if the store is not encrypted, or `project` is empty: what
+    /// belongs to no project shares the store's own keys.
     pub async fn erase_project(&self, project: &str) -> Result<Tombstone, Error> {
         let keys = Arc::clone(self.keys()?);
+        if project.is_empty() {
+            return Err(no_project());
+        }
         let ring = keys.ring().clone();
         let scope: Box<str> = project.into();
         let now = SystemClock.now_ms().cast_signed();
-        self.write("erase a project", move |conn| {
+        self.write_runs("erase a project", move |conn| {
             if erased_at(conn, &scope)?.is_none() {
                 let count: i64 =
                     conn.query_row("SELECT count(*) FROM data_keys WHERE scope = ?1", [&scope], |row| row.get(0))?;
@@ -196,15 +217,17 @@ impl SqliteStore {
                     "INSERT INTO tombstones (scope, erased_at_ms, keys, master, signature) VALUES (?1, ?2, ?3, ?4, ?5)",
                     params![stone.scope, stone.at_ms, stone.keys, stone.master, stone.signature],
                 )?;
-                super::index::forget_project(conn, &scope)?;
-                conn.execute(
-                    "DELETE FROM snapshots WHERE run_id IN (SELECT id FROM runs WHERE project = ?1)",
-                    [&scope],
-                )?;
-                // Its entries belong to no project, so any may hold something of this one.
-                conn.execute("DELETE FROM cache", [])?;
             }
-            Ok(())
+            revise(conn, "project = ?1", &scope)?;
+            super::index::forget_project(conn, &scope)?;
+            conn.execute(
+                "DELETE FROM snapshots WHERE run_id IN (SELECT id FROM runs WHERE project = ?1)",
+                [&scope],
+            )?;
+            // Their names are hashes of what they held.
+            conn.execute("DELETE FROM blobs WHERE scope = ?1", [&scope])?;
+            // Its entries belong to no project, so any may hold something of this one.
+            conn.execute("DELETE FROM cache", [])
         })
         .await?;
         keys.forget(project);

@@ -110,6 +110,16 @@ const MIGRATIONS: &[&str] = &["
     );
     DELETE FROM run_index;
     DELETE FROM run_terms;
+", "
+    -- What is folded from a run is bound to its revision, so that nothing that was folded before an
+    -- erasure is kept after it. Ids of removed runs are given again; revisions never are.
+    ALTER TABLE runs ADD COLUMN revision INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE revisions (last INTEGER NOT NULL) STRICT;
+    INSERT INTO revisions VALUES (0);
+    -- Lines name agents at any depth since: they are folded again.
+    DELETE FROM run_index;
+    DELETE FROM run_terms;
+    INSERT INTO run_text (run_text) VALUES ('delete-all');
 "];
 
 /// The connection of the writer, on a file brought up to this release.
@@ -128,10 +138,8 @@ pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> 
         conn.pragma_update(None, "checkpoint_fullfsync", true)?;
         conn.pragma_update(None, "wal_autocheckpoint", 4_000)?;
         conn.pragma_update(None, "journal_size_limit", 64 << 20)?;
-        if options.keys.is_some() {
-            // A destroyed key must not lie on in a free page.
-            conn.pragma_update(None, "secure_delete", true)?;
-        }
+        // What was removed, be it a run or a destroyed key, must not lie on in a free page.
+        conn.pragma_update(None, "secure_delete", true)?;
         if let Some(bytes) = options.max_bytes {
             let page: i64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
             let pages = i64::try_from(bytes).unwrap_or(i64::MAX) / page.max(1);
@@ -141,17 +149,24 @@ pub(super) fn open_writer(options: &SqliteOptions) -> Result<Connection, Error> 
     };
     setup().map_err(|e| storage("set up the store", &e))?;
     migrate(&mut conn, options)?;
-    if options.keys.is_none() {
-        let sealed: bool = conn
-            .query_row("SELECT EXISTS (SELECT 1 FROM data_keys)", [], |row| row.get(0))
-            .map_err(|e| storage("open the store", &e))?;
-        if sealed {
-            return Err(Error::invalid("store", "it is encrypted and no key was given")
-                .with_help("open it with `SqliteOptions::keys`")
-                .at(options.path.display().to_string()));
+    let (sealed, filled): (bool, bool) = conn
+        .query_row(
+            "SELECT EXISTS (SELECT 1 FROM data_keys),
+             EXISTS (SELECT 1 FROM chunks) OR EXISTS (SELECT 1 FROM blobs)",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )
+        .map_err(|e| storage("open the store", &e))?;
+    let refused = match options.keys {
+        None if sealed => Error::invalid("store", "it is encrypted and no key was given")
+            .with_help("open it with `SqliteOptions::keys`"),
+        Some(_) if filled && !sealed => {
+            Error::invalid("store", "what it holds is readable, and keys would only seal what is new")
+                .with_help("open it without keys, make an `encrypted_copy`, and open that")
         }
-    }
-    Ok(conn)
+        _ => return Ok(conn),
+    };
+    Err(refused.at(options.path.display().to_string()))
 }
 
 /// A new store in a new file, with nothing in it.

@@ -1,4 +1,4 @@
-//! Upkeep of a file: backups, retention, compaction.
+//! Upkeep of a file: retention, compaction, removal.
 
 use std::path::Path;
 
@@ -6,50 +6,33 @@ use async_trait::async_trait;
 use coral_core::{Error, Journal};
 use rusqlite::{Connection, params};
 
-use super::fault::storage;
 use super::{SqliteBlobs, SqliteStore, keys};
 use crate::codec;
 use crate::crypto::Sealed;
 #[cfg(feature = "privacy")]
-use crate::privacy::{Subject, SubjectErasure};
-use crate::retention::{Change, RetentionReport, RetentionRule, Upkeep, pack, retain};
+use crate::privacy::{Subject, SubjectErasure, SubjectExport};
+use crate::projects::Projects;
+use crate::retention::{
+    Change, ProjectRemoval, RetentionReport, RetentionRule, Upkeep, pack, remove_project, retain,
+};
 use crate::vault::{about_chunk, seal_chunk};
 
 impl SqliteStore {
-    /// Writes a copy of the whole store to a new file, as it is at one moment, while work goes on.
-    /// The copy is a store like any other; an encrypted one stays so.
-    ///
-    /// # Errors
-    /// [`Storage`](coral_core::ErrorKind::Storage) if the file is there already or can't be written.
-    pub async fn backup(&self, to: impl AsRef<Path>) -> Result<(), Error> {
-        const BACKUP: &str = "write a backup";
-        let to = to.as_ref().to_owned();
-        let from = self.path().to_owned();
-        let place = to.display().to_string();
-        let work = move || {
-            if to.exists() {
-                return Err(
-                    Error::storage(BACKUP, "there is a file already").with_help("choose another name")
-                );
-            }
-            let failed = |e: rusqlite::Error| storage(BACKUP, &e);
-            let conn = Connection::open(&from).map_err(failed)?;
-            let name = to.to_str().ok_or_else(|| Error::invalid("path", "it is not UTF-8"))?;
-            conn.execute("VACUUM INTO ?1", [name]).map_err(failed)?;
-            sync(&to).map_err(|e| Error::storage(BACKUP, e))
-        };
-        tokio::task::spawn_blocking(work)
-            .await
-            .map_err(|e| Error::storage(BACKUP, e))?
-            .map_err(|e| e.at(place))
-    }
-
     /// Applies `rules` to what is here, to each by the first rule that fits it, as of `now_ms`.
     ///
     /// # Errors
     /// Those of the store; what was done before stays done, and doing it again goes on.
     pub async fn retain(&self, rules: &[RetentionRule], now_ms: u64) -> Result<RetentionReport, Error> {
         retain(self, rules, now_ms).await
+    }
+
+    /// All that is held on a person here: records, and what blobs hold.
+    ///
+    /// # Errors
+    /// Those of the store.
+    #[cfg(feature = "privacy")]
+    pub async fn export_subject(&self, subject: &Subject) -> Result<SubjectExport, Error> {
+        subject.export_of(self).await
     }
 
     /// Takes a person out of everything here: what spoke of them says `[erased]`, blobs that did are
@@ -62,6 +45,16 @@ impl SqliteStore {
     #[cfg(feature = "privacy")]
     pub async fn erase_subject(&self, subject: &Subject) -> Result<SubjectErasure, Error> {
         subject.erase(self).await
+    }
+
+    /// Removes all that is held of a project: its runs, sessions, blobs and its own journal, and what is
+    /// cached. That there was one is all that stays, so that its id never means another. Doing it again
+    /// after a failure goes on.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) while a run of it is at work; those of the store.
+    pub async fn remove_project(&self, project: &str) -> Result<ProjectRemoval, Error> {
+        remove_project(self, &Projects::new(self.journal()), project).await
     }
 
     /// Removes a run that is over, with all its records; says whether there was one.
@@ -81,6 +74,8 @@ impl SqliteStore {
             )?;
             let removed = conn.execute("DELETE FROM runs WHERE run = ?1 AND status <> 'running'", [&run])? > 0;
             if removed {
+                // Who begins a run of that name anew begins another.
+                revise(conn, "run = ?1", &run)?;
                 super::index::forget_run(conn, &run)?;
             }
             Ok(removed)
@@ -109,6 +104,7 @@ impl SqliteStore {
             let id: Option<i64> = conn
                 .prepare_cached("SELECT max(id) FROM runs WHERE run = ?1 AND status <> 'running'")?
                 .query_row([&run], |row| row.get(0))?;
+            let since = key.as_ref().map(|(vault, _)| vault.since());
             let mut records = Vec::new();
             let mut chunks = 0;
             let mut select =
@@ -117,10 +113,8 @@ impl SqliteStore {
             while let Some(row) = rows.next()? {
                 let last = row.get::<_, i64>(0)?.cast_unsigned();
                 let data = row.get_ref(1)?.as_blob()?;
-                let opened = match (Sealed::parse(data), &key) {
-                    (Some(sealed), Some((vault, _))) => {
-                        keys::open(vault, conn, &sealed, &about_chunk(&run, last))
-                    }
+                let opened = match (Sealed::parse(data), since) {
+                    (Some(sealed), Some(vault)) => keys::open(vault, conn, &sealed, &about_chunk(&run, last)),
                     _ => Ok(data.to_vec()),
                 };
                 let decoded =
@@ -150,6 +144,7 @@ impl SqliteStore {
                     .execute(params![id, last.cast_signed(), chunk])?;
             }
             if edits {
+                revise(conn, "run = ?1", &run)?;
                 conn.execute("DELETE FROM snapshots WHERE run_id = ?1", [id])?;
                 super::index::forget_run(conn, &run)?;
             }
@@ -157,6 +152,15 @@ impl SqliteStore {
         })
         .await?
     }
+}
+
+/// Gives the runs that `which` says of `value` a revision that none has had, so that nothing that was
+/// folded from them before is kept.
+pub(super) fn revise(conn: &Connection, which: &str, value: &str) -> rusqlite::Result<()> {
+    conn.execute("UPDATE revisions SET last = last + 1", [])?;
+    let revise = format!("UPDATE runs SET revision = (SELECT last FROM revisions) WHERE {which}");
+    conn.execute(&revise, [value])?;
+    Ok(())
 }
 
 /// Makes a new file durable, and its name in the directory.
@@ -198,12 +202,10 @@ impl Upkeep for SqliteStore {
         self.rewritten(run, change).await
     }
 
-    #[cfg(feature = "privacy")]
     async fn empty_cache(&self) -> Result<usize, Error> {
         self.write("empty the cache", |conn| conn.execute("DELETE FROM cache", [])).await
     }
 
-    #[cfg(feature = "privacy")]
     async fn scrubbed(&self) -> Result<(), Error> {
         self.aside("write the store anew", |conn| {
             conn.execute("INSERT INTO run_text (run_text) VALUES ('optimize')", [])?;
@@ -211,5 +213,13 @@ impl Upkeep for SqliteStore {
         })
         .await?;
         self.scrub().await
+    }
+
+    async fn swept(&self) -> Result<(), Error> {
+        match self.scrub().await {
+            // What is freed is overwritten in the file; the log follows when nobody reads.
+            Err(error) if error.is_transient() => Ok(()),
+            result => result,
+        }
     }
 }

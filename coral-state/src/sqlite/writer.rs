@@ -4,17 +4,19 @@
 //! price of a sync is shared by all of them, with one run it is paid at once. Each request is
 //! checked and answered by itself; only a failure of the commit fails them all.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coral_core::{Error, Record, RunHead, Seq, check_append};
+use coral_core::{Error, Record, RunHead, Seq, check_append, check_begin};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio::sync::oneshot;
 
 use super::fault::{leaves_doubt, storage};
+use super::keys;
 use super::queue::Queue;
 use crate::bell::Bell;
+use crate::crypto::Sealed;
 use crate::status::{status_name, status_of};
 
 /// What one commit takes in at the most, so that nobody waits long for a stranger's megabytes.
@@ -35,14 +37,15 @@ pub(super) enum Request {
     Aside(Box<dyn FnOnce(&Connection) + Send>),
 }
 
-/// What came of an append, with its records, so that whoever asked drops them.
-pub(super) type Appended = (Result<(), Error>, Arc<[Record]>);
+/// The epoch under which an append was made, with its records, so that whoever asked drops them.
+pub(super) type Appended = (Result<u64, Error>, Arc<[Record]>);
 
 /// A batch on its way. The records come back with the answer, so that freeing them costs the
 /// caller's time and not the writer's.
 pub(super) struct Append {
     pub(super) run: Box<str>,
-    pub(super) epoch: u64,
+    /// `None` where a run begins with it.
+    pub(super) epoch: Option<u64>,
     pub(super) expected: Seq,
     pub(super) records: Arc<[Record]>,
     pub(super) chunk: Vec<u8>,
@@ -112,6 +115,8 @@ struct Heads {
     places: HashMap<Box<str>, usize>,
     known: Vec<Known>,
     changed: Vec<usize>,
+    /// Data keys that were not destroyed when they were last looked at.
+    alive: HashSet<u32>,
 }
 
 impl Heads {
@@ -119,6 +124,7 @@ impl Heads {
         self.places.clear();
         self.known.clear();
         self.changed.clear();
+        self.alive.clear();
     }
 
     fn add(&mut self, run: &str, known: Known) -> usize {
@@ -144,11 +150,13 @@ struct Known {
     epoch: u64,
     head: RunHead,
     changed: bool,
+    /// Whether what runs are listed by changed too.
+    relisted: bool,
 }
 
 /// An answer that waits for the commit.
 enum Answer {
-    Append(Append, Result<(), Error>),
+    Append(Append, Result<u64, Error>),
     Acquire(oneshot::Sender<Result<u64, Error>>, Result<u64, Error>),
     Job(Box<dyn Job>, Result<(), Error>),
     Nobody,
@@ -158,7 +166,7 @@ impl Answer {
     /// The run that has grown, and to where.
     fn grown(&self) -> Option<(&str, Seq)> {
         match self {
-            Answer::Append(append, Ok(())) => append.records.last().map(|last| (&*append.run, last.seq)),
+            Answer::Append(append, Ok(_)) => append.records.last().map(|last| (&*append.run, last.seq)),
             _ => None,
         }
     }
@@ -169,7 +177,8 @@ impl Answer {
             Answer::Append(append, result) => {
                 let Append { records, answer, chunk, .. } = append;
                 drop(chunk);
-                let _ = answer.send((result.and(commit.map_err(Clone::clone)), records));
+                let result = result.and_then(|epoch| commit.map(|()| epoch).map_err(Clone::clone));
+                let _ = answer.send((result, records));
             }
             Answer::Acquire(answer, result) => {
                 let _ = answer.send(result.and_then(|epoch| commit.map(|()| epoch).map_err(Clone::clone)));
@@ -289,26 +298,55 @@ impl<'c> Writer<'c> {
         result
     }
 
-    fn append(&mut self, append: &Append) -> Result<(), Error> {
+    fn append(&mut self, append: &Append) -> Result<u64, Error> {
         let failed = |e: rusqlite::Error| storage("append to the journal", &e);
+        let epoch = match append.epoch {
+            Some(epoch) => epoch,
+            None => self.begin_run(&append.run)?,
+        };
         let place = self.find(&append.run).map_err(failed)?;
         let Some(known) = place.and_then(|place| self.heads.known.get(place)) else {
             let absent = RunHead::new(&*append.run);
-            return check_append(&absent, 0, append.epoch, append.expected, &append.records);
+            check_append(&absent, 0, epoch, append.expected, &append.records)?;
+            return Ok(epoch);
         };
-        check_append(&known.head, known.epoch, append.epoch, append.expected, &append.records)?;
-        let (Some(place), Some(last)) = (place, append.records.last()) else { return Ok(()) };
+        check_append(&known.head, known.epoch, epoch, append.expected, &append.records)?;
+        let (Some(place), Some(last)) = (place, append.records.last()) else { return Ok(epoch) };
+        let (id, chunk) = (known.id, &append.chunk);
+        self.check_key(chunk)?;
         // One statement for the whole batch, and SQLite undoes a statement that fails: a batch
         // needs no savepoint to be all or nothing among the others.
         self.conn
             .prepare_cached("INSERT INTO chunks (run_id, last_seq, data) VALUES (?1, ?2, ?3)")
-            .and_then(|mut insert| insert.execute(params![known.id, last.seq.cast_signed(), append.chunk]))
+            .and_then(|mut insert| insert.execute(params![id, last.seq.cast_signed(), chunk]))
             .map_err(failed)?;
         if let Some(known) = self.heads.change(place) {
             for record in append.records.iter() {
+                let status = known.head.status;
                 known.head.apply(record);
+                known.relisted |= record.seq == 1 || known.head.status != status;
             }
         }
+        Ok(epoch)
+    }
+
+    /// Takes a run over that has not begun.
+    fn begin_run(&mut self, run: &str) -> Result<u64, Error> {
+        let place = self.find(run).map_err(|e| storage("begin the run", &e))?;
+        if let Some(known) = place.and_then(|place| self.heads.known.get(place)) {
+            check_begin(&known.head)?;
+        }
+        self.acquire(run)
+    }
+
+    /// Refuses what is sealed by a destroyed key, which another process may still hold in memory.
+    fn check_key(&mut self, chunk: &[u8]) -> Result<(), Error> {
+        let Some(sealed) = Sealed::parse(chunk).filter(|sealed| !self.heads.alive.contains(&sealed.key))
+        else {
+            return Ok(());
+        };
+        keys::check(self.conn, &sealed).map_err(|e| storage("append to the journal", &e))??;
+        self.heads.alive.insert(sealed.key);
         Ok(())
     }
 
@@ -323,32 +361,46 @@ impl<'c> Writer<'c> {
         let head = RunHead::new(run);
         self.conn
             .prepare_cached(
-                "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms)
-                 VALUES (?1, 1, '', '', ?2, 0, 0, 0)",
+                "INSERT INTO runs (run, epoch, workflow, project, status, last_seq, started_at_ms, updated_at_ms,
+                 revision) VALUES (?1, 1, '', '', ?2, 0, 0, 0, (SELECT last FROM revisions))",
             )
             .and_then(|mut insert| insert.execute(params![run, status_name(head.status)]))
             .map_err(failed)?;
-        self.heads.add(run, Known { id: self.conn.last_insert_rowid(), epoch: 1, head, changed: false });
+        self.heads.add(
+            run,
+            Known { id: self.conn.last_insert_rowid(), epoch: 1, head, changed: false, relisted: false },
+        );
         Ok(1)
     }
 
     fn job(&mut self, job: &mut dyn Job) -> Result<(), Error> {
-        let failed = |e: rusqlite::Error| storage("write to the store", &e);
         if job.changes_runs() {
-            self.write_heads().map_err(failed)?;
+            // The heads are those of others' appends: without them nothing of the group may stay.
+            let written = self.write_heads();
+            self.must(written)?;
             self.heads.clear();
         }
-        let command = |sql| self.conn.prepare_cached(sql).and_then(|mut command| command.execute([]));
-        command("SAVEPOINT job").map_err(failed)?;
-        let result = job.run(self.conn);
-        if result.is_err() && self.conn.is_autocommit() {
+        let conn = self.conn;
+        let command = |sql| conn.prepare_cached(sql).and_then(|mut command| command.execute([]));
+        self.must(command("SAVEPOINT job"))?;
+        let result = job.run(conn);
+        if result.is_err() && conn.is_autocommit() {
             return result;
         }
         if result.is_err() {
-            command("ROLLBACK TO job").map_err(failed)?;
+            self.must(command("ROLLBACK TO job"))?;
         }
-        command("RELEASE job").map_err(failed)?;
+        self.must(command("RELEASE job"))?;
         result
+    }
+
+    /// The outcome of what the whole group depends on: if it failed, the group does.
+    fn must<T>(&mut self, outcome: rusqlite::Result<T>) -> Result<T, Error> {
+        outcome.map_err(|error| {
+            let told = storage("write to the store", &error);
+            self.lost = Some(told.clone());
+            told
+        })
     }
 
     /// Where the run is in `heads`, as it stands within this transaction.
@@ -359,16 +411,17 @@ impl<'c> Writer<'c> {
         let known = self
             .conn
             .prepare_cached(
-                "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, id, epoch
-                 FROM runs WHERE run = ?1",
+                "SELECT workflow, project, status, last_seq, started_at_ms, updated_at_ms, run, revision, id,
+                 epoch FROM runs WHERE run = ?1",
             )?
             .query_row([run], |row| {
-                let epoch: i64 = row.get(8)?;
+                let epoch: i64 = row.get(9)?;
                 Ok(Known {
-                    id: row.get(7)?,
+                    id: row.get(8)?,
                     epoch: epoch.cast_unsigned(),
                     head: head_of(row)?,
                     changed: false,
+                    relisted: false,
                 })
             })
             .optional()?;
@@ -376,9 +429,12 @@ impl<'c> Writer<'c> {
     }
 
     fn write_heads(&mut self) -> rusqlite::Result<()> {
-        let mut update = self.conn.prepare_cached(
-            "UPDATE runs SET epoch = ?2, workflow = ?3, project = ?4, status = ?5, last_seq = ?6,
-             started_at_ms = ?7, updated_at_ms = ?8 WHERE id = ?1",
+        // Most appends leave alone what runs are listed by, and with it the indexes.
+        let mut update = self
+            .conn
+            .prepare_cached("UPDATE runs SET epoch = ?2, last_seq = ?3, updated_at_ms = ?4 WHERE id = ?1")?;
+        let mut relist = self.conn.prepare_cached(
+            "UPDATE runs SET workflow = ?2, project = ?3, status = ?4, started_at_ms = ?5 WHERE id = ?1",
         )?;
         for place in self.heads.changed.drain(..) {
             let Some(known) = self.heads.known.get_mut(place) else { continue };
@@ -386,14 +442,20 @@ impl<'c> Writer<'c> {
             update.execute(params![
                 known.id,
                 known.epoch.cast_signed(),
-                head.workflow,
-                head.project,
-                status_name(head.status),
                 head.last_seq.cast_signed(),
-                head.started_at_ms.cast_signed(),
                 head.updated_at_ms.cast_signed(),
             ])?;
+            if known.relisted {
+                relist.execute(params![
+                    known.id,
+                    head.workflow,
+                    head.project,
+                    status_name(head.status),
+                    head.started_at_ms.cast_signed(),
+                ])?;
+            }
             known.changed = false;
+            known.relisted = false;
         }
         Ok(())
     }
@@ -401,14 +463,15 @@ impl<'c> Writer<'c> {
 
 fn unserved(request: Request) -> Answer {
     match request {
-        Request::Append(append) => Answer::Append(append, Ok(())),
+        Request::Append(append) => Answer::Append(append, Ok(0)),
         Request::Acquire { answer, .. } => Answer::Acquire(answer, Ok(0)),
         Request::Job(job) => Answer::Job(job, Ok(())),
         Request::Aside(_) => Answer::Nobody,
     }
 }
 
-/// The head in the columns `workflow, project, status, last_seq, started_at_ms, updated_at_ms, run`.
+/// The head in the columns `workflow, project, status, last_seq, started_at_ms, updated_at_ms, run,
+/// revision`.
 pub(super) fn head_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunHead> {
     let number = |column| row.get::<_, i64>(column).map(i64::cast_unsigned);
     let status: String = row.get(2)?;
@@ -426,5 +489,6 @@ pub(super) fn head_of(row: &rusqlite::Row<'_>) -> rusqlite::Result<RunHead> {
         started_at_ms: number(4)?,
         updated_at_ms: number(5)?,
         run: row.get(6)?,
+        revision: number(7)?,
     })
 }

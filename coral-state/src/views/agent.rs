@@ -3,10 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use coral_core::{Error, Event, Payload, Record};
+use coral_core::{Error, Event, GraphData, Journal, Payload, Record, RunFilter};
 use serde::Serialize;
 
 use super::Spending;
+use super::agents::{agent_at, agents_in, renamed_path};
+use crate::ledger::{is_erased, is_run};
+
+/// Records read at once.
+const BATCH: usize = 1_024;
 
 /// What an agent gave in one step.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -58,8 +63,9 @@ pub struct AgentState {
     pub spent: Spending,
     /// Milliseconds that its ended steps took in all.
     pub took_ms: u64,
+    /// The graphs of the runs in which it has a step.
     #[serde(skip)]
-    steps: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    graphs: BTreeMap<Arc<str>, Arc<GraphData>>,
     #[serde(skip)]
     began: BTreeMap<(Arc<str>, Arc<str>), u64>,
 }
@@ -73,25 +79,65 @@ impl AgentState {
         AgentState { agent: agent.into(), ..Default::default() }
     }
 
+    /// Folds all runs of a journal that `filter` lets through, in the order in which they began. Runs
+    /// whose project was erased tell nothing any more.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub async fn of(
+        journal: &(impl Journal + ?Sized),
+        agent: impl Into<String>,
+        filter: &RunFilter,
+    ) -> Result<Self, Error> {
+        let mut state = AgentState::new(agent);
+        let mut heads = journal.runs(filter).await?;
+        heads.retain(is_run);
+        heads.sort_by_key(|head| head.started_at_ms);
+        for head in heads {
+            let run: Arc<str> = head.run.into();
+            let mut next = 1;
+            loop {
+                let records = match journal.read(&run, next, BATCH).await {
+                    Err(error) if is_erased(&error) => break,
+                    result => result?,
+                };
+                records.iter().for_each(|record| state.apply(&run, record));
+                next = records.last().map_or(next, |last| last.seq + 1);
+                if records.len() < BATCH {
+                    break;
+                }
+            }
+        }
+        Ok(state)
+    }
+
     /// Folds in one record of `run`.
     pub fn apply(&mut self, run: &Arc<str>, record: &Record) {
-        if let Event::RunStarted { graph, .. } = &record.event {
-            let own =
-                graph.steps.iter().filter(|step| step.kind.agent().is_some_and(|id| **id == *self.agent));
-            let own: BTreeSet<_> = own.map(|step| step.name.clone()).collect();
-            if !own.is_empty() {
-                self.steps.insert(run.clone(), own);
+        match &record.event {
+            Event::RunStarted { graph, .. } => return self.learn(run, graph),
+            Event::Migrated { graph, renamed, restarted, .. } => {
+                self.learn(run, graph);
+                let moved = |(of, path): &(Arc<str>, Arc<str>)| {
+                    let path = if of == run { renamed_path(path, renamed) } else { path.clone() };
+                    let given_up =
+                        of == run && restarted.iter().any(|name| Some(&**name) == path.split('/').next());
+                    (!given_up).then(|| (of.clone(), path))
+                };
+                self.running = self.running.iter().filter_map(moved).collect();
+                self.began =
+                    self.began.iter().filter_map(|(step, at_ms)| Some((moved(step)?, *at_ms))).collect();
+                return;
             }
-            return;
-        }
-        if matches!(record.event, Event::RunFinished { .. }) {
-            self.running.retain(|(of, _)| of != run);
-            self.began.retain(|(of, _), _| of != run);
-            return;
+            Event::RunFinished { .. } => {
+                self.running.retain(|(of, _)| of != run);
+                self.began.retain(|(of, _), _| of != run);
+                return;
+            }
+            _ => {}
         }
         let Some(path) = record.event.path() else { return };
-        let name = path.split(['/', '[']).next().unwrap_or_default();
-        if !self.steps.get(run).is_some_and(|own| own.contains(name)) {
+        let agent = self.graphs.get(run).and_then(|graph| agent_at(graph, path));
+        if agent.is_none_or(|agent| **agent != *self.agent) {
             return;
         }
         let step = (run.clone(), path.clone());
@@ -105,11 +151,14 @@ impl AgentState {
                 self.end(&step, record.at_ms);
                 self.succeeded += 1;
                 self.failed_in_a_row = 0;
-                if self.outputs.len() >= Self::OUTPUTS {
+                let (run, path) = step;
+                // Runs are folded one after the other, and went on side by side.
+                let place = self.outputs.partition_point(|other| other.at_ms <= record.at_ms);
+                let output = AgentOutput { run, path, at_ms: record.at_ms, output: output.clone() };
+                self.outputs.insert(place, output);
+                if self.outputs.len() > Self::OUTPUTS {
                     self.outputs.remove(0);
                 }
-                let (run, path) = step;
-                self.outputs.push(AgentOutput { run, path, at_ms: record.at_ms, output: output.clone() });
             }
             // It did its work, and was not content with that of others.
             Event::SentBack { .. } => {
@@ -122,11 +171,21 @@ impl AgentState {
                 }
                 self.failed += 1;
                 self.failed_in_a_row += 1;
-                let (run, path) = step;
-                self.last_failure =
-                    Some(AgentFailure { run, path, at_ms: record.at_ms, error: error.clone() });
+                if self.last_failure.as_ref().is_none_or(|last| last.at_ms <= record.at_ms) {
+                    let (run, path) = step;
+                    self.last_failure =
+                        Some(AgentFailure { run, path, at_ms: record.at_ms, error: error.clone() });
+                }
             }
             _ => {}
+        }
+    }
+
+    fn learn(&mut self, run: &Arc<str>, graph: &Arc<GraphData>) {
+        let here = graph.steps.iter().any(|step| agents_in(&step.kind).contains(&*self.agent));
+        match here {
+            true => drop(self.graphs.insert(run.clone(), graph.clone())),
+            false => drop(self.graphs.remove(run)),
         }
     }
 

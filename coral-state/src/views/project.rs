@@ -158,10 +158,12 @@ impl View for ProjectState {
             ProjectChange::Moved { status } => {
                 self.status = status;
                 if status == ProjectStatus::Deleted {
-                    self.config = Value::Null;
-                    self.shared.clear();
-                    self.grants.clear();
-                    self.metadata.clear();
+                    *self = ProjectState {
+                        status,
+                        created_at_ms: self.created_at_ms,
+                        updated_at_ms: at_ms,
+                        ..ProjectState::empty(&self.id)
+                    };
                 }
             }
         }

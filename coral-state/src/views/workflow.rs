@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::Spending;
+use super::agents::{agent_at, agents_in, renamed_path};
 
 /// Records read at once.
 const BATCH: usize = 1_024;
@@ -45,8 +46,10 @@ impl StepStatus {
 pub struct StepView {
     /// Its name.
     pub name: Arc<str>,
-    /// The agent that runs it; empty for a function.
+    /// The agent that runs it; empty for a function, and where it holds other steps.
     pub agent: Arc<str>,
+    /// The agents that may work in it: its own, or those of the steps that it holds.
+    pub agents: BTreeSet<Arc<str>>,
     /// The phase that it belongs to; may be empty.
     pub phase: Arc<str>,
     /// How it stands.
@@ -75,6 +78,30 @@ impl StepView {
 
     fn took_ms(&self) -> Option<u64> {
         Some(self.ended_at_ms?.saturating_sub(self.started_at_ms?))
+    }
+}
+
+/// How often and how long an agent worked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Worked {
+    /// Steps that it ended well.
+    pub steps: u64,
+    /// Milliseconds that these took.
+    pub took_ms: u64,
+}
+
+impl Worked {
+    /// The mean, in milliseconds.
+    pub fn mean_ms(&self) -> Option<u64> {
+        self.took_ms.checked_div(self.steps)
+    }
+}
+
+impl std::ops::AddAssign for Worked {
+    fn add_assign(&mut self, other: Worked) {
+        self.steps = self.steps.saturating_add(other.steps);
+        self.took_ms = self.took_ms.saturating_add(other.took_ms);
     }
 }
 
@@ -151,6 +178,11 @@ pub struct WorkflowState {
     pub output: Option<Payload>,
     /// Why it did not succeed.
     pub error: Option<Error>,
+    /// How agents worked, by their ids, in steps at any depth.
+    pub worked: BTreeMap<Arc<str>, Worked>,
+    graph: Arc<GraphData>,
+    /// When the agents' steps at work began.
+    began: BTreeMap<Arc<str>, u64>,
     #[serde(skip)]
     places: BTreeMap<Arc<str>, usize>,
 }
@@ -191,6 +223,7 @@ impl WorkflowState {
     pub fn apply(&mut self, record: &Record) {
         self.last_seq = record.seq;
         self.updated_at_ms = record.at_ms;
+        self.time(record);
         match &record.event {
             Event::RunStarted { project, graph, input, facts, .. } => {
                 self.started_at_ms = record.at_ms;
@@ -259,7 +292,36 @@ impl WorkflowState {
         }
     }
 
-    fn begin(&mut self, graph: &GraphData) {
+    /// Notes when agents begin, and how long they took.
+    fn time(&mut self, record: &Record) {
+        match &record.event {
+            Event::StepStarted { path, .. } if agent_at(&self.graph, path).is_some() => {
+                self.began.entry(path.clone()).or_insert(record.at_ms);
+            }
+            Event::StepSucceeded { path, .. } => {
+                if let (Some(began), Some(agent)) = (self.began.remove(path), agent_at(&self.graph, path)) {
+                    let took = Worked { steps: 1, took_ms: record.at_ms.saturating_sub(began) };
+                    *self.worked.entry(agent.clone()).or_default() += took;
+                }
+            }
+            Event::StepFailed { path, retry_in_ms: None, .. } | Event::SentBack { path, .. } => {
+                self.began.remove(path);
+            }
+            Event::Migrated { renamed, restarted, .. } => {
+                let began = std::mem::take(&mut self.began).into_iter();
+                let goes_on = |(path, _): &(Arc<str>, u64)| {
+                    !restarted.iter().any(|name| Some(&**name) == path.split('/').next())
+                };
+                let named = began.map(|(path, at_ms)| (renamed_path(&path, renamed), at_ms));
+                self.began = named.filter(goes_on).collect();
+            }
+            Event::RunFinished { .. } => self.began.clear(),
+            _ => {}
+        }
+    }
+
+    fn begin(&mut self, graph: &Arc<GraphData>) {
+        self.graph = graph.clone();
         self.workflow.clone_from(&graph.name);
         self.steps = graph
             .steps
@@ -267,6 +329,7 @@ impl WorkflowState {
             .map(|step| StepView {
                 name: step.name.clone(),
                 agent: step.kind.agent().cloned().unwrap_or_default(),
+                agents: agents_in(&step.kind),
                 phase: step.phase.clone(),
                 follows: step
                     .inputs
@@ -281,7 +344,7 @@ impl WorkflowState {
     }
 
     /// Goes on under another graph, with what is known of the steps that are in both.
-    fn migrate(&mut self, graph: &GraphData, renamed: &Renamed, restarted: &[Arc<str>]) {
+    fn migrate(&mut self, graph: &Arc<GraphData>, renamed: &Renamed, restarted: &[Arc<str>]) {
         let before = std::mem::take(&mut self.steps);
         self.begin(graph);
         for old in before {
@@ -292,6 +355,7 @@ impl WorkflowState {
                 *step = StepView {
                     name: now.name,
                     agent: now.agent,
+                    agents: now.agents,
                     phase: now.phase,
                     follows: now.follows,
                     ..old
@@ -355,12 +419,14 @@ impl WorkflowState {
     /// The agents all of whose steps are over, at least one of them well, by name.
     pub fn completed_agents(&self) -> Vec<&Arc<str>> {
         let open: BTreeSet<_> =
-            self.steps.iter().filter(|step| !step.status.is_over()).map(|step| &step.agent).collect();
+            self.steps.iter().filter(|step| !step.status.is_over()).flat_map(|step| &step.agents).collect();
+        // Of those whom a route may choose, some did nothing.
+        let worked = |step: &StepView, agent: &str| *step.agent == *agent || self.worked.contains_key(agent);
         let done: BTreeSet<_> = self
             .steps
             .iter()
-            .filter(|step| step.status == StepStatus::Succeeded && !step.agent.is_empty())
-            .map(|step| &step.agent)
+            .filter(|step| step.status == StepStatus::Succeeded)
+            .flat_map(|step| step.agents.iter().filter(|agent| worked(step, agent)))
             .collect();
         done.difference(&open).copied().collect()
     }
@@ -396,18 +462,17 @@ impl WorkflowState {
         if self.status != RunStatus::Running || done == self.steps.len() {
             return Progress { remaining_ms: Some(0), ..progress };
         }
-        let mean = |steps: &mut dyn Iterator<Item = &StepView>| {
-            let (count, sum) = steps
-                .filter_map(StepView::took_ms)
-                .fold((0u64, 0u64), |(count, sum), ms| (count + 1, sum.saturating_add(ms)));
-            sum.checked_div(count)
-        };
-        let worked = || self.steps.iter().filter(|step| step.status == StepStatus::Succeeded);
-        let usual = mean(&mut worked());
+        let mut all = Worked::default();
+        let worked = self.steps.iter().filter(|step| step.status == StepStatus::Succeeded);
+        for took_ms in worked.filter_map(StepView::took_ms) {
+            all += Worked { steps: 1, took_ms };
+        }
+        let by_agent =
+            |agent: &Arc<str>| self.worked.get(agent).and_then(Worked::mean_ms).or_else(|| typical(agent));
+        // A step that holds others takes as long as their agents one after the other.
         let expected = |step: &StepView| {
-            mean(&mut worked().filter(|other| !step.agent.is_empty() && other.agent == step.agent))
-                .or_else(|| typical(&step.agent))
-                .or(usual)
+            let known = step.agents.iter().filter_map(by_agent);
+            known.reduce(u64::saturating_add).or_else(|| all.mean_ms())
         };
         // The longest way through what is left. Predecessors may come later in the list, so ways
         // are lengthened until none grows; a graph has no cycles, so that ends.

@@ -88,6 +88,14 @@ async fn archives_that_do_not_hold_together_are_refused() {
         ("format is 9", damaged(|archive| archive.format = 9)),
         ("`../x`", damaged(|archive| archive.project = "../x".into())),
         ("records of `run-1` are missing", damaged(|archive| drop(archive.journals[1].records.remove(3)))),
+        ("`run-1` is there twice", damaged(|archive| archive.journals.push(archive.journals[1].clone()))),
+        (
+            "`run-1` begins again at seq 17",
+            damaged(|archive| {
+                let first = archive.journals[1].records[0].clone();
+                archive.journals[1].records.push(Record { seq: 17, ..first });
+            }),
+        ),
         ("`run-1` is not where", damaged(|archive| drop(archive.journals.remove(0)))),
         ("`project:other` is not where", damaged(|archive| archive.journals[1].run = "project:other".into())),
         ("`run-1` does not begin", damaged(|archive| archive.journals[1].records.clear())),

@@ -30,7 +30,7 @@ async fn filled() -> (Arc<MemoryJournal>, RunIndex) {
     }
     Projects::new(journal.clone()).create("reef", Default::default()).await.unwrap();
     let index = RunIndex::new(journal.clone());
-    assert_eq!(index.refresh().await.unwrap(), 4, "a project is not a run");
+    assert_eq!(index.refresh().await.unwrap().changed, 4, "a project is not a run");
     (journal, index)
 }
 
@@ -102,12 +102,12 @@ async fn every_order_sorts_and_pages_join_up() {
 #[tokio::test]
 async fn refreshing_folds_in_only_what_is_new() {
     let (journal, index) = filled().await;
-    assert_eq!(index.refresh().await.unwrap(), 0);
+    assert_eq!(index.refresh().await.unwrap().changed, 0);
     let epoch = journal.acquire("c").await.unwrap();
     let mut rest = team_run("reef", "", json!({}));
     journal.append("c", epoch, 11, rest.split_off(11).into()).await.unwrap();
     assert_eq!(ids(&index, |query| query.status = Some(RunStatus::Succeeded)), ["b"], "until refreshed");
-    assert_eq!(index.refresh().await.unwrap(), 1);
+    assert_eq!(index.refresh().await.unwrap().changed, 1);
     assert_eq!(ids(&index, |query| query.status = Some(RunStatus::Succeeded)).len(), 2);
     assert_eq!(ids(&index, |query| query.status = Some(RunStatus::Running)).len(), 2);
     let page = index.query(&RunQuery::default());

@@ -147,58 +147,68 @@ mod sqlite_encrypted {
 }
 
 #[cfg(feature = "postgres")]
+macro_rules! postgres {
+    ($keys:expr) => {
+        use std::sync::Arc;
+
+        use coral_core::{Blobs, Error, Seq};
+        use coral_state::conformance::Backend;
+        use coral_state::{Follower, PostgresJournal};
+
+        use crate::places::PostgresPlace;
+
+        struct Postgres(PostgresPlace);
+
+        #[async_trait::async_trait]
+        impl Backend for Postgres {
+            type Journal = PostgresJournal;
+
+            async fn create() -> Self {
+                Postgres(PostgresPlace::new().await)
+            }
+
+            async fn open(&self) -> Result<Self::Journal, Error> {
+                Ok(self.0.open($keys).await?.journal())
+            }
+
+            fn place(&self) -> Option<String> {
+                Some(format!("{}|{}", self.0.config, self.0.schema))
+            }
+
+            fn at(place: &str) -> Option<Self> {
+                let (config, schema) = place.split_once('|')?;
+                Some(Postgres(PostgresPlace { config: config.to_owned(), schema: schema.to_owned() }))
+            }
+
+            async fn blobs(&self) -> Option<Arc<dyn Blobs>> {
+                let keys = || -> Result<_, Error> { Ok($keys) };
+                let store = self.0.open(keys().unwrap()).await.unwrap();
+                Some(Arc::new(store.blobs_of("reef")))
+            }
+
+            fn follow(journal: Arc<PostgresJournal>, run: &str, from: Seq) -> Follower {
+                Follower::new(journal, run, from)
+            }
+
+            async fn bytes(&self) -> Option<u64> {
+                let select = "SELECT pg_total_relation_size('chunks')";
+                let row = self.0.client().await.query_one(select, &[]).await.unwrap();
+                Some(row.get::<_, i64>(0).cast_unsigned())
+            }
+        }
+
+        coral_state::journal_conformance!(Postgres);
+    };
+}
+
+#[cfg(feature = "postgres")]
 mod postgres {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    postgres!(None);
+}
 
-    use coral_core::{Error, Seq};
-    use coral_state::conformance::Backend;
-    use coral_state::{Follower, PostgresJournal, PostgresOptions};
+#[cfg(feature = "postgres")]
+mod postgres_encrypted {
+    use coral_state::{KeyRing, MasterKey};
 
-    use crate::servers::shared_postgres;
-
-    struct Postgres {
-        config: String,
-        schema: String,
-    }
-
-    #[async_trait::async_trait]
-    impl Backend for Postgres {
-        type Journal = PostgresJournal;
-
-        async fn create() -> Self {
-            static PLACES: AtomicUsize = AtomicUsize::new(0);
-            let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
-            Postgres { config, schema: format!("t{}", PLACES.fetch_add(1, Ordering::Relaxed)) }
-        }
-
-        async fn open(&self) -> Result<Self::Journal, Error> {
-            let mut options = PostgresOptions::at(&self.config);
-            options.schema.clone_from(&self.schema);
-            PostgresJournal::connect_with(options).await
-        }
-
-        fn place(&self) -> Option<String> {
-            Some(format!("{}|{}", self.config, self.schema))
-        }
-
-        fn at(place: &str) -> Option<Self> {
-            let (config, schema) = place.split_once('|')?;
-            Some(Postgres { config: config.to_owned(), schema: schema.to_owned() })
-        }
-
-        fn follow(journal: Arc<PostgresJournal>, run: &str, from: Seq) -> Follower {
-            Follower::new(journal, run, from)
-        }
-
-        async fn bytes(&self) -> Option<u64> {
-            let (client, connection) =
-                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
-            tokio::spawn(connection);
-            let sql = format!("SELECT pg_total_relation_size('{}.chunks')", self.schema);
-            Some(client.query_one(&sql, &[]).await.unwrap().get::<_, i64>(0).cast_unsigned())
-        }
-    }
-
-    coral_state::journal_conformance!(Postgres);
+    postgres!(Some(KeyRing::new(MasterKey::from_hex(&"5e".repeat(32))?)));
 }

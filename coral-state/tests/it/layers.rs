@@ -1,7 +1,8 @@
 //! The cache in layers, over a real Redis server and a file.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,8 +12,9 @@ use coral_state::{
     Snapshots, SqliteStore, WorkflowState,
 };
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
-use crate::servers::redis;
+use crate::servers::{lasting_redis, redis};
 use crate::support::{holds, keep, team_run};
 
 fn bytes(text: &str) -> Arc<[u8]> {
@@ -23,16 +25,22 @@ async fn text(cache: &impl Cache, key: &str) -> Option<String> {
     cache.get(key).await.unwrap().map(|value| String::from_utf8(value.to_vec()).unwrap())
 }
 
-/// A layer that counts what it is asked and fails when told to.
+/// A layer that counts what it is asked, fails when told to, and stops between finding a value and
+/// telling it.
+#[derive(Default)]
 struct Probe {
-    inner: MemoryCache,
+    inner: Mutex<HashMap<String, Arc<[u8]>>>,
     gets: AtomicU32,
     broken: AtomicU32,
+    stop: Mutex<Option<Stop>>,
 }
+
+/// Tells that it was reached, and waits until it may go on.
+struct Stop(oneshot::Sender<()>, oneshot::Receiver<()>);
 
 impl Probe {
     fn new() -> Arc<Self> {
-        Arc::new(Probe { inner: MemoryCache::new(1_000), gets: AtomicU32::new(0), broken: AtomicU32::new(0) })
+        Arc::default()
     }
 
     fn check(&self) -> Result<(), Error> {
@@ -41,26 +49,54 @@ impl Probe {
             _ => Err(Error::storage("probe", "broken")),
         }
     }
+
+    /// Stops the next get; gives what tells that it stopped, and what lets it go on.
+    fn stop(&self) -> (oneshot::Receiver<()>, oneshot::Sender<()>) {
+        let ((tell, told), (free, freed)) = (oneshot::channel(), oneshot::channel());
+        *self.stop.lock().unwrap() = Some(Stop(tell, freed));
+        (told, free)
+    }
+
+    /// Whether anything lies under `key`, whatever its name begins with.
+    fn has(&self, key: &str) -> bool {
+        let inner = self.inner.lock().unwrap();
+        inner.keys().any(|name| name.rsplit(' ').next() == Some(key))
+    }
+
+    fn lose(&self, key: &str) {
+        self.inner.lock().unwrap().retain(|name, _| name.rsplit(' ').next() != Some(key));
+    }
 }
 
 #[async_trait]
 impl Cache for Probe {
     async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Error> {
-        self.gets.fetch_add(1, Ordering::SeqCst);
+        if !key.contains("epoch") {
+            self.gets.fetch_add(1, Ordering::SeqCst);
+        }
         self.check()?;
         // So that callers at once are really at once.
         tokio::task::yield_now().await;
-        self.inner.get(key).await
+        let found = self.inner.lock().unwrap().get(key).cloned();
+        let stops = found.is_some() && !key.contains("epoch");
+        let stop = if stops { self.stop.lock().unwrap().take() } else { None };
+        if let Some(Stop(tell, freed)) = stop {
+            tell.send(()).unwrap();
+            freed.await.unwrap();
+        }
+        Ok(found)
     }
 
-    async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
+    async fn put(&self, key: &str, value: Arc<[u8]>, _: Option<u64>) -> Result<(), Error> {
         self.check()?;
-        self.inner.put(key, value, ttl_ms).await
+        self.inner.lock().unwrap().insert(key.to_owned(), value);
+        Ok(())
     }
 
     async fn remove(&self, key: &str) -> Result<(), Error> {
         self.check()?;
-        self.inner.remove(key).await
+        self.inner.lock().unwrap().remove(key);
+        Ok(())
     }
 }
 
@@ -70,25 +106,181 @@ async fn reading_fills_what_is_above_and_writing_goes_through() {
     let cache = LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
     cache.put("k", bytes("v"), None).await.unwrap();
     for layer in [&upper, &lower] {
-        assert!(layer.inner.get("k").await.unwrap().is_some());
+        assert!(layer.has("k"));
     }
-    upper.inner.remove("k").await.unwrap();
+    upper.lose("k");
     let fresh = LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
     assert_eq!(text(&fresh, "k").await.as_deref(), Some("v"));
-    assert!(upper.inner.get("k").await.unwrap().is_some(), "filled on the way up");
+    assert!(upper.has("k"), "filled on the way up");
     assert_eq!(text(&fresh, "k").await.as_deref(), Some("v"));
     let stats = fresh.stats();
     assert_eq!((stats.memory_hits, stats.layer_hits, stats.misses), (1, vec![0, 1], 0));
     fresh.remove("k").await.unwrap();
     assert_eq!(text(&fresh, "k").await, None);
-    assert!(lower.inner.get("k").await.unwrap().is_none());
+    assert!(!lower.has("k") && !upper.has("k"));
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_up_does_not_overtake_a_change() {
+    for change in ["remove", "put"] {
+        let (upper, lower) = (Probe::new(), Probe::new());
+        let make = || LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
+        make().put("k", bytes("old"), None).await.unwrap();
+        upper.lose("k");
+        let cache = Arc::new(make());
+        let (stopped, go_on) = lower.stop();
+        let reader = tokio::spawn({
+            let cache = cache.clone();
+            async move { text(&*cache, "k").await }
+        });
+        stopped.await.unwrap();
+        let expected = match change {
+            "put" => {
+                cache.put("k", bytes("new"), None).await.unwrap();
+                Some("new")
+            }
+            _ => {
+                cache.remove("k").await.unwrap();
+                None
+            }
+        };
+        // Who comes now does not join who began before.
+        let later = text(&*cache, "k");
+        let (later, ()) = tokio::join!(later, async { go_on.send(()).unwrap() });
+        assert_eq!(later.as_deref(), expected);
+        reader.await.unwrap();
+        for cache in [&*cache, &make()] {
+            assert_eq!(text(cache, "k").await.as_deref(), expected, "after {change}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_made_before_a_removal_is_not_kept_after_it() {
+    let (upper, lower) = (Probe::new(), Probe::new());
+    let make = || LayeredCache::new(LayerOptions::default()).over(upper.clone()).over(lower.clone());
+    let cache = make();
+    let (begun, has_begun) = oneshot::channel();
+    let (end, may_end) = oneshot::channel::<()>();
+    let making = cache.get_or_make("k", None, async {
+        begun.send(()).unwrap();
+        may_end.await.unwrap();
+        Ok(bytes("of before"))
+    });
+    let (made, ()) = tokio::join!(making, async {
+        has_begun.await.unwrap();
+        cache.remove("k").await.unwrap();
+        end.send(()).unwrap();
+    });
+    assert_eq!(*made.unwrap(), *b"of before", "who asked before is told");
+    for cache in [cache, make()] {
+        assert_eq!(text(&cache, "k").await, None);
+    }
+}
+
+/// What a process sees of a layer that others share.
+struct Seen(Arc<Probe>, Arc<AtomicU32>);
+
+#[async_trait]
+impl Cache for Seen {
+    async fn get(&self, key: &str) -> Result<Option<Arc<[u8]>>, Error> {
+        self.reach()?.get(key).await
+    }
+
+    async fn put(&self, key: &str, value: Arc<[u8]>, ttl_ms: Option<u64>) -> Result<(), Error> {
+        self.reach()?.put(key, value, ttl_ms).await
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), Error> {
+        self.reach()?.remove(key).await
+    }
+}
+
+impl Seen {
+    fn reach(&self) -> Result<&Probe, Error> {
+        match self.1.load(Ordering::SeqCst) {
+            0 => Ok(&self.0),
+            _ => Err(Error::storage("reach the layer", "the network is down")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_one_process_could_not_tell_a_layer_no_other_is_told_by_it() {
+    let clock = Arc::new(ManualClock::at_ms(1_000));
+    let (upper, lower) = (Probe::new(), Probe::new());
+    let mut options = LayerOptions::default();
+    options.memory_bytes = 0;
+    let process = |cut_off: &Arc<AtomicU32>| {
+        LayeredCache::new(options.clone())
+            .over(Arc::new(Seen(upper.clone(), cut_off.clone())))
+            .over(lower.clone())
+            .with_clock(clock.clone())
+    };
+    let (cut_off, well) = (Arc::new(AtomicU32::new(0)), Arc::default());
+    let (one, other) = (process(&cut_off), process(&well));
+    one.put("changed", bytes("old"), None).await.unwrap();
+    one.put("removed", bytes("old"), None).await.unwrap();
+    assert_eq!(text(&other, "changed").await.as_deref(), Some("old"));
+    assert_eq!(other.stats().layer_hits, [1, 0], "from the layer between");
+
+    cut_off.store(1, Ordering::SeqCst);
+    one.put("changed", bytes("new"), None).await.unwrap();
+    one.remove("removed").await.unwrap();
+    assert!(upper.has("removed"), "the layer missed it");
+    clock.advance_ms(u64::try_from(options.look.as_millis()).unwrap());
+    let restarted = process(&well);
+    for _ in 0..2 {
+        for cache in [&other, &restarted, &one] {
+            assert_eq!(text(cache, "changed").await.as_deref(), Some("new"));
+            assert_eq!(text(cache, "removed").await, None);
+        }
+    }
+    // Who wrote under what was good a moment ago is not read under it later.
+    other.put("changed", bytes("newer"), None).await.unwrap();
+    cut_off.store(0, Ordering::SeqCst);
+    clock.advance_ms(60_000);
+    for cache in [&one, &other, &restarted, &process(&well)] {
+        assert_eq!(text(cache, "changed").await.as_deref(), Some("newer"));
+    }
+    assert!(one.stats().layer_hits[0] > 0, "what was away is of use again");
+}
+
+#[tokio::test]
+async fn a_long_outage_ends_whichever_layer_it_was() {
+    for away in [0, 1] {
+        let clock = Arc::new(ManualClock::at_ms(1_000));
+        let layers = [Probe::new(), Probe::new()];
+        let mut options = LayerOptions::default();
+        options.memory_bytes = 0;
+        let cache = LayeredCache::new(options)
+            .over(layers[0].clone())
+            .over(layers[1].clone())
+            .with_clock(clock.clone());
+        for n in 0..11_000 {
+            cache.put(&format!("k{n}"), bytes("old"), None).await.unwrap();
+        }
+        layers[away].broken.store(1, Ordering::SeqCst);
+        for n in 0..11_000 {
+            cache.put(&format!("k{n}"), bytes("new"), None).await.unwrap();
+        }
+        layers[away].broken.store(0, Ordering::SeqCst);
+        clock.advance_ms(60_000);
+        for n in 0..11_000 {
+            let found = text(&cache, &format!("k{n}")).await;
+            assert_ne!(found.as_deref(), Some("old"), "k{n}");
+        }
+        cache.put("after", bytes("v"), None).await.unwrap();
+        layers[1 - away].lose("after");
+        assert_eq!(text(&cache, "after").await.as_deref(), Some("v"), "layer {away} is of use again");
+    }
 }
 
 #[tokio::test]
 async fn callers_at_once_ask_and_make_once() {
     let lower = Probe::new();
     let cache = Arc::new(LayeredCache::new(LayerOptions::default()).over(lower.clone()));
-    lower.inner.put("k", [&u64::MAX.to_le_bytes()[..], b"v"].concat().into(), None).await.unwrap();
+    lower.put("k", [&u64::MAX.to_le_bytes()[..], b"v"].concat().into(), None).await.unwrap();
     let mut callers = tokio::task::JoinSet::new();
     let made = Arc::new(AtomicU32::new(0));
     for _ in 0..50 {
@@ -252,6 +444,47 @@ async fn losing_redis_under_load_costs_time_and_never_truth() {
     assert_eq!(stats.layer_failures[1], 0, "{stats:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_kept_what_is_old_does_not_serve_it_after_a_restart() {
+    let mut server = tokio::task::spawn_blocking(lasting_redis).await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("redis://127.0.0.1:{}/0", server.port);
+    // A process: what it knew is gone with it.
+    let process = || {
+        let file = SqliteStore::open(dir.path().join("coral.db")).unwrap();
+        let mut options = LayerOptions::default();
+        options.timeout = Duration::from_secs(20);
+        LayeredCache::new(options)
+            .over(Arc::new(RedisCache::new(&url, "coral:").unwrap()))
+            .over(Arc::new(file.cache(1_000)))
+    };
+    let before = process();
+    for key in ["changed", "removed", "same"] {
+        before.put(key, bytes("old"), None).await.unwrap();
+    }
+    drop(before);
+    let during = process();
+    assert_eq!(text(&during, "changed").await.as_deref(), Some("old"));
+    assert_eq!(during.stats().layer_hits, [1, 0], "Redis has it");
+    server.crash();
+    during.put("changed", bytes("new"), None).await.unwrap();
+    during.remove("removed").await.unwrap();
+    drop(during);
+    server = tokio::task::spawn_blocking(move || {
+        server.restart();
+        server
+    })
+    .await
+    .unwrap();
+    for _ in 0..2 {
+        let after = process();
+        assert_eq!(text(&after, "changed").await.as_deref(), Some("new"));
+        assert_eq!(text(&after, "removed").await, None);
+        assert_eq!(text(&after, "same").await.as_deref(), Some("old"));
+    }
+    drop(server);
+}
+
 #[cfg(feature = "redis-tls")]
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_is_reached_over_tls_by_who_trusts_its_certificate() {
@@ -321,7 +554,7 @@ async fn sessions_and_runs_open_from_redis_and_are_right_without_it() {
         let mut kept: Value = serde_json::from_slice(&kept).unwrap();
         let place = if run == "run" { &mut kept["state"]["workflow"] } else { &mut kept["state"]["project"] };
         *place = json!("forged");
-        snapshots().save(run, 1, serde_json::to_vec(&kept).unwrap()).await.unwrap();
+        snapshots().save(run, 1, 0, serde_json::to_vec(&kept).unwrap()).await.unwrap();
     }
     assert_eq!(sessions.get("s-1").await.unwrap().unwrap().project, "forged");
     let opened = WorkflowState::open(&journal, &snapshots(), "run").await.unwrap().unwrap();

@@ -1,7 +1,9 @@
 //! What the stores of this crate promise, tested from outside.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod agents;
 mod encryption;
+mod erasure;
 mod export;
 #[cfg(target_os = "linux")]
 mod faults;
@@ -11,6 +13,7 @@ mod journals;
 mod layers;
 mod migration;
 mod parity;
+mod places;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "privacy")]

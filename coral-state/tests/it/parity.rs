@@ -123,6 +123,14 @@ where
 }
 
 #[tokio::test]
+async fn a_sealed_directory_lets_go_of_garbage_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let ring = coral_state::KeyRing::new(coral_state::MasterKey::generate().unwrap());
+    let blobs = DirectoryBlobs::open_sealed(dir.path(), "reef", &ring).unwrap();
+    collects_only_garbage(blobs, Arc::new(MemoryJournal::new()), "reef").await;
+}
+
+#[tokio::test]
 async fn a_directory_lets_go_of_garbage_alone() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("zz")).unwrap();
@@ -136,10 +144,12 @@ macro_rules! parity {
     ($place:ty) => {
         use std::sync::Arc;
 
-        use coral_core::{Blobs, Cache, Clock, Journal, ManualClock, RunFilter, RunStatus, SystemClock};
+        use coral_core::{
+            Blobs, Cache, Clock, Journal, ManualClock, Record, RunFilter, RunStatus, SystemClock,
+        };
         use coral_state::{
-            DataClass, KeyRing, MasterKey, ProjectDraft, Projects, RetentionAction, RetentionRule, RunIndex,
-            RunQuery, Sessions, SortBy, WorkflowState,
+            Archive, DataClass, KeyRing, MasterKey, ProjectDraft, ProjectStatus, Projects, RetentionAction,
+            RetentionRule, RunIndex, RunQuery, Sessions, Snapshots, SortBy, WorkflowState,
         };
         use serde_json::json;
 
@@ -147,6 +157,8 @@ macro_rules! parity {
         use crate::support::{keep, team_run};
 
         const MARKER: &str = "zanzibarmarker";
+        /// For stores that are not encrypted: a server has the files of all of them.
+        const TRACE: &str = "timbuktutrace";
 
         fn ring() -> KeyRing {
             KeyRing::new(MasterKey::generate().unwrap())
@@ -170,7 +182,19 @@ macro_rules! parity {
             keep(&store.journal(), "run", &records).await;
             let blob = store.blobs_of("reef").put(MARKER.as_bytes()).await.unwrap();
             store.cache(9).put("key", MARKER.as_bytes().into(), None).await.unwrap();
-            assert_eq!(store.index().refresh().await.unwrap(), 1);
+            let mut long = records.clone();
+            let (template, end) = (long[2].clone(), long.pop().unwrap());
+            long.extend((16..700).map(|seq| Record { seq, ..template.clone() }));
+            long.push(Record { seq: 700, ..end });
+            keep(&store.journal(), "long", &long).await;
+            WorkflowState::open(&store.journal(), &store, "long").await.unwrap();
+            assert!(Snapshots::load(&store, "long").await.unwrap().is_some(), "a snapshot lies there too");
+            assert_eq!(store.index().refresh().await.unwrap().changed, 2);
+            let elsewhere = tempfile::tempdir().unwrap();
+            let backup = elsewhere.path().join("backup.db");
+            store.backup(&backup).await.unwrap();
+            assert!(!crate::support::holds(elsewhere.path(), MARKER.as_bytes()), "nor in a backup");
+            assert!(crate::support::holds(elsewhere.path(), b"delivery"));
             assert!(!place.holds(MARKER).await);
             assert!(place.holds("delivery").await, "the search finds what is not encrypted");
             drop(store);
@@ -190,7 +214,7 @@ macro_rules! parity {
                     _ => query.phase = Some(word.into()),
                 }
                 let page = store.index().query(&query).await.unwrap();
-                assert_eq!(page.runs.len(), 1, "by {field}");
+                assert_eq!(page.runs.len(), 2, "by {field}");
                 assert!(page.runs[0].tags.contains(MARKER), "the line is unsealed");
             }
             drop(store);
@@ -239,7 +263,12 @@ macro_rules! parity {
             assert_eq!(journal.read("reef", 1, 99).await.unwrap(), reef);
             assert!(WorkflowState::open(&journal, &store, "reef").await.unwrap().is_some());
             store.cache(9).put("key", MARKER.as_bytes().into(), None).await.unwrap();
+            let revision = journal.head("reef").await.unwrap().unwrap().revision;
+            store.save("reef", 16, revision, MARKER.into()).await.unwrap();
+            assert_eq!(store.load("reef").await.unwrap().as_deref(), Some(MARKER.as_bytes()));
             let stone = store.erase_project("reef").await.unwrap();
+            assert_eq!(store.load("reef").await.unwrap(), None);
+            store.save("reef", 16, revision, MARKER.into()).await.unwrap_err();
             assert_eq!(store.cache(9).get("key").await.unwrap(), None);
             assert_eq!((&*stone.project, stone.signature), ("reef", Some(true)));
             assert!(stone.keys >= 2);
@@ -313,7 +342,7 @@ macro_rules! parity {
             use coral_state::{RetentionOverview, Subject};
 
             for (person, keys) in [("subject.plain@example.org", None), ("subject.sealed@example.org", Some(ring()))] {
-                let place = <$place>::new().await;
+                let place = <$place>::alone().await;
                 let store = place.open(keys.clone()).await.unwrap();
                 let journal = store.journal();
                 let projects = Projects::new(journal.clone());
@@ -376,6 +405,126 @@ macro_rules! parity {
             }
             assert!(coral_state::Subject::known_by(["Al"]).is_err());
             assert!(coral_state::Subject::known_by([]).is_err());
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_removed_project_leaves_nothing_but_that_it_was() {
+            for keys in [None, Some(ring())] {
+                let place = <$place>::alone().await;
+                let store = place.open(keys.clone()).await.unwrap();
+                let journal = store.journal();
+                let projects = Projects::new(journal.clone());
+                let draft = ProjectDraft { description: Some(TRACE.into()), ..Default::default() };
+                projects.create("reef", draft).await.unwrap();
+                projects.create("kelp", Default::default()).await.unwrap();
+                keep(&journal, "run", &team_run("reef", TRACE, json!({}))).await;
+                keep(&journal, "kelp", &team_run("kelp", "kelp", json!({}))).await;
+                keep(&journal, "at-work", &team_run("reef", TRACE, json!({}))[..9]).await;
+                Sessions::new(journal.clone()).begin("s-1", "reef", json!({ "name": TRACE })).await.unwrap();
+                store.blobs_of("reef").put(TRACE.as_bytes()).await.unwrap();
+                store.cache(9).put("key", TRACE.as_bytes().into(), None).await.unwrap();
+                store.index().refresh().await.unwrap();
+                let error = store.remove_project("reef").await.unwrap_err();
+                assert!(error.to_string().contains("`at-work`"), "{error}");
+                let epoch = journal.acquire("at-work").await.unwrap();
+                let rest = &team_run("reef", "", json!({}))[9..];
+                journal.append("at-work", epoch, 9, rest.to_vec().into()).await.unwrap();
+
+                let removal = store.remove_project("reef").await.unwrap();
+                assert_eq!(removal.journals, ["at-work", "run", "session:s-1", "project:reef"]);
+                assert_eq!(removal.blobs, 1);
+                let left: Vec<_> = journal.runs(&RunFilter::default()).await.unwrap();
+                let left: Vec<_> = left.into_iter().map(|head| head.run).collect();
+                assert_eq!(left, ["kelp", "project:kelp", "project:reef"]);
+                let state = projects.get("reef").await.unwrap().unwrap();
+                assert_eq!((state.status, &*state.description), (ProjectStatus::Deleted, ""));
+                assert_eq!(projects.create("reef", Default::default()).await.unwrap_err().code(), "CORAL0001");
+                let mut query = RunQuery::default();
+                query.text = Some(TRACE.into());
+                assert_eq!(store.index().query(&query).await.unwrap().total, 0);
+                // What a transaction of the server's own might still look at stays until it is done again.
+                let mut times = 0;
+                while place.holds_now(TRACE).await {
+                    times += 1;
+                    assert!(times < 50, "nothing lies on where it was");
+                    store.remove_project("reef").await.unwrap();
+                }
+                let again = store.remove_project("reef").await.unwrap();
+                assert_eq!(again.journals, ["project:reef"]);
+                assert_eq!(projects.get("reef").await.unwrap().unwrap().status, ProjectStatus::Deleted);
+                assert_eq!(journal.read("kelp", 1, 99).await.unwrap(), team_run("kelp", "kelp", json!({})));
+            }
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn a_project_moves_with_its_sessions_and_blobs() {
+            let place = <$place>::new().await;
+            let store = place.open(Some(ring())).await.unwrap();
+            let projects = Projects::new(store.journal());
+            projects.create("reef", Default::default()).await.unwrap();
+            Sessions::new(store.journal()).begin("s-1", "reef", json!({ "name": "Ada" })).await.unwrap();
+            Sessions::new(store.journal()).begin("s-2", "kelp", json!({})).await.unwrap();
+            let own = store.blobs_of("reef").put(&[0, 159, 146, 150]).await.unwrap();
+            let shared = store.blobs().put(b"named by a run").await.unwrap();
+            store.blobs().put(b"named by nobody").await.unwrap();
+            keep(&store.journal(), "run", &referring("reef", &shared)).await;
+            let elsewhere = <$place>::new().await;
+            let there = elsewhere.open(None).await.unwrap();
+            for (from, to, name) in [
+                (store.blobs_of("reef"), there.blobs_of("reef"), own),
+                (store.blobs(), there.blobs(), shared),
+            ] {
+                let archive = projects.export_with("reef", &from).await.unwrap();
+                let runs: Vec<&str> = archive.journals.iter().map(|journal| &*journal.run).collect();
+                assert_eq!(runs, ["project:reef", "run", "session:s-1"]);
+                assert_eq!(archive.blobs.len(), 1);
+                let read = Archive::from_text(&archive.to_json().unwrap()).unwrap();
+                assert_eq!(read, archive);
+                assert!(!archive.to_markdown().unwrap().contains("session:"), "a session is no run");
+                Projects::new(there.journal()).import_with(&read, &to).await.unwrap();
+                assert_eq!(to.get(&name).await.unwrap(), from.get(&name).await.unwrap());
+                let mut forged = archive.clone();
+                forged.blobs[0].data = "AAAA".into();
+                let error = Projects::new(there.journal()).import_with(&forged, &to).await.unwrap_err();
+                assert!(error.to_string().contains("not what its name says"), "{error}");
+            }
+            let session = Sessions::new(there.journal()).get("s-1").await.unwrap().unwrap();
+            assert_eq!(session.user["name"], "Ada");
+        }
+
+        #[tokio::test(flavor = "multi_thread")]
+        async fn what_is_plain_is_not_opened_as_if_it_were_encrypted() {
+            let place = <$place>::new().await;
+            let plain = place.open(None).await.unwrap();
+            let records = team_run("reef", TRACE, json!({}));
+            keep(&plain.journal(), "run", &records).await;
+            keep(&plain.journal(), "free", &team_run("", TRACE, json!({}))).await;
+            let blob = plain.blobs_of("reef").put(TRACE.as_bytes()).await.unwrap();
+            plain.index().refresh().await.unwrap();
+            let ring = ring();
+            let error = place.open(Some(ring.clone())).await.unwrap_err();
+            assert!(error.help().unwrap().contains("encrypted_copy"), "{error}");
+
+            // By way of a file, whatever the backend.
+            let dir = tempfile::tempdir().unwrap();
+            let (backup, copy) = (dir.path().join("plain.db"), dir.path().join("copy/coral.db"));
+            std::fs::create_dir(dir.path().join("copy")).unwrap();
+            plain.backup(&backup).await.unwrap();
+            let file = coral_state::SqliteStore::open(&backup).unwrap();
+            file.encrypted_copy(&copy, &ring).await.unwrap();
+            assert!(!crate::support::holds(&dir.path().join("copy"), TRACE.as_bytes()));
+            let mut options = coral_state::SqliteOptions::at(&copy);
+            options.keys = Some(ring);
+            let sealed = coral_state::SqliteStore::open_with(options).unwrap();
+            assert_eq!(sealed.journal().read("run", 1, 99).await.unwrap(), records);
+            assert_eq!(sealed.journal().verify("free").await.unwrap(), 16);
+            assert!(sealed.blobs_of("reef").get(&blob).await.unwrap().is_some());
+            assert_eq!(sealed.index().refresh().await.unwrap().changed, 2);
+            sealed.erase_project("reef").await.unwrap();
+            assert_eq!(sealed.journal().read("run", 1, 9).await.unwrap_err().code(), "CORAL0003");
+            assert_eq!(sealed.journal().read("free", 1, 99).await.unwrap().len(), 16);
+            let error = sealed.encrypted_copy(dir.path().join("twice.db"), &self::ring()).await.unwrap_err();
+            assert_eq!(error.code(), "CORAL0001");
         }
 
         #[tokio::test(flavor = "multi_thread")]
@@ -473,8 +622,8 @@ macro_rules! parity {
             Projects::new(journal.clone()).create("reef", Default::default()).await.unwrap();
             let index = store.index();
             let memory = RunIndex::new(journal.clone());
-            assert_eq!(index.refresh().await.unwrap(), 40, "a project's own journal is no run");
-            assert_eq!(index.refresh().await.unwrap(), 0);
+            assert_eq!(index.refresh().await.unwrap().changed, 40, "a project's own journal is no run");
+            assert_eq!(index.refresh().await.unwrap().changed, 0);
             memory.refresh().await.unwrap();
             let mut queries = vec![RunQuery::default(); 9];
             queries[1].project = Some("kelp".into());
@@ -515,104 +664,26 @@ macro_rules! parity {
             let rest = &team_run("kelp", "", json!({}))[9..];
             journal.append("run-00", epoch, 9, rest.to_vec().into()).await.unwrap();
             assert!(store.remove_run("run-01").await.unwrap());
-            assert_eq!(index.refresh().await.unwrap(), 1);
+            assert_eq!(index.refresh().await.unwrap().changed, 1);
             let mut query = RunQuery::default();
             query.limit = 99;
             let page = index.query(&query).await.unwrap();
             assert_eq!(page.total, 39);
-            assert_eq!(index.rebuild().await.unwrap(), 39);
+            assert_eq!(index.rebuild().await.unwrap().changed, 39);
             assert_eq!(index.query(&query).await.unwrap(), page, "made again it is the same");
         }
     };
 }
 
 mod sqlite {
-    use coral_core::Error;
-    use coral_state::{SqliteOptions, SqliteStore};
+    use crate::places::SqlitePlace;
 
-    struct Place(tempfile::TempDir);
-
-    impl Place {
-        async fn new() -> Self {
-            Place(tempfile::tempdir().unwrap())
-        }
-
-        async fn open(&self, keys: Option<KeyRing>) -> Result<SqliteStore, Error> {
-            let mut options = SqliteOptions::at(self.0.path().join("coral.db"));
-            options.keys = keys;
-            SqliteStore::open_with(options)
-        }
-
-        async fn holds(&self, needle: &str) -> bool {
-            crate::support::holds(self.0.path(), needle.as_bytes())
-        }
-
-        /// In the tables as they are now.
-        async fn holds_now(&self, needle: &str) -> bool {
-            self.holds(needle).await
-        }
-    }
-
-    parity!(Place);
+    parity!(SqlitePlace);
 }
 
 #[cfg(feature = "postgres")]
 mod postgres {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use crate::places::PostgresPlace;
 
-    use coral_core::Error;
-    use coral_state::{PostgresOptions, PostgresStore};
-
-    use crate::servers::{shared_postgres, shared_postgres_dir};
-
-    struct Place {
-        config: String,
-        schema: String,
-    }
-
-    impl Place {
-        async fn new() -> Self {
-            static PLACES: AtomicUsize = AtomicUsize::new(0);
-            let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
-            Place { config, schema: format!("p{}", PLACES.fetch_add(1, Ordering::Relaxed)) }
-        }
-
-        async fn open(&self, keys: Option<KeyRing>) -> Result<PostgresStore, Error> {
-            let mut options = PostgresOptions::at(&self.config);
-            options.schema.clone_from(&self.schema);
-            options.connections = 2;
-            options.keys = keys;
-            PostgresStore::connect_with(options).await
-        }
-
-        /// In any file of the server, its log included.
-        async fn holds(&self, needle: &str) -> bool {
-            let (client, connection) =
-                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
-            tokio::spawn(connection);
-            client.batch_execute("CHECKPOINT").await.unwrap();
-            crate::support::holds(&shared_postgres_dir(), needle.as_bytes())
-        }
-
-        /// In the tables as they are now; the server recycles its log in its own time.
-        async fn holds_now(&self, needle: &str) -> bool {
-            let (client, connection) =
-                tokio_postgres::connect(&self.config, tokio_postgres::NoTls).await.unwrap();
-            tokio::spawn(connection);
-            client.batch_execute("CHECKPOINT").await.unwrap();
-            let select = format!(
-                "SELECT pg_relation_filepath(c.oid) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
-                 WHERE nspname = '{}' AND relkind = 'r'", self.schema
-            );
-            for row in client.query(&select, &[]).await.unwrap() {
-                let bytes = std::fs::read(shared_postgres_dir().join(row.get::<_, String>(0))).unwrap();
-                if bytes.windows(needle.len()).any(|window| window == needle.as_bytes()) {
-                    return true;
-                }
-            }
-            false
-        }
-    }
-
-    parity!(Place);
+    parity!(PostgresPlace);
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use coral_core::{Blobs, Error};
-use coral_core::{Journal, Record, Seq};
+use coral_core::{Blobs, Error, ErrorKind, Event, Journal, Record, Seq};
 use coral_state::{
     Follower, KeyRing, MasterKey, PostgresJournal, PostgresOptions, PostgresStore, SqliteOptions, SqliteStore,
 };
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::servers::{CERTIFICATE, postgres, postgres_config, shared_postgres};
 use crate::support::{keep, team_run};
@@ -56,6 +58,127 @@ async fn nothing_acknowledged_is_lost_when_the_server_is_killed_under_load() {
         let kept = journal.read(&format!("run-{n}"), 1, usize::MAX).await.unwrap();
         assert_eq!(kept.iter().map(|record| record.seq).collect::<Vec<_>>(), (1..=400).collect::<Vec<_>>());
     }
+}
+
+/// A way to the server that is cut once a client sends a word, and let through again when told to.
+struct Way {
+    port: u16,
+    cut: tokio::sync::oneshot::Receiver<()>,
+    mended: Arc<tokio::sync::Semaphore>,
+}
+
+impl Way {
+    /// `delivers` says whether the word still arrives; then the way is cut once that was confirmed.
+    async fn to(server: u16, word: &'static [u8], delivers: bool) -> Way {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (tell, cut) = tokio::sync::oneshot::channel();
+        let mended = Arc::new(tokio::sync::Semaphore::new(1_000));
+        let (tell, gate) = (Arc::new(std::sync::Mutex::new(Some(tell))), mended.clone());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                gate.acquire().await.unwrap().forget();
+                let (tell, gate) = (tell.clone(), gate.clone());
+                tokio::spawn(async move {
+                    let upstream = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                    let ((mut from, mut to), (mut back, mut forth)) =
+                        (client.into_split(), upstream.into_split());
+                    let answers = tokio::spawn(async move { tokio::io::copy(&mut back, &mut to).await });
+                    let mut bytes = vec![0; 1 << 16];
+                    while let Ok(count @ 1..) = from.read(&mut bytes).await {
+                        let last = bytes[..count].windows(word.len()).any(|part| part == word);
+                        if last && let Some(tell) = tell.lock().unwrap().take() {
+                            gate.forget_permits(1_000);
+                            answers.abort();
+                            if delivers {
+                                forth.try_write(&bytes[..count]).unwrap();
+                            }
+                            tell.send(()).unwrap();
+                            return;
+                        }
+                        forth.write_all(&bytes[..count]).await.unwrap();
+                    }
+                });
+            }
+        });
+        Way { port, cut, mended }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_append_cut_off_is_told_by_what_lies_there() {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let server: u16 = config.split_once("port=").unwrap().1.split(' ').next().unwrap().parse().unwrap();
+    let noted = |word: &str| {
+        let event = Event::Noted { path: "design".into(), topic: "t".into(), note: word.into() };
+        Record { seq: 2, at_ms: 2, event }
+    };
+    for delivers in [false, true] {
+        let way = Way::to(server, b"my own word", delivers).await;
+        let mut options = PostgresOptions::at(&config);
+        options.schema = format!("cut_off_{delivers}");
+        let direct = PostgresJournal::connect_with(options.clone()).await.unwrap();
+        options.config = config.replace(&server.to_string(), &way.port.to_string());
+        let journal = PostgresJournal::connect_with(options).await.unwrap();
+        let epoch = journal.acquire("run").await.unwrap();
+        journal.append("run", epoch, 0, vec![record(1)].into()).await.unwrap();
+        let appending = tokio::spawn({
+            let (journal, mine) = (journal.clone(), noted("my own word"));
+            async move { journal.append("run", epoch, 1, vec![mine].into()).await }
+        });
+        way.cut.await.unwrap();
+        if delivers {
+            while direct.head("run").await.unwrap().unwrap().last_seq < 2 {
+                tokio::task::yield_now().await;
+            }
+            // Another goes on before this one hears of its own.
+            let later = direct.acquire("run").await.unwrap();
+            direct.append("run", later, 2, vec![Record { seq: 3, ..record(2) }].into()).await.unwrap();
+        } else {
+            // Of two with the same epoch the other was quicker, and is as far.
+            direct.append("run", epoch, 1, vec![noted("another's")].into()).await.unwrap();
+        }
+        way.mended.add_permits(1_000);
+        let result = appending.await.unwrap();
+        match delivers {
+            true => result.unwrap(),
+            false => assert!(matches!(result.unwrap_err().kind(), ErrorKind::Conflict { found: 2, .. })),
+        }
+        let kept = direct.read("run", 2, 1).await.unwrap();
+        assert_eq!(kept, [noted(if delivers { "my own word" } else { "another's" })]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dropped_store_leaves_no_connection_behind() {
+    let config = tokio::task::spawn_blocking(shared_postgres).await.unwrap();
+    let (client, connection) = tokio_postgres::connect(&config, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let count = async |like: &str| {
+        let select =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'leaves' AND query LIKE $1";
+        client.query_one(select, &[&like]).await.unwrap().get::<_, i64>(0)
+    };
+    let mut options = PostgresOptions::at(format!("{config} application_name=leaves"));
+    options.schema = "leaves".into();
+    let journal = PostgresJournal::connect_with(options).await.unwrap();
+    let mut follower = Follower::new(journal.clone(), "run", 1);
+    let listens = async {
+        while count("LISTEN%").await == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = follower.next() => unreachable!("the run has no record"),
+        () = listens => {}
+    }
+    drop((journal, follower));
+    let gone = async {
+        while count("%").await > 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), gone).await.expect("its connections end with it");
 }
 
 #[tokio::test(flavor = "multi_thread")]

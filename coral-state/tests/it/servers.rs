@@ -188,7 +188,7 @@ pub(crate) fn postgres() -> Server {
         ),
         &format!(
             "{programs}/postgres -D DIR/data -p PORT -h 127.0.0.1 -c unix_socket_directories= \
-             -c max_connections=400 -c ssl=on -c ssl_cert_file=DIR/server.crt -c ssl_key_file=DIR/server.key"
+             -c autovacuum=off -c max_connections=400 -c ssl=on -c ssl_cert_file=DIR/server.crt -c ssl_key_file=DIR/server.key"
         ),
     )
 }
@@ -230,5 +230,14 @@ pub(crate) fn redis() -> Server {
         "redis",
         "command -v redis-server",
         "redis-server --port PORT --bind 127.0.0.1 --dir DIR --save ''",
+    )
+}
+
+/// The same, where what it acknowledged outlives a crash.
+pub(crate) fn lasting_redis() -> Server {
+    Server::start(
+        "redis-lasting",
+        "command -v redis-server",
+        "redis-server --port PORT --bind 127.0.0.1 --dir DIR --save '' --appendonly yes --appendfsync always",
     )
 }

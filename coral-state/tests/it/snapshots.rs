@@ -94,7 +94,15 @@ async fn a_run_that_began_anew_and_a_snapshot_of_another_release_are_folded_agai
     assert_eq!(store.load("run").await.unwrap(), None, "it goes with its run");
     assert_eq!(WorkflowState::open(&journal, &store, "run").await.unwrap(), None);
     crate::support::keep(&journal, "run", &long("second")).await;
-    store.save("run", 700, b"{\"format\": 9999}".to_vec()).await.unwrap();
+    store
+        .save(
+            "run",
+            700,
+            journal.head("run").await.unwrap().unwrap().revision,
+            b"{\"format\": 9999}".to_vec(),
+        )
+        .await
+        .unwrap();
     let second = WorkflowState::open(&journal, &store, "run").await.unwrap().unwrap();
     assert_eq!(second.last_seq, 700);
     assert_ne!(first.input, second.input);

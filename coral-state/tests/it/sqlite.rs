@@ -117,6 +117,51 @@ async fn a_full_disk_fails_the_batch_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn an_append_whose_head_finds_no_room_is_not_acknowledged() {
+    let (_dir, path) = place();
+    let mut options = SqliteOptions::at(&path);
+    options.max_bytes = Some(400 << 10);
+    let store = SqliteStore::open_with(options).unwrap();
+    let journal = store.journal();
+    append(&journal, "old", 1..=2).await;
+    let epoch = journal.acquire("old").await.unwrap();
+    let over = Event::RunFinished { status: coral_core::RunStatus::Succeeded, output: None, error: None };
+    journal.append("old", epoch, 2, vec![Record { seq: 3, at_ms: 3, event: over }].into()).await.unwrap();
+    let epoch = journal.acquire("new").await.unwrap();
+    // Its records pack well, and its head does not.
+    let mut first = record(1);
+    if let Event::RunStarted { project, .. } = &mut first.event {
+        *project = "p".repeat(150 << 10).into();
+    }
+    let holder = Connection::open(&path).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (waits, appended, removed, ()) = tokio::join!(
+        journal.acquire("waits"),
+        async {
+            tokio::task::yield_now().await;
+            journal.append("new", epoch, 0, vec![first].into()).await
+        },
+        async {
+            tokio::task::yield_now().await;
+            store.remove_run("old").await
+        },
+        async {
+            for _ in 0..4 {
+                tokio::task::yield_now().await;
+            }
+            // All of them wait now.
+            holder.execute_batch("COMMIT").unwrap();
+        }
+    );
+    waits.unwrap();
+    let error = appended.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::System, "{error:?}");
+    assert!(removed.is_err(), "it was of the same group");
+    assert_eq!(journal.verify("new").await.unwrap(), 0);
+    assert_eq!(journal.verify("old").await.unwrap(), 3);
+}
+
+#[tokio::test]
 async fn a_held_lock_is_told_as_transient() {
     let (_dir, path) = place();
     let mut options = SqliteOptions::at(&path);

@@ -40,6 +40,7 @@ pub(crate) fn team_run(project: &str, brief: &str, facts: Value) -> Vec<Record> 
             usage: Usage { input_tokens: 100, output_tokens: 10, ..Default::default() },
             cost: Some(Usd::from_dollars(dollars)),
             tries: 1,
+            settled: None,
         },
     };
     let succeeded = |path: &str, attempt| Event::StepSucceeded {

@@ -1,7 +1,9 @@
 //! Backups, retention and compaction.
 
 use coral_core::{Journal, RunFilter, RunStatus};
-use coral_state::{KeyRing, MasterKey, Projects, RetentionAction, RetentionRule, SqliteOptions, SqliteStore};
+use coral_state::{
+    DataClass, KeyRing, MasterKey, Projects, RetentionAction, RetentionRule, SqliteOptions, SqliteStore,
+};
 use serde_json::json;
 
 use crate::support::{keep, team_run};
@@ -65,6 +67,9 @@ async fn retention_goes_by_the_first_rule_that_fits() {
         rule(10_000, RetentionAction::Remove, |_| {}),
     ];
     let end = 1_016_000;
+    let blobs = rule(0, RetentionAction::Compact, |rule| rule.class = DataClass::Blobs);
+    let error = store.retain(&[blobs], end).await.unwrap_err();
+    assert!(error.to_string().contains("blobs can't be compacted"), "{error}");
     let report = store.retain(&rules, end + 999).await.unwrap();
     assert_eq!((report.compacted.len(), report.removed.len()), (0, 0), "too early");
     let report = store.retain(&rules, end + 10_000).await.unwrap();
@@ -101,4 +106,14 @@ async fn a_backup_under_load_is_one_moment_and_opens_as_a_store() {
     }
     one_by_one(copy.store(), "after", 16).await;
     assert!(store.backup(dir.path().join("none/backup.db")).await.is_err());
+    // What fails on its way leaves nothing that could be taken for a backup.
+    let damaged = dir.path().join("damaged.db");
+    let bytes = std::fs::read(&to).unwrap();
+    std::fs::write(&damaged, &bytes[..bytes.len() - 3 * 4_096]).unwrap();
+    let damaged = SqliteStore::open(&damaged);
+    let before = std::fs::read_dir(dir.path()).unwrap().count();
+    if let Ok(damaged) = damaged {
+        assert!(damaged.backup(dir.path().join("half.db")).await.is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), before);
+    }
 }
