@@ -11,9 +11,9 @@
 use async_trait::async_trait;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, Budget, ChatRequest, Error, Event, Flow, Handle,
-    OutputFormat, Runner, StartOptions, Tier, Usd, Workflow,
+    OutputFormat, Runner, StartOptions, Tier, TokenCounter, UpperEstimate, Usd, Workflow,
 };
-use coral_llm::{Cached, Catalogue, CostReport, Reply, Router, ScriptedModel, Strategy, estimate_tokens};
+use coral_llm::{Cached, Catalogue, CostReport, Reply, Router, ScriptedModel, Strategy};
 use serde_json::{Value, json};
 
 struct Worker {
@@ -77,7 +77,7 @@ fn model() -> Cached<Router> {
         let stand_in = ScriptedModel::new()
             .named(entry.name())
             .info(info)
-            .otherwise(move |request| Reply::text(says).usage(estimate_tokens(request), 800));
+            .otherwise(move |request| Reply::text(says).usage(UpperEstimate.request(request), 800));
         router = router.route(entry.clone(), stand_in);
     }
     Cached::new(router).for_agents(["backend_developer", "reviewer"])
@@ -85,6 +85,20 @@ fn model() -> Cached<Router> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
+    let report = build().await?;
+    println!("\n{report}");
+    let total = report.total();
+    println!(
+        "the most expensive models that fit would have cost {}: {} saved, {} of it by the cache",
+        total.dearest,
+        total.saved(),
+        total.saved_by_cache
+    );
+    Ok(())
+}
+
+/// Runs the four agents, tells of each choice, and gives the bill.
+async fn build() -> Result<CostReport, Error> {
     let brief = "Design a reef monitoring service: sensors, alerts, a public map. ".repeat(40);
     let runner = Runner::builder().model(model()).build();
     let budget = Budget { usd: Some(Usd::from_dollars(1.0)), ..Budget::default() };
@@ -100,16 +114,7 @@ async fn main() -> Result<(), Error> {
         }
     }
     run.output().await?;
-
-    println!("\n{report}");
-    let total = report.total();
-    println!(
-        "the most expensive models that fit would have cost {}: {} saved, {} of it by the cache",
-        total.dearest,
-        total.saved(),
-        total.saved_by_cache
-    );
-    Ok(())
+    Ok(report)
 }
 
 fn tell(step: &str, topic: &str, note: &Value) {
@@ -138,5 +143,19 @@ fn tell(step: &str, topic: &str, note: &Value) {
         "model_paid" => println!("  cost {}, saved {}", usd("/cost"), usd("/saved")),
         "cache_hit" => println!("{step}: answered from the cache, which saved {}", usd("/saved")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_bill_says_what_was_chosen_and_saved() {
+        let report = build().await.unwrap();
+        let total = report.total();
+        assert_eq!((total.escalations, total.cache_hits), (1, 1));
+        assert!(total.saved() > total.saved_by_cache && total.saved_by_cache > Usd::ZERO, "{report}");
+        assert!(report.calls().all(|call| call.reason.is_some() || call.cost == Some(Usd::ZERO)), "{report}");
     }
 }

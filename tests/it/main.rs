@@ -4,4 +4,5 @@ mod cli;
 mod crates;
 mod deliver;
 mod kill;
+mod operations;
 mod tidy;

@@ -39,6 +39,8 @@ fn intend(path: &str, index: u32, effect: EffectKind) -> Event {
         label: "it".into(),
         digest: format!("{path}{index}"),
         class: EffectClass::Idempotent,
+        reserved: None,
+        follows: None,
     }
 }
 
@@ -53,6 +55,7 @@ fn answered(path: &str, index: u32, tokens: u64, cost: Option<Usd>) -> Event {
             usage: Usage { input_tokens: tokens, output_tokens: 1, ..Usage::default() },
             cost,
             tries: 1,
+            settled: None,
         },
     }
 }
