@@ -64,6 +64,11 @@ pub trait Agent: Send + Sync + 'static {
     /// Who it is.
     fn spec(&self) -> &AgentSpec;
 
+    /// The agents that may work in its place: a run is pinned to their definitions too.
+    fn stand_ins(&self) -> Vec<&AgentSpec> {
+        Vec::new()
+    }
+
     /// Stage 5, *execute*: does the work.
     ///
     /// # Errors
@@ -172,6 +177,9 @@ pub trait ErasedAgent: Send + Sync {
     /// Who it is.
     fn spec(&self) -> &AgentSpec;
 
+    /// The agents that may work in its place.
+    fn stand_ins(&self) -> Vec<&AgentSpec>;
+
     /// Whether it takes a [`Task`](crate::Task): what data graphs make of a brief and of handoffs.
     fn takes_task(&self) -> bool;
 
@@ -192,6 +200,10 @@ pub trait ErasedAgent: Send + Sync {
 impl<A: Agent> ErasedAgent for A {
     fn spec(&self) -> &AgentSpec {
         Agent::spec(self)
+    }
+
+    fn stand_ins(&self) -> Vec<&AgentSpec> {
+        Agent::stand_ins(self)
     }
 
     fn takes_task(&self) -> bool {

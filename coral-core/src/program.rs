@@ -228,6 +228,19 @@ impl<I, O> Program<I, O> {
     }
 }
 
+/// Pins a run to `spec`. An id that stood for two definitions would pin it to one of them.
+fn pin(pins: &mut Pins, spec: &AgentSpec, step: &str) -> Result<(), Error> {
+    let digest = digest(spec)?;
+    match pins.agents.insert(spec.id.clone(), digest.clone()) {
+        Some(before) if before != digest => Err(Error::invalid(
+            format!("step `{step}`"),
+            format!("agent `{}` has another definition here than in a step before", spec.id),
+        )
+        .with_help("give each definition an id of its own")),
+        _ => Ok(()),
+    }
+}
+
 fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Result<Vec<Step>, Error> {
     let mut steps = Vec::with_capacity(bodies.len());
     for (i, (data, mut body)) in graph.steps().iter().zip(bodies).enumerate() {
@@ -236,7 +249,9 @@ fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Res
         match &mut body {
             Body::Agent { agent, .. } => {
                 agent.spec().validate()?;
-                pins.agents.insert(agent.spec().id.clone(), digest(agent.spec())?);
+                for spec in std::iter::once(agent.spec()).chain(agent.stand_ins()) {
+                    pin(pins, spec, &data.name)?;
+                }
                 spec = Arc::new(agent.spec().in_phase(&data.phase));
             }
             Body::Function { .. } | Body::Wait { .. } => {}

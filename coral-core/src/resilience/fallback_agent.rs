@@ -89,6 +89,13 @@ where
         self.first.spec()
     }
 
+    fn stand_ins(&self) -> Vec<&AgentSpec> {
+        let mut specs = self.first.stand_ins();
+        specs.push(self.then.spec());
+        specs.extend(self.then.stand_ins());
+        specs
+    }
+
     async fn run(&self, input: A::Input, cx: &mut AgentContext) -> Result<A::Output, AgentError> {
         let error = match work(&self.first, input.clone(), cx).await {
             Ok(output) => return Ok(output),

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use coral_core::resilience::FallbackAgent;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, Brief, EffectClass, ErrorKind, Event, GraphData, Journal,
     MemoryJournal, Migration, Program, Run, Runner, StartOptions, StepData, StepKind, Team,
@@ -232,4 +233,29 @@ async fn a_step_at_work_keeps_its_name() {
     let resumed = runner.resume(&new, &run).await.unwrap();
     resumed.signal("go", "now".to_owned()).await.unwrap();
     assert_eq!(resumed.output().await.unwrap()["charge"]["receipt"], 1);
+}
+
+#[tokio::test]
+async fn a_run_is_pinned_to_those_who_may_stand_in_for_its_agents() {
+    let world = World::new();
+    let program = |role: &str, id: &str| {
+        let cashier = |id: &str, role: &str| {
+            let spec = AgentSpec { role_description: role.into(), ..AgentSpec::new(id, "Cashier") };
+            Cashier(spec, world.charges.clone())
+        };
+        let both = FallbackAgent::new(cashier("cashier", "careful"), cashier(id, role));
+        let team = Team::new().with_agent(both);
+        let steps = vec![step("pay", StepKind::Agent("cashier".into()), &[])];
+        Program::from_graph(GraphData { name: "order".into(), steps, ..GraphData::default() }, &team)
+    };
+    let old = program("plain", "substitute").unwrap();
+    let run = world.waiting(&old).await;
+    let refused = world.runner().resume(&program("quick", "substitute").unwrap(), &run).await.unwrap_err();
+    let ErrorKind::DefinitionChanged { diff, .. } = refused.kind() else { panic!("{refused}") };
+    assert_eq!(diff, "the definition of agent `substitute` differs");
+    world.runner().resume(&old, &run).await.unwrap();
+
+    // One id for two definitions would pin the run to one of them.
+    let error = program("plain", "cashier").unwrap_err();
+    assert!(error.to_string().contains("agent `cashier` has another definition here"), "{error}");
 }
