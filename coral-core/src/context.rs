@@ -399,8 +399,14 @@ impl AgentContext {
         F: Future<Output = Result<T, Error>>,
     {
         let index = self.take(1);
-        let result = match self.begin(index, std::slice::from_ref(&intent)).await?.remove(0) {
-            Stand::Done(outcome) => return replayed(outcome),
+        let stand = self.begin(index, std::slice::from_ref(&intent)).await?.remove(0);
+        let origin = self.set_out(index, &intent);
+        let result = match stand {
+            Stand::Done(outcome) => {
+                let result = replayed(outcome);
+                self.arrive(origin, &result);
+                return result;
+            }
             Stand::Refused(error) => return Err(error),
             Stand::Go => act(self.key(index)).await,
             Stand::Doubt { intents } => {
@@ -411,6 +417,7 @@ impl AgentContext {
                 }
             }
         };
+        self.arrive(origin, &result);
         self.end(index, &result, Spent::default()).await;
         result
     }

@@ -36,7 +36,7 @@ use crate::payload::Payload;
 use crate::program;
 use crate::task::{Deliverable, HandoffMessage};
 
-pub(crate) use self::kept::Before;
+pub(crate) use self::kept::{Before, What};
 pub(crate) use self::log::{RecordedEffect, StepLog};
 pub(crate) use self::shared::{Resting, RunEnd, RunShared, ToDriver};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::AgentContext;
 use crate::budget::Used;
 use crate::call::CallContext;
-use crate::driver::{Before, RecordedEffect, RunShared, ToDriver};
+use crate::driver::{Before, RecordedEffect, RunShared, ToDriver, What};
 use crate::error::{Error, ErrorKind};
 use crate::event::{EffectKind, EffectPlace, Event, Outcome, Spent};
 use crate::model::ChatRequest;
@@ -58,6 +58,10 @@ impl Intent {
             reserved: (total != Used::of_intent(self.effect, None)).then(|| Box::new(total)),
             follows,
         }
+    }
+
+    pub(super) fn what(&self) -> What {
+        (self.effect, self.label.clone(), self.digest.clone())
     }
 
     /// How the effect stands that is recorded in this one's place.
@@ -166,10 +170,32 @@ impl AgentContext {
         EffectPlace { attempt: self.attempt, index }
     }
 
-    /// The effect of an earlier attempt that the one of this index goes on with.
+    /// The effect before it that the one of this index goes on with.
     pub(super) fn follows(&self, index: u32) -> Option<EffectPlace> {
         let now = self.followed.iter().find(|(followed, _)| *followed == index);
         now.map(|(_, place)| *place).or_else(|| self.log.follows(index))
+    }
+
+    /// An effect is under way. If it can't be repeated, and is dropped or gets no answer, the same asked for once more
+    /// goes on with it; gives where it was intended first.
+    pub(super) fn set_out(&mut self, index: u32, intent: &Intent) -> Option<EffectPlace> {
+        if intent.class.is_repeatable() {
+            return None;
+        }
+        let origin = self.follows(index).unwrap_or(self.place(index));
+        self.log.doubt(intent.what(), origin);
+        Some(origin)
+    }
+
+    /// An effect that was [under way](Self::set_out) is over.
+    pub(super) fn arrive<T>(&mut self, origin: Option<EffectPlace>, result: &Result<T, Error>) {
+        let is_unknown =
+            |error: &Error| error.leaves_doubt() || matches!(error.kind(), ErrorKind::Budget { .. });
+        if let Some(origin) = origin
+            && !result.as_ref().is_err_and(is_unknown)
+        {
+            self.log.settle(origin);
+        }
     }
 
     /// What is held against the budgets for an effect.
@@ -189,6 +215,9 @@ impl AgentContext {
         for (intent, index) in intents.iter().zip(first..) {
             if let Some(recorded) = self.log.effect(index) {
                 stands.push(intent.stand(recorded, &path)?);
+                if let Some(origin) = self.log.follows(index) {
+                    self.log.settle(origin);
+                }
                 continue;
             }
             let place = self.place(index);
@@ -199,8 +228,7 @@ impl AgentContext {
                 continue;
             }
             // Only what can't be repeated is kept.
-            let what = (intent.effect, intent.label.clone(), intent.digest.clone());
-            stands.push(match self.log.take_kept(&what) {
+            stands.push(match self.log.take_kept(&intent.what()) {
                 Some(Before::Happened(outcome)) => {
                     fresh.push(intent.event(&path, self.attempt, index));
                     let (path, attempt, spent) = (path.clone(), self.attempt, Spent::default());

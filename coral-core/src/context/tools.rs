@@ -137,9 +137,11 @@ impl AgentContext {
             .collect::<Result<Vec<_>, Error>>()?;
         let first = self.take(u32::try_from(calls.len()).unwrap_or(u32::MAX));
         let stands = self.begin_calls(first, &intents).await?;
+        let origins: Vec<_> =
+            intents.iter().zip(first..).map(|(intent, index)| self.set_out(index, intent)).collect();
         let open = stands.iter().filter(|stand| !matches!(stand, Stand::Done(_))).count();
         let this = &*self;
-        let _fan_out = this.presence.fan_out(open.max(1));
+        let fan_out = this.presence.fan_out(open.max(1));
         let made = calls.iter().zip(stands).zip(&intents).zip(approvals).zip(first..).map(
             |((((call, stand), intent), approval), index)| async move {
                 match stand {
@@ -153,7 +155,12 @@ impl AgentContext {
                 }
             },
         );
-        Ok(futures_util::future::join_all(made).await)
+        let results = futures_util::future::join_all(made).await;
+        drop(fan_out);
+        for (origin, result) in origins.into_iter().zip(&results) {
+            self.arrive(origin, result);
+        }
+        Ok(results)
     }
 
     /// Makes the intents of calls durable, if the budgets allow all of those that are to be made now. Of effects in

@@ -1,4 +1,4 @@
-//! What earlier attempts of a step did, or may have done, that must not be done twice.
+//! What a step did before, or may have done, that must not be done twice.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::event::{EffectKind, EffectPlace, Event, Outcome};
 /// What an effect is: its kind, its label and the digest of its request.
 pub(crate) type What = (EffectKind, Arc<str>, String);
 
-/// What is known of an effect of an earlier attempt that can't be repeated.
+/// What is known of an effect before that can't be repeated.
 #[derive(Clone, Debug)]
 pub(crate) enum Before {
     /// It took place, and gave this.
@@ -31,7 +31,7 @@ pub(super) struct Kept(HashMap<Arc<str>, Vec<Effect>>);
 struct Effect {
     place: EffectPlace,
     what: What,
-    /// Where it was intended first, if that was in an attempt before this one's.
+    /// Where it was intended first, if that was before.
     follows: Option<EffectPlace>,
     /// `None` while it is not known whether it took place.
     outcome: Option<Outcome>,
@@ -49,7 +49,7 @@ impl Kept {
                 if effects.iter().any(|effect| effect.place == place) {
                     return;
                 }
-                // It stands for that of the attempt before: with its outcome, or to go on with it. Journals in which
+                // It stands for that of before: with its outcome, or to go on with it. Journals in which
                 // it was done anew, whatever had become of the other, say no more of the other either.
                 let of_before = effects.iter().position(|effect| match follows {
                     Some(_) => effect.origin() == follows.unwrap_or(place),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::driver::kept::{Before, What};
+use crate::driver::{Before, What};
 use crate::error::{Error, ErrorKind};
 use crate::event::{EffectKind, EffectPlace, Event, Outcome, Record, Seq, Stage};
 use crate::tool::EffectClass;
@@ -19,7 +19,7 @@ pub(crate) struct StepLog {
     stage: Option<Stage>,
     handed_off: Vec<Arc<str>>,
     notes: VecDeque<(Arc<str>, Value)>,
-    /// What earlier attempts did, or may have done, that must not be done twice.
+    /// What was done before, or may have been, that must not be done twice.
     kept: Vec<(What, Before)>,
     clean_up: Option<CleanUp>,
     /// The calls that a budget refused and that are made once there is more, by index.
@@ -46,7 +46,7 @@ pub(crate) struct RecordedEffect {
     pub(crate) outcome: Option<Outcome>,
     /// How often it was intended: again, where it was cut off and is done anew.
     pub(crate) intents: u32,
-    /// The effect of an earlier attempt that it goes on with.
+    /// The effect before it that it goes on with.
     follows: Option<EffectPlace>,
     /// Where its outcome is recorded, and how often it was tried before that.
     done: Seq,
@@ -96,13 +96,23 @@ impl StepLog {
         self.kept = kept.map(|(_, what, before)| (what, before)).collect();
     }
 
-    /// What is known of the same effect of an earlier attempt, once.
+    /// What is known of the same effect before, once.
     pub(crate) fn take_kept(&mut self, what: &What) -> Option<Before> {
         let at = self.kept.iter().position(|(kept, _)| kept == what)?;
         Some(self.kept.remove(at).1)
     }
 
-    /// The effect of an earlier attempt that the one of this index goes on with.
+    /// From now on it is not known whether the effect takes place that was intended first at `origin`.
+    pub(crate) fn doubt(&mut self, what: What, origin: EffectPlace) {
+        self.kept.push((what, Before::Doubt(origin)));
+    }
+
+    /// It is known what became of the effect that was intended first at `origin`, or another goes on with it.
+    pub(crate) fn settle(&mut self, origin: EffectPlace) {
+        self.kept.retain(|(_, before)| !matches!(before, Before::Doubt(place) if *place == origin));
+    }
+
+    /// The effect before it that the one of this index goes on with.
     pub(crate) fn follows(&self, index: u32) -> Option<EffectPlace> {
         self.effect(index)?.follows
     }

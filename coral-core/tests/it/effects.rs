@@ -293,6 +293,8 @@ enum Cause {
     TimeLimit,
     Panic,
     OwnTimeout,
+    TriedAgain,
+    AskedAgain,
     Restart,
     Failed,
     NoAnswer,
@@ -323,6 +325,18 @@ fn launcher(cause: Cause, outside: &Outside) -> Play {
                         .await
                         .map_err(|_| AgentError::transient("too slow"))??
                 }
+                // One that the agent goes on without.
+                Cause::TriedAgain => {
+                    let limit = Duration::from_millis(50);
+                    match tokio::time::timeout(limit, launch(&outside, cx)).await {
+                        Ok(said) => said?,
+                        Err(_) => launch(&outside, cx).await?,
+                    }
+                }
+                Cause::AskedAgain => match cx.call_tool(&tool("launch", json!({}))).await {
+                    Ok(output) => output.content,
+                    Err(_) => cx.call_tool(&tool("launch", json!({}))).await?.content,
+                },
                 Cause::Panic if cx.attempt() == 1 => {
                     tokio::select! {
                         said = launch(&outside, cx) => said?,
@@ -336,7 +350,7 @@ fn launcher(cause: Cause, outside: &Outside) -> Play {
     })
 }
 
-/// Runs to the question that the attempt after the one that was cut off asks; gives also how that one ended.
+/// Runs to the question that is asked by the attempt that was cut off, where it goes on, or by the one after; gives also how that one ended.
 async fn doubt(cause: Cause, outside: &Outside, journal: &Arc<MemoryJournal>) -> (Runner, Run<Value>) {
     let limits = |mut step: StepData| {
         match cause {
@@ -358,7 +372,7 @@ async fn doubt(cause: Cause, outside: &Outside, journal: &Arc<MemoryJournal>) ->
     };
     let (runner, mut program) = (runner(journal, outside), make("first"));
     let run = start(&runner, &program, Budget::new()).await;
-    if cause == Cause::OwnTimeout {
+    if matches!(cause, Cause::OwnTimeout | Cause::TriedAgain | Cause::AskedAgain) {
         return (runner, run);
     }
     let second = if cause == Cause::Restart {
@@ -377,11 +391,13 @@ async fn doubt(cause: Cause, outside: &Outside, journal: &Arc<MemoryJournal>) ->
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_effect_that_an_attempt_was_cut_off_in_is_not_repeated_by_the_next() {
+async fn an_effect_that_was_cut_off_is_not_repeated_by_the_same_or_the_next_attempt() {
     let causes = [
         Cause::TimeLimit,
         Cause::Panic,
         Cause::OwnTimeout,
+        Cause::TriedAgain,
+        Cause::AskedAgain,
         Cause::Restart,
         Cause::Failed,
         Cause::NoAnswer,
