@@ -1,6 +1,7 @@
-//! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable
-//! before it is applied.
+//! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable before anything is
+//! done on the strength of it, but for [what may go ahead](ahead).
 
+mod ahead;
 mod begin;
 mod deadline;
 mod given;
@@ -21,6 +22,7 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use self::ahead::Ahead;
 use self::deadline::Deadlines;
 use self::kept::Kept;
 use self::log::StepLogs;
@@ -102,6 +104,7 @@ pub(crate) struct Driver {
     outside: Outside,
     /// Events that are not durable yet, with the step that they are about where that is known.
     batch: Vec<(Event, Option<usize>)>,
+    ahead: Ahead,
     /// Those who wait for the batch.
     acks: Vec<oneshot::Sender<Result<(), Error>>>,
     /// What came from outside with the batch, to be passed on once that is durable.
@@ -136,6 +139,7 @@ impl Driver {
             available: HashMap::new(),
             outside: Outside::default(),
             batch: Vec::new(),
+            ahead: Ahead::default(),
             acks: Vec::new(),
             told: Vec::new(),
             urgent: false,
@@ -244,10 +248,16 @@ impl Driver {
         let mut rests_since: Option<Instant> = None;
         let mut letters = Vec::new();
         loop {
-            self.carry_out();
+            if self.may_carry_out() {
+                self.carry_out();
+            }
             // Steps that need not wait for anything could keep the others from this thread.
             tokio::task::consume_budget().await;
             if self.urgent || self.batch.len() >= BATCH {
+                if self.goes_ahead() {
+                    self.go_ahead();
+                    continue;
+                }
                 if self.working > 0 {
                     // What is about to end shares the write.
                     tokio::task::yield_now().await;
@@ -427,18 +437,15 @@ impl Driver {
     async fn flush(&mut self) -> Result<(), Error> {
         self.urgent = false;
         let at_ms = self.shared.ports.clock.now_ms();
-        let next = self.seq + 1;
         let mut about = Vec::with_capacity(self.batch.len());
-        let records: Arc<[Record]> = self
-            .batch
-            .drain(..)
-            // Not a zip: with its length known, the list is made in one piece.
-            .enumerate()
-            .map(|(n, (event, step))| {
-                about.push(step);
-                Record { seq: next + n as u64, at_ms, event }
-            })
-            .collect();
+        let ahead = self.ahead.take();
+        let (applied, next) = (ahead.len(), self.seq + 1 + ahead.len() as u64);
+        // Not a zip: with its length known, the list is made in one piece.
+        let batch = self.batch.drain(..).enumerate().map(|(n, (event, step))| {
+            about.push(step);
+            Record { seq: next + n as u64, at_ms, event }
+        });
+        let records: Arc<[Record]> = ahead.into_iter().chain(batch).collect();
         let Some(last) = records.last().map(|record| record.seq) else { return Ok(()) };
         let shared = self.shared.clone();
         let journal = &shared.ports.journal;
@@ -456,17 +463,21 @@ impl Driver {
         }
         appended?;
         self.seq = last;
-        for (record, step) in records.iter().zip(about) {
-            self.remember(&record.event);
-            shared.ledger().apply(record);
-            match step {
-                Some(_) => self.machine.on_event_of(&record.event, step, &mut self.commands),
-                None => self.machine.on_event(&record.event, &mut self.commands),
-            }
+        for (record, step) in records.iter().skip(applied).zip(about) {
+            self.apply(record, step);
         }
         self.wake(woken);
         self.shared.news.notify_waiters();
         Ok(())
+    }
+
+    fn apply(&mut self, record: &Record, step: Option<usize>) {
+        self.remember(&record.event);
+        self.shared.ledger().apply(record);
+        match step {
+            Some(_) => self.machine.on_event_of(&record.event, step, &mut self.commands),
+            None => self.machine.on_event(&record.event, &mut self.commands),
+        }
     }
 
     fn remember(&mut self, event: &Event) {
@@ -516,9 +527,13 @@ impl Driver {
                     if let Some(path) = self.machine.path(step).cloned() {
                         self.batch.push((Event::StepSkipped { path, reason }, Some(step)));
                         self.urgent = true;
+                        self.ahead.count(1);
                     }
                 }
-                Command::Settle { step, attempt, result } => self.settle(step, attempt, result),
+                Command::Settle { step, attempt, result } => {
+                    self.settle(step, attempt, result);
+                    self.ahead.count(1);
+                }
                 Command::Timer { step, attempt, mut delay_ms } => {
                     let shared = self.shared.clone();
                     let due_ms = self.machine.path(step).and_then(|path| self.retries_due.remove(path));

@@ -111,7 +111,9 @@ impl<I: Data> Flow<I> {
     /// Adds a step in which a function takes what `feed` gives it. What it gives is recorded
     /// once; on resume a finished function does not run again.
     ///
-    /// It has no effects of its own that the engine could record: for those, write an [`Agent`].
+    /// It has no effects of its own that the engine could record: for those, write an [`Agent`]. So functions
+    /// that follow each other at once share a write of the journal, and a crash may take the last millisecond of their
+    /// work, which is done again; no agent begins before all is durable that came before it.
     pub fn function<N, U, F, Fut>(
         &mut self,
         name: &str,

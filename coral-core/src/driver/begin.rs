@@ -81,6 +81,7 @@ impl Driver {
         let mut log = self.logs.take(&path, attempt);
         log.keep(self.kept.of_step(&path));
         let now_ms = self.shared.ports.clock.now_ms();
+        let before = self.batch.len();
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.open_budget(&path, false);
             let in_time = self.shared.ledger().check_time(&path, now_ms);
@@ -134,12 +135,14 @@ impl Driver {
                 let after = (!place.successors.is_empty()).then(|| Box::new((place.clone(), log)));
                 let call = call.clone();
                 if alone && after.is_none() {
+                    self.ahead.begin();
                     let work = begin_function(&*call, condition, input, &place);
                     let mut work = AssertUnwindSafe(work).catch_unwind();
                     let mut cx = Context::from_waker(Waker::noop());
                     if let Poll::Ready(result) = work.poll_unpin(&mut cx) {
                         let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
-                        return self.settle(at, attempt, result);
+                        self.settle(at, attempt, result);
+                        return self.ahead.count(self.batch.len() - before);
                     }
                     tokio::spawn(async move {
                         let result = work.await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));

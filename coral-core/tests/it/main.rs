@@ -1,6 +1,7 @@
 //! The engine through its public API.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test that fails panics")]
 
+mod ahead;
 mod budget;
 mod crash;
 mod deadlines;

@@ -1,63 +1,15 @@
 //! Runs that only wait are let go of, and go on from their journals.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use coral_core::{
-    Budget, Error, ErrorKind, Event, Flow, Handle, Journal, MemoryJournal, Record, Run, RunFilter, RunHead,
-    Runner, Seq, StartOptions, Workflow,
+    Budget, ErrorKind, Event, Flow, Handle, MemoryJournal, Run, Runner, StartOptions, Workflow,
 };
 use tokio::time::{Instant, sleep};
 
-use crate::support::records;
-
-/// Counts what is read, and fails as many reads as it is told to.
-#[derive(Default)]
-struct Watched {
-    inner: Arc<MemoryJournal>,
-    reads: AtomicUsize,
-    failing: AtomicUsize,
-}
-
-#[async_trait]
-impl Journal for Watched {
-    async fn acquire(&self, run: &str) -> Result<u64, Error> {
-        self.inner.acquire(run).await
-    }
-
-    async fn append(&self, run: &str, epoch: u64, expected: Seq, all: Arc<[Record]>) -> Result<(), Error> {
-        self.inner.append(run, epoch, expected, all).await
-    }
-
-    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        let fails = |left: usize| left.checked_sub(1);
-        if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
-            return Err(Error::new(ErrorKind::Storage {
-                operation: "read".into(),
-                problem: "busy".into(),
-                transient: true,
-            }));
-        }
-        self.inner.read(run, from, limit).await
-    }
-
-    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
-        self.inner.head(run).await
-    }
-
-    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
-        self.inner.runs(filter).await
-    }
-}
-
-impl Watched {
-    fn reads(&self) -> usize {
-        self.reads.swap(0, Ordering::SeqCst)
-    }
-}
+use crate::support::{Watched, records};
 
 /// Waits for a person, for an hour and for three signals, within a graph within a graph.
 struct Patience;

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use coral_core::{
     Agent, AgentContext, AgentError, AgentSpec, Brief, CallContext, Caller, ChatModel, ChatRequest,
-    ChatResponse, Clock, EffectClass, Error, Event, GraphData, Journal, MemoryJournal, Program, Question,
-    Record, Run, RunFilter, RunHead, Seq, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput, Toolbox,
+    ChatResponse, Clock, EffectClass, Error, ErrorKind, Event, GraphData, Journal, MemoryJournal, Program,
+    Question, Record, Run, RunFilter, RunHead, Seq, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput,
+    Toolbox,
 };
 use serde_json::{Value, json};
 
@@ -240,5 +241,59 @@ impl Journal for CrashJournal {
 
     async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
         self.inner.runs(filter).await
+    }
+}
+
+/// A journal that counts what is read and written, and fails as many reads as it is told to.
+#[derive(Default)]
+pub(crate) struct Watched {
+    pub(crate) inner: Arc<MemoryJournal>,
+    reads: AtomicUsize,
+    pub(crate) failing: AtomicUsize,
+    appends: AtomicUsize,
+}
+
+#[async_trait]
+impl Journal for Watched {
+    async fn acquire(&self, run: &str) -> Result<u64, Error> {
+        self.inner.acquire(run).await
+    }
+
+    async fn append(&self, run: &str, epoch: u64, expected: Seq, all: Arc<[Record]>) -> Result<(), Error> {
+        self.appends.fetch_add(1, Ordering::SeqCst);
+        self.inner.append(run, epoch, expected, all).await
+    }
+
+    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        let fails = |left: usize| left.checked_sub(1);
+        if self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+            return Err(Error::new(ErrorKind::Storage {
+                operation: "read".into(),
+                problem: "busy".into(),
+                transient: true,
+            }));
+        }
+        self.inner.read(run, from, limit).await
+    }
+
+    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
+        self.inner.head(run).await
+    }
+
+    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
+        self.inner.runs(filter).await
+    }
+}
+
+impl Watched {
+    /// How many reads there were since this was asked last.
+    pub(crate) fn reads(&self) -> usize {
+        self.reads.swap(0, Ordering::SeqCst)
+    }
+
+    /// How many appends there were since this was asked last.
+    pub(crate) fn appends(&self) -> usize {
+        self.appends.swap(0, Ordering::SeqCst)
     }
 }

@@ -1,0 +1,99 @@
+//! What is done before what came before it is durable.
+//!
+//! A function has no effects that are recorded, so nothing outside can depend on its being durable that it ran. Where
+//! nothing else of the run works, functions that end at once follow each other without waiting for the journal, and
+//! share the append with which the run goes on to something else: an agent, a task, its end. What a crash can take is
+//! the work of functions of [one millisecond](AT_MOST) at the most, which is done again.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{BATCH, Driver};
+use crate::event::Record;
+use crate::machine::Command;
+use crate::program::Body;
+
+/// How long the functions may have worked whose ends are not durable when another begins.
+const AT_MOST: Duration = Duration::from_millis(1);
+
+/// What is applied and not durable yet.
+#[derive(Default)]
+pub(super) struct Ahead {
+    records: Vec<Record>,
+    /// When the first function began that has left something in the records or the batch.
+    since: Option<Instant>,
+    /// How many events of the batch may go ahead.
+    ready: usize,
+}
+
+impl Ahead {
+    /// A function begins that may end at once.
+    pub(super) fn begin(&mut self) {
+        self.since.get_or_insert_with(Instant::now);
+    }
+
+    /// So many events more of the batch may go ahead.
+    pub(super) fn count(&mut self, events: usize) {
+        self.ready += events;
+    }
+
+    /// The records, which are made durable now with the batch.
+    pub(super) fn take(&mut self) -> Vec<Record> {
+        std::mem::take(self).records
+    }
+}
+
+impl Driver {
+    /// Whether what the machine asks for may be done before all that it has applied is durable.
+    pub(super) fn may_carry_out(&self) -> bool {
+        if self.ahead.records.is_empty() {
+            return true;
+        }
+        match self.commands.as_slice() {
+            [Command::Run { step, .. }] => self.is_without_effects(*step),
+            // These only bring forth events.
+            commands => commands.iter().all(|command| {
+                matches!(command, Command::Skip { .. } | Command::Settle { .. } | Command::Finish { .. })
+            }),
+        }
+    }
+
+    /// Whether a step is a function that hands nothing over, or only waits.
+    fn is_without_effects(&self, at: usize) -> bool {
+        let Some((program, local)) = self.body(at) else { return false };
+        program.steps.get(local).is_some_and(|step| match step.body {
+            Body::Function { .. } => step.place.successors.is_empty(),
+            Body::Wait { .. } => true,
+            Body::Agent { .. } | Body::Composite { .. } => false,
+        })
+    }
+
+    /// Whether the batch may be applied before it is durable.
+    pub(super) fn goes_ahead(&self) -> bool {
+        let count = self.batch.len();
+        count > 0
+            && count == self.ahead.ready
+            && self.ahead.records.len() + count < BATCH
+            && self.working == 0
+            && self.waits.is_empty()
+            && self.acks.is_empty()
+            && self.told.is_empty()
+            && !self.shared.is_draining()
+            && self.ahead.since.is_none_or(|since| since.elapsed() < AT_MOST)
+    }
+
+    /// Applies the batch.
+    pub(super) fn go_ahead(&mut self) {
+        let at_ms = self.shared.ports.clock.now_ms();
+        self.ahead.ready = 0;
+        let mut batch = std::mem::take(&mut self.batch);
+        for (event, step) in batch.drain(..) {
+            let seq = self.seq + 1 + self.ahead.records.len() as u64;
+            let record = Record { seq, at_ms, event };
+            self.apply(&record, step);
+            self.ahead.records.push(record);
+        }
+        self.batch = batch;
+    }
+}
