@@ -509,24 +509,19 @@ impl Machine {
     }
 
     fn quorum(&self, step: usize, needed: usize) -> Option<Result<Option<Vec<usize>>, SkipReason>> {
-        let (scope, _) = self.surroundings(step)?;
-        let inputs: Vec<usize> =
-            self.data(step)?.inputs.iter().filter_map(|input| scope.graph.step(&input.step)).collect();
-        let mut succeeded: Vec<usize> = Vec::new();
-        let mut possible = 0;
-        for &from in &inputs {
-            match self.state(scope.first + from) {
-                Some(StepState::Succeeded(_)) => succeeded.push(from),
-                Some(state) if !state.is_settled() => possible += 1,
-                _ => {}
-            }
+        let (scope, wires) = self.surroundings(step)?;
+        let inputs = || wires.inputs.iter().flatten().copied();
+        let has_succeeded =
+            |from: &usize| matches!(self.state(scope.first + from), Some(StepState::Succeeded(_)));
+        let is_possible =
+            |from: &usize| self.state(scope.first + from).is_some_and(|state| !state.is_settled());
+        let succeeded = inputs().filter(has_succeeded).count();
+        if succeeded >= needed {
+            return Some(Ok(Some(inputs().filter(has_succeeded).collect())));
         }
-        if succeeded.len() >= needed {
-            return Some(Ok(Some(succeeded)));
-        }
-        if succeeded.len() + possible < needed {
-            let lost = inputs.iter().find(|from| !succeeded.contains(from));
-            let step = lost.map(|from| scope.name(*from)).unwrap_or_default();
+        if succeeded + inputs().filter(is_possible).count() < needed {
+            let lost = inputs().find(|from| !has_succeeded(from));
+            let step = lost.map(|from| scope.name(from)).unwrap_or_default();
             return Some(Err(SkipReason::InputFailed { step }));
         }
         None

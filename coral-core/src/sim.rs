@@ -42,7 +42,7 @@
 mod chance;
 mod ports;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
@@ -60,7 +60,7 @@ use self::chance::{Chance, Site};
 use self::ports::{DyingJournal, FaultyModel, FaultyTools, JumpingClock};
 use crate::agent::panicked;
 use crate::error::{Error, ErrorClass, ErrorKind};
-use crate::event::{Event, Outcome, Question, Record};
+use crate::event::{EffectKind, Event, Outcome, Question, Record};
 use crate::journal::{Journal, MemoryJournal};
 use crate::model::ChatModel;
 use crate::program::{IntoProgram, Program};
@@ -296,7 +296,12 @@ where
     (outcome, crashes.load(Ordering::Relaxed))
 }
 
-type Answer = dyn Fn(&Question) -> Option<Value> + Send + Sync;
+/// What runs are told from outside: answers to questions, and signals by name.
+#[derive(Clone, Default)]
+struct Outside {
+    answer: Option<Arc<dyn Fn(&Question) -> Option<Value> + Send + Sync>>,
+    signal: Option<Arc<dyn Fn(&str) -> Option<Value> + Send + Sync>>,
+}
 
 /// What one seed's scenario lives in: a journal that outlives processes, and ports that fail as the seed
 /// says.
@@ -307,7 +312,7 @@ pub struct World {
     clock: Arc<JumpingClock>,
     model: Option<Arc<dyn ChatModel>>,
     tools: Option<Arc<dyn Toolbox>>,
-    answer: Option<Arc<Answer>>,
+    outside: Outside,
     options: StartOptions,
     stands_on: Option<Arc<StandsOn>>,
     crashes: Arc<AtomicU64>,
@@ -323,7 +328,7 @@ impl World {
             journal: Arc::default(),
             model: None,
             tools: None,
-            answer: None,
+            outside: Outside::default(),
             options: StartOptions::new(),
             stands_on: None,
             crashes: Arc::default(),
@@ -369,7 +374,14 @@ impl World {
     /// Answers the questions of runs, as a person would: `None` leaves one open.
     #[must_use]
     pub fn answers(mut self, answer: impl Fn(&Question) -> Option<Value> + Send + Sync + 'static) -> Self {
-        self.answer = Some(Arc::new(answer));
+        self.outside.answer = Some(Arc::new(answer));
+        self
+    }
+
+    /// Sends the signals that runs wait for, each with what is given for its name; `None` sends none.
+    #[must_use]
+    pub fn signals(mut self, signal: impl Fn(&str) -> Option<Value> + Send + Sync + 'static) -> Self {
+        self.outside.signal = Some(Arc::new(signal));
         self
     }
 
@@ -438,7 +450,7 @@ impl World {
             None => runner.start_with(program, input.clone(), self.options.clone().id(id)).await?,
             Some(_) => runner.resume(program, id).await?,
         };
-        let answering = self.answering(&run, &chance);
+        let attending = self.attending(&run, &chance);
         let killed = chance.strikes("the process is killed", chance.faults().kill);
         let taken_over =
             !killed && chance.strikes("another process takes the run over", chance.faults().takeover);
@@ -453,9 +465,9 @@ impl World {
             }
             () = tokio::time::sleep(moment), if taken_over => {
                 let other = self.process(&chance, &dead).resume(program, id).await?;
-                let answering = self.answering(&other, &chance);
+                let attending = self.attending(&other, &chance);
                 let output = other.output().await;
-                drop(answering);
+                drop(attending);
                 output
             }
             () = tokio::time::sleep(Duration::from_millis(STUCK_MS)) => {
@@ -464,7 +476,7 @@ impl World {
                 Err(Error::new(ErrorKind::TimedOut { what, limit_ms: STUCK_MS }))
             }
         };
-        drop(answering);
+        drop(attending);
         // Where another process has the run, this one still tries to work on it until here.
         runner.shutdown().await;
         output
@@ -487,10 +499,10 @@ impl World {
         builder.build()
     }
 
-    /// Answers the questions of `run` as long as what is returned lives.
-    fn answering<O: 'static>(&self, run: &Run<O>, chance: &Arc<Chance>) -> Option<Answering> {
-        let (answer, run, chance) = (self.answer.clone()?, run.clone(), chance.clone());
-        Some(Answering(tokio::spawn(answer_all(run, answer, chance)).abort_handle()))
+    /// Tells `run` what it waits for, as long as what is returned lives.
+    fn attending<O: 'static>(&self, run: &Run<O>, chance: &Arc<Chance>) -> Attending {
+        let (outside, run, chance) = (self.outside.clone(), run.clone(), chance.clone());
+        Attending(tokio::spawn(outside.attend(run, chance, self.journal.clone())).abort_handle())
     }
 
     /// Each effect has one outcome.
@@ -521,24 +533,52 @@ fn may_go_on(error: &Error) -> bool {
     error.class() != ErrorClass::User && !is_found
 }
 
-/// The task of somebody who answers questions.
-struct Answering(AbortHandle);
+/// The task of somebody who answers questions and sends signals.
+struct Attending(AbortHandle);
 
-impl Drop for Answering {
+impl Drop for Attending {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-async fn answer_all<O>(run: Run<O>, answer: Arc<Answer>, chance: Arc<Chance>) {
-    let mut events = run.events(1);
-    while let Some(Ok(record)) = events.next().await {
-        if let Event::QuestionAsked { question, .. } = record.event
-            && let Some(value) = answer(&question)
-        {
-            chance.delay("answer").await;
-            // One that was answered before a crash stays as it was answered.
-            let _ = run.answer(&question.id, value, "simulation").await;
+impl Outside {
+    async fn attend<O>(self, run: Run<O>, chance: Arc<Chance>, journal: Arc<MemoryJournal>) {
+        let mut awaited = BTreeMap::new();
+        let mut events = run.events(1);
+        while let Some(Ok(record)) = events.next().await {
+            match &record.event {
+                Event::QuestionAsked { question, .. } => {
+                    if let Some(answer) = &self.answer
+                        && let Some(value) = answer(question)
+                    {
+                        chance.delay("answer").await;
+                        // One that was answered before a crash stays as it was answered.
+                        let _ = run.answer(&question.id, value, "simulation").await;
+                    }
+                }
+                Event::EffectIntended { effect: EffectKind::Signal, label: name, .. } => {
+                    if let Some(signal) = &self.signal
+                        && let Some(value) = signal(name)
+                    {
+                        let count: &mut usize = awaited.entry(name.clone()).or_default();
+                        *count += 1;
+                        chance.delay("signal").await;
+                        // One that came before a crash is there.
+                        if received(&journal, run.id(), name).await < *count {
+                            let _ = run.signal(name, value).await;
+                        }
+                    }
+                }
+                _ => {}
+            }
         }
     }
+}
+
+/// How many signals of this name are recorded.
+async fn received(journal: &MemoryJournal, run: &str, name: &str) -> usize {
+    let records = journal.read(run, 1, usize::MAX).await.unwrap_or_default();
+    let is_it = |record: &&Record| matches!(&record.event, Event::SignalReceived { name: came, .. } if **came == *name);
+    records.iter().filter(is_it).count()
 }
