@@ -213,7 +213,8 @@ struct Account {
     path: Arc<str>,
     /// How deep that step is nested; 0 for the run's own.
     depth: u64,
-    limits: Budget,
+    /// `None` is no limits: of most runs, and many may wait.
+    limits: Option<Box<Budget>>,
     used: Used,
     reserved: Used,
     /// When its time began; `None` before that.
@@ -222,11 +223,20 @@ struct Account {
     is_late: bool,
 }
 
+/// No limits.
+static UNLIMITED: Budget =
+    Budget { usd: None, tokens: None, calls: None, agents: None, depth: None, wall_ms: None };
+
 impl Account {
+    fn limits(&self) -> &Budget {
+        self.limits.as_deref().unwrap_or(&UNLIMITED)
+    }
+
     /// The milliseconds of its time that have passed.
     fn elapsed_ms(&self, now_ms: u64) -> u64 {
         let elapsed_ms = self.began_ms.map_or(0, |began_ms| now_ms.saturating_sub(began_ms));
-        let late_ms = self.limits.wall_ms.filter(|_| self.is_late).map_or(0, |limit| limit.saturating_add(1));
+        let late_ms =
+            self.limits().wall_ms.filter(|_| self.is_late).map_or(0, |limit| limit.saturating_add(1));
         elapsed_ms.max(late_ms)
     }
 
@@ -249,15 +259,15 @@ impl Account {
             .with_help("resume the run with a top-up")
         };
         let taken = self.used.plus(self.reserved);
-        if let Some(limit) = self.limits.usd
+        if let Some(limit) = self.limits().usd
             && taken.usd + amount.usd > limit
         {
             return Err(over("usd", amount.usd.to_string(), limit.saturating_sub(taken.usd).to_string()));
         }
         let counts = [
-            ("tokens", self.limits.tokens, taken.tokens, amount.tokens),
-            ("calls", self.limits.calls, taken.calls, amount.calls),
-            ("agents", self.limits.agents, taken.agents, amount.agents),
+            ("tokens", self.limits().tokens, taken.tokens, amount.tokens),
+            ("calls", self.limits().calls, taken.calls, amount.calls),
+            ("agents", self.limits().agents, taken.agents, amount.agents),
         ];
         for (what, limit, taken, amount) in counts {
             if let Some(limit) = limit
@@ -270,7 +280,7 @@ impl Account {
     }
 
     fn check_time(&self, now_ms: u64) -> Result<(), Error> {
-        match self.limits.wall_ms {
+        match self.limits().wall_ms {
             Some(limit) if self.elapsed_ms(now_ms) > limit => Err(self.out_of_time(limit)),
             _ => Ok(()),
         }
@@ -342,6 +352,7 @@ impl Ledger {
         let known = self.accounts.iter().any(|account| account.path == path);
         if !known && (!limits.is_unlimited() || path.is_empty()) {
             self.topped_up.iter().for_each(|more| limits.raise(more));
+            let limits = (!limits.is_unlimited()).then(|| Box::new(limits));
             let (used, reserved) = (Used::default(), Used::default());
             let (began_ms, is_late) = (None, false);
             // Most runs have one budget, and many runs may wait.
@@ -356,7 +367,7 @@ impl Ledger {
     fn top_up(&mut self, more: &Budget) {
         self.topped_up.push(more.clone());
         for account in &mut self.accounts {
-            account.limits.raise(more);
+            account.limits.iter_mut().for_each(|limits| limits.raise(more));
         }
     }
 
@@ -366,7 +377,7 @@ impl Ledger {
             && account.began_ms.is_none()
         {
             account.began_ms = Some(at_ms);
-            self.timed.extend(account.limits.wall_ms.map(|_| at));
+            self.timed.extend(account.limits().wall_ms.map(|_| at));
         }
     }
 
@@ -383,7 +394,7 @@ impl Ledger {
 
     /// Checks that the time of the step at `path` is not up.
     pub(crate) fn check_time(&self, path: &str, now_ms: u64) -> Result<(), Error> {
-        let accounts = self.accounts.iter().filter(|account| account.limits.wall_ms.is_some());
+        let accounts = self.accounts.iter().filter(|account| account.limits().wall_ms.is_some());
         accounts.filter(|account| account.covers(path)).try_for_each(|account| account.check_time(now_ms))
     }
 
@@ -397,7 +408,7 @@ impl Ledger {
     pub(crate) fn deadlines(&self, known: usize) -> impl Iterator<Item = (&Arc<str>, u64)> {
         let accounts = self.timed.iter().skip(known).filter_map(|at| self.accounts.get(*at));
         accounts.filter(|account| !account.is_late).filter_map(|account| {
-            let due_ms = account.began_ms?.saturating_add(account.limits.wall_ms?);
+            let due_ms = account.began_ms?.saturating_add(account.limits().wall_ms?);
             Some((&account.path, due_ms))
         })
     }
@@ -406,14 +417,14 @@ impl Ledger {
     pub(crate) fn end_time(&mut self, path: &str) -> Option<Error> {
         let account = self.accounts.iter_mut().find(|account| *account.path == *path)?;
         account.is_late = true;
-        account.limits.wall_ms.map(|limit| account.out_of_time(limit))
+        account.limits().wall_ms.map(|limit| account.out_of_time(limit))
     }
 
     /// Checks that steps may nest as deep as those inside of the step at `path`: the run's own are at
     /// depth 1.
     pub(crate) fn check_depth(&self, path: &str, depth: u64) -> Result<(), Error> {
         for account in self.accounts.iter().filter(|account| account.covers(path)) {
-            if let Some(limit) = account.limits.depth
+            if let Some(limit) = account.limits().depth
                 && depth.saturating_sub(account.depth) > limit
             {
                 return Err(Error::new(ErrorKind::Budget {
@@ -501,7 +512,7 @@ impl Ledger {
     pub(crate) fn left(&self, path: &str, now_ms: u64) -> Budget {
         let mut left = Budget::default();
         for account in self.accounts.iter().filter(|account| account.covers(path)) {
-            let (limits, taken) = (&account.limits, account.used.plus(account.reserved));
+            let (limits, taken) = (account.limits(), account.used.plus(account.reserved));
             if let Some(limit) = limits.usd {
                 let rest = limit.saturating_sub(taken.usd);
                 left.usd = Some(left.usd.map_or(rest, |least| least.min(rest)));
@@ -532,7 +543,7 @@ impl Ledger {
     ) -> Result<Used, Error> {
         let mut worst = Used { calls: 1, ..Used::default() };
         let limited = |limit: fn(&Budget) -> bool| {
-            self.accounts.iter().any(|account| account.covers(path) && limit(&account.limits))
+            self.accounts.iter().any(|account| account.covers(path) && limit(account.limits()))
         };
         let (usd, tokens) =
             (limited(|limits| limits.usd.is_some()), limited(|limits| limits.tokens.is_some()));

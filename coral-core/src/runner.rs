@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -250,7 +250,9 @@ impl Runner {
         facts.extend(options.facts);
         let graph = program.graph().data().clone();
         let id = self.id_of(options.id, &graph.name)?;
-        let (project, facts): (Arc<str>, _) = (project.into(), Arc::new(facts));
+        // Most runs have neither, and many may wait.
+        let project: Arc<str> = if project.is_empty() { Arc::default() } else { project.into() };
+        let facts = if facts.is_empty() { NO_FACTS.clone() } else { Arc::new(facts) };
         let shared = RunShared::new(id, project.clone(), facts.clone(), self.ports.clone());
         shared.ledger().open(options.budget.clone(), self.ports.clock.now_ms(), None);
         let mut driver = Driver::new(shared.clone(), program.inner.clone(), 0);
@@ -548,6 +550,8 @@ impl fmt::Debug for Runner {
         f.debug_struct("Runner").field("model", &self.ports.model.name()).finish_non_exhaustive()
     }
 }
+
+static NO_FACTS: LazyLock<Arc<BTreeMap<String, Value>>> = LazyLock::new(Arc::default);
 
 fn not_begun(run: &str) -> Error {
     Error::storage("reading the journal", format!("run `{run}` does not begin with `run_started`"))

@@ -1,7 +1,9 @@
 //! What waits for a run's driver.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 
 use tokio::sync::Notify;
 
@@ -15,13 +17,14 @@ const CAPACITY: usize = 256;
 #[derive(Default)]
 pub(crate) struct Inbox {
     queue: Mutex<Queue>,
-    arrived: Notify,
     room: Notify,
 }
 
 #[derive(Default)]
 struct Queue {
     letters: Vec<ToDriver>,
+    /// Wakes the reader, if it waits.
+    reader: Option<Waker>,
     closed: bool,
 }
 
@@ -48,10 +51,10 @@ impl Inbox {
             return Err(letter);
         }
         queue.letters.push(letter);
-        let is_first = queue.letters.len() == 1;
+        let reader = queue.reader.take();
         drop(queue);
-        if is_first {
-            self.arrived.notify_one();
+        if let Some(reader) = reader {
+            reader.wake();
         }
         Ok(())
     }
@@ -68,11 +71,19 @@ impl Inbox {
         }
     }
 
-    /// Waits until there is a message.
-    pub(super) async fn arrived(&self) {
-        while self.queue().letters.is_empty() {
-            self.arrived.notified().await;
-        }
+    /// Waits until there is a message. There is one reader, which keeps nothing while it waits.
+    pub(super) fn arrived(&self) -> impl Future<Output = ()> {
+        poll_fn(|cx| {
+            let mut queue = self.queue();
+            if !queue.letters.is_empty() {
+                return Poll::Ready(());
+            }
+            match &mut queue.reader {
+                Some(reader) => reader.clone_from(cx.waker()),
+                none => *none = Some(cx.waker().clone()),
+            }
+            Poll::Pending
+        })
     }
 
     /// Takes all messages, in the order in which they came, into `letters`, which is empty.

@@ -1,15 +1,38 @@
 //! Journals of every release load and go on.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use coral_core::{Brief, Budget, Event, Journal, Record, ResumeOptions, RunStatus, StartOptions, StepData};
+use async_trait::async_trait;
+use coral_core::{
+    AgentContext, AgentSpec, Brief, Budget, CallContext, Caller, ChatRequest, ChatResponse, EffectClass,
+    Error, ErrorKind, Event, GraphData, Journal, MemoryJournal, Migration, ModelFault, Program, Record,
+    ResumeOptions, RunStatus, Runner, StartOptions, StepData, StepKind, Team, ToolCall, ToolDef, ToolOutput,
+    Toolbox,
+};
+use serde_json::{Value, json};
 
-use super::{World, agent, key, reviewer, samples};
-use crate::support::{CrashJournal, line, records};
+use super::{World, agent, each, key, reviewer, samples};
+use crate::support::{Act, Actor, CrashJournal, FnModel, line, play, records, step, until};
 
 /// Where the journals of releases are kept: they load and go on forever.
 fn fixture(release: &str) -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/journal-{release}.json"))
+}
+
+fn of_release(release: &str) -> Vec<Record> {
+    serde_json::from_str(&std::fs::read_to_string(fixture(release)).unwrap()).unwrap()
+}
+
+async fn write(journal: &MemoryJournal, release: &str) {
+    let text = serde_json::to_string_pretty(&records(journal, "run").await).unwrap();
+    std::fs::write(fixture(release), text + "\n").unwrap();
+}
+
+/// The kinds of events that there are.
+fn kinds(recorded: &[Record]) -> BTreeSet<String> {
+    let kind = |record: &Record| line(&record.event).split(' ').next().map(str::to_owned);
+    recorded.iter().filter_map(kind).collect()
 }
 
 /// A run of the last sample, cut off in its middle, as each release wrote it. A new release adds its own:
@@ -26,8 +49,7 @@ async fn journals_of_every_release_load_and_go_on() {
         std::fs::write(fixture(&release), text + "\n").unwrap();
     }
     for release in ["0.1.0"] {
-        let text = std::fs::read_to_string(fixture(release)).unwrap();
-        let recorded: Vec<Record> = serde_json::from_str(&text).unwrap();
+        let recorded = of_release(release);
         let open =
             recorded.iter().filter(|record| matches!(record.event, Event::QuestionAsked { .. })).count();
         assert!(open > 0 && recorded.len() > 60, "{release}: a fixture that shows something");
@@ -55,10 +77,6 @@ async fn journals_with_every_turn_of_a_run_load_and_go_on() {
     ]);
     let calm = World::new(&all);
     let expected = calm.live(None).await.unwrap();
-    let kinds = |recorded: &[Record]| {
-        let kind = |record: &Record| line(&record.event).split(' ').next().map(str::to_owned);
-        recorded.iter().filter_map(kind).collect::<BTreeSet<String>>()
-    };
     if let Ok(release) = std::env::var("CORAL_WRITE_FIXTURE") {
         let cut = World::new(&all);
         let options = StartOptions::new().id("run").budget(Budget::new().calls(6));
@@ -73,12 +91,10 @@ async fn journals_with_every_turn_of_a_run_load_and_go_on() {
         let answers = tokio::spawn(cut.answering(&run));
         run.output().await.unwrap_err();
         answers.abort();
-        let text = serde_json::to_string_pretty(&records(&*cut.journal, "run").await).unwrap();
-        std::fs::write(fixture(&format!("{release}-turns")), text + "\n").unwrap();
+        write(&cut.journal, &format!("{release}-turns")).await;
     }
     for release in ["0.1.0-turns"] {
-        let text = std::fs::read_to_string(fixture(release)).unwrap();
-        let recorded: Vec<Record> = serde_json::from_str(&text).unwrap();
+        let recorded = of_release(release);
         let there = kinds(&recorded);
         for kind in [
             "budget_topped_up",
@@ -118,5 +134,105 @@ async fn journals_with_every_turn_of_a_run_load_and_go_on() {
         let after = records(&*world.journal, "run").await;
         assert_eq!(after[..recorded.len()], recorded[..], "{release}: what was recorded stays");
         world.check().await;
+    }
+}
+
+/// A tool that says something of its call.
+struct Looks;
+
+#[async_trait]
+impl Toolbox for Looks {
+    async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
+        let (name, description) = ("look".to_owned(), "looks".to_owned());
+        let input_schema = json!({"type": "object"});
+        Ok(vec![ToolDef { name, description, input_schema, effect: EffectClass::Pure }])
+    }
+
+    async fn call(&self, _: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {
+        cx.note("where", json!("in the cache"));
+        Ok(ToolOutput::text("found"))
+    }
+}
+
+/// Writes down what it will do, calls a model and a tool, and waits for a word.
+fn scout(name: &str) -> Program<Brief, Value> {
+    let act = play(|_, cx: &mut AgentContext| -> Act<'_> {
+        Box::pin(async move {
+            let plan = cx.note("plan", json!("look, then wait")).await;
+            let said = cx.chat(&ChatRequest::user("hello")).await?.message.text();
+            let call = ToolCall { id: "1".into(), name: "look".into(), arguments: json!({}) };
+            let found = cx.call_tool(&call).await?.content;
+            let word: Value = cx.signal("go").await?;
+            Ok(json!([plan, said, found, word]))
+        })
+    });
+    let function = |name: &str, function: &str| step(name, StepKind::Function(function.into()), &[]);
+    let steps = vec![
+        function(name, "list"),
+        each("m", vec![function("same", "pass")], &[name]),
+        agent("scout", "scout", &["m"]),
+    ];
+    let team = Team::new()
+        .with_function("list", |_: Value| async move { Ok(json!([1, 2, 3])) })
+        .with_function("pass", |value: Value| async move { Ok(value) })
+        .with_agent(Actor(AgentSpec::new("scout", "Scout"), act));
+    Program::from_graph(GraphData { name: "scouting".into(), steps, ..GraphData::default() }, &team).unwrap()
+}
+
+fn scouts(journal: &Arc<MemoryJournal>) -> Runner {
+    let model = FnModel::new(|count, _: &ChatRequest| match count {
+        1 => Err(Error::new(ErrorKind::Model {
+            fault: ModelFault::RateLimited,
+            model: "test".into(),
+            problem: "too many".into(),
+        })),
+        _ => Ok(ChatResponse::text("test", "hello")),
+    });
+    Runner::builder().journal(journal.clone()).model(model).tools(Looks).build()
+}
+
+/// Noted, retried, migrated, and then cancelled by a person: with a map in it.
+#[tokio::test(start_paused = true)]
+async fn journals_of_runs_that_were_migrated_and_cancelled_load_and_stay_so() {
+    let (old, new) = (scout("list"), scout("items"));
+    let new = new.with_migration(Migration::of(old.pins().digest(), "another name").rename("list", "items"));
+    if let Ok(release) = std::env::var("CORAL_WRITE_FIXTURE") {
+        let journal = Arc::new(MemoryJournal::new());
+        let first = scouts(&journal);
+        let run = first.start_with(&old, Brief::default(), StartOptions::new().id("run")).await.unwrap();
+        until(&run, |event| matches!(event, Event::EffectIntended { label, .. } if &**label == "go")).await;
+        first.shutdown().await;
+        let second = scouts(&journal);
+        let run = second.resume(&new, "run").await.unwrap();
+        run.cancel("nobody needs it").await;
+        assert_eq!(run.wait().await.unwrap(), RunStatus::Cancelled);
+        write(&journal, &format!("{release}-changed")).await;
+    }
+    for release in ["0.1.0-changed"] {
+        let recorded = of_release(release);
+        let there = kinds(&recorded);
+        for kind in ["call_noted", "call_retried", "cancel_requested", "migrated", "noted", "scope_opened"] {
+            assert!(there.contains(kind), "{release}: no `{kind}` in {there:?}");
+        }
+        let journal = Arc::new(MemoryJournal::new());
+        let epoch = journal.acquire("run").await.unwrap();
+        journal.append("run", epoch, 0, recorded.clone().into()).await.unwrap();
+        let runner = scouts(&journal);
+        let run = runner.resume(&new, "run").await.unwrap();
+        assert_eq!(run.wait().await.unwrap(), RunStatus::Cancelled, "{release}");
+        assert_eq!(records(&*journal, "run").await, recorded, "{release}: what was recorded stays");
+        let machine = runner.inspect("run", None).await.unwrap();
+        let items = machine.step("m").and_then(|step| machine.state(step)?.output().cloned());
+        assert_eq!(
+            items.unwrap().json().unwrap(),
+            &json!([{"same": 1}, {"same": 2}, {"same": 3}]),
+            "{release}"
+        );
+        // Its past can be gone back to: a fork goes on to the end that the run did not get to.
+        let at = recorded.iter().find(|record| matches!(record.event, Event::Migrated { .. })).unwrap().seq;
+        let fork = runner.fork(&new, "run", at, Some("fork".into())).await.unwrap();
+        fork.signal("go", "now".to_owned()).await.unwrap();
+        let output = fork.output().await.unwrap();
+        assert_eq!(output, json!({"scout": ["look, then wait", "hello", "found", "now"]}), "{release}");
     }
 }
