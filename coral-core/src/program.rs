@@ -7,6 +7,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
@@ -142,6 +143,8 @@ pub(crate) struct Step {
     pub(crate) spec: Arc<AgentSpec>,
     /// The graphs inside of a step that holds steps.
     pub(crate) inside: Vec<Arc<Inner>>,
+    /// Whether it is a function that has kept its thread for long.
+    pub(crate) is_slow: AtomicBool,
 }
 
 pub(crate) struct Inner {
@@ -275,7 +278,7 @@ fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Res
             review: Arc::new(ReviewPolicy::of(graph, i, data, &spec)),
             rework: None,
         });
-        steps.push(Step { body, place, spec, inside });
+        steps.push(Step { body, place, spec, inside, is_slow: AtomicBool::new(false) });
     }
     Ok(steps)
 }

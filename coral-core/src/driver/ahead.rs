@@ -4,7 +4,11 @@
 //! nothing else of the run works, functions that end at once follow each other without waiting for the journal, and
 //! share the append with which the run goes on to something else: an agent, a task, its end. What a crash can take is
 //! the work of functions of [one millisecond](AT_MOST) at the most, which is done again.
+//!
+//! Functions that could run beside each other do so in tasks, but that a task costs more than most functions. So they
+//! are [taken in turn](IN_TURN) for a while; one that was seen to take longer is not, from then on.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -12,10 +16,13 @@ use tokio::time::Instant;
 use super::{BATCH, Driver};
 use crate::event::Record;
 use crate::machine::Command;
-use crate::program::Body;
+use crate::program::{Body, Step};
 
 /// How long the functions may have worked whose ends are not durable when another begins.
 const AT_MOST: Duration = Duration::from_millis(1);
+
+/// How long functions that could run beside each other are run one after the other.
+const IN_TURN: Duration = Duration::from_micros(100);
 
 /// What is applied and not durable yet.
 #[derive(Default)]
@@ -28,9 +35,9 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// A function begins that may end at once.
-    pub(super) fn begin(&mut self) {
-        self.since.get_or_insert_with(Instant::now);
+    /// Whether functions may still be run one after the other.
+    fn is_short(&self) -> bool {
+        self.since.is_none_or(|since| since.elapsed() < IN_TURN)
     }
 
     /// So many events more of the batch may go ahead.
@@ -81,6 +88,23 @@ impl Driver {
             && self.told.is_empty()
             && !self.shared.is_draining()
             && self.ahead.since.is_none_or(|since| since.elapsed() < AT_MOST)
+    }
+
+    /// Whether a function is run without a task, as far as it gets without waiting: one that is `alone` has nobody to
+    /// run beside.
+    pub(super) fn is_in_turn(&self, step: &Step, alone: bool) -> bool {
+        alone || (!step.is_slow.load(Ordering::Relaxed) && self.ahead.is_short())
+    }
+
+    /// Runs what a function does at once.
+    pub(super) fn in_turn<T>(&mut self, step: &Step, alone: bool, act: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        self.ahead.since.get_or_insert(begun);
+        let done = act();
+        if !alone && begun.elapsed() > IN_TURN {
+            step.is_slow.store(true, Ordering::Relaxed);
+        }
+        done
     }
 
     /// Applies the batch.

@@ -71,8 +71,8 @@ impl Driver {
         })
     }
 
-    /// Starts a step. One that is `alone` has nobody to run beside: if it is a function, it is
-    /// polled here once, and becomes a task only if it has to wait.
+    /// Starts a step. A function that is [taken in turn](super::ahead) is polled here once, and becomes a task only if
+    /// it has to wait; one that is `alone` has nobody to run beside.
     pub(super) fn start(&mut self, at: usize, attempt: u32, alone: bool) {
         let Some((program, local)) = self.body(at) else { return };
         let Some(step) = program.steps.get(local) else { return };
@@ -134,12 +134,14 @@ impl Driver {
                 };
                 let after = (!place.successors.is_empty()).then(|| Box::new((place.clone(), log)));
                 let call = call.clone();
-                if alone && after.is_none() {
-                    self.ahead.begin();
-                    let work = begin_function(&*call, condition, input, &place);
-                    let mut work = AssertUnwindSafe(work).catch_unwind();
-                    let mut cx = Context::from_waker(Waker::noop());
-                    if let Poll::Ready(result) = work.poll_unpin(&mut cx) {
+                if after.is_none() && self.is_in_turn(step, alone) {
+                    let (polled, work) = self.in_turn(step, alone, || {
+                        let work = begin_function(&*call, condition, input, &place);
+                        let mut work = AssertUnwindSafe(work).catch_unwind();
+                        let mut cx = Context::from_waker(Waker::noop());
+                        (work.poll_unpin(&mut cx), work)
+                    });
+                    if let Poll::Ready(result) = polled {
                         let result = result.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                         self.settle(at, attempt, result);
                         return self.ahead.count(self.batch.len() - before);

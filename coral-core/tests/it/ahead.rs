@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    Agent, AgentContext, AgentError, AgentSpec, Event, Flow, Handle, Journal, MemoryJournal, RunStatus,
+    Agent, AgentContext, AgentError, AgentSpec, All, Event, Flow, Handle, Journal, MemoryJournal, RunStatus,
     Runner, Workflow,
 };
 
@@ -120,4 +120,34 @@ async fn functions_that_end_at_once_share_a_write_with_the_end_of_the_run() {
     let records = records(&*journal.inner, run.id()).await;
     assert!(records.iter().zip(1..).all(|(record, seq)| record.seq == seq));
     assert!(matches!(&records.last().unwrap().event, Event::RunFinished { status: RunStatus::Failed, .. }));
+}
+
+/// Twenty functions beside each other, and one that takes what all give.
+struct Wide;
+
+impl Workflow for Wide {
+    type Input = u64;
+    type Output = u64;
+
+    fn name(&self) -> &str {
+        "wide"
+    }
+
+    fn build(&self, flow: &mut Flow<u64>) -> Handle<u64> {
+        let input = flow.input();
+        let all: [Handle<u64>; 20] = std::array::from_fn(|n| {
+            flow.function(&format!("f{n}"), &input, move |of: u64| async move { Ok(of + n as u64) })
+        });
+        flow.function("sum", All(all), |all: Vec<u64>| async move { Ok(all.iter().sum()) })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn functions_beside_each_other_share_a_write_if_they_end_at_once() {
+    let journal = Arc::new(Watched::default());
+    let runner = Runner::builder().journal(journal.clone()).build();
+    let run = runner.start(&Wide, 1).await.unwrap();
+    assert_eq!(run.output().await.unwrap(), 210);
+    assert_eq!(journal.appends(), 2, "the beginning, and all the rest");
+    assert_eq!(done(&journal.inner).await.len(), 21);
 }
