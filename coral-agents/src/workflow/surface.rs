@@ -133,12 +133,12 @@ const TOP: [&str; 11] = [
     "max_rounds",
 ];
 
-pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
+pub(super) fn read(node: &Node<'_>, stem: &str, problems: &mut Problems) -> Draft {
     let mut draft = Draft { name: stem.to_owned(), line: node.line, ..Draft::default() };
     match &node.yaml {
         Yaml::Map(entries) => {
             for entry in entries {
-                match entry.key.as_str() {
+                match &*entry.key {
                     "name" => {
                         draft.name =
                             word(&entry.value, "name", problems).map_or(draft.name, |word| word.text);
@@ -170,7 +170,7 @@ pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
     draft
 }
 
-fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+fn items(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     let Yaml::List(nodes) = &node.yaml else {
         return problems.add(node.line, format!("`steps` must be a list, not {}", node.kind()));
     };
@@ -188,11 +188,11 @@ fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
     }
 }
 
-pub(super) fn step(node: &Node, problems: &mut Problems) -> Option<Step> {
+pub(super) fn step(node: &Node<'_>, problems: &mut Problems) -> Option<Step> {
     let mut step = Step { line: node.line, ..Step::default() };
     let mut name = None;
     for entry in node.entries() {
-        match entry.key.as_str() {
+        match &*entry.key {
             "name" => name = word(&entry.value, "name", problems),
             key @ ("agent" | "function") => {
                 let Some(word) = word(&entry.value, key, problems) else { continue };
@@ -222,12 +222,12 @@ pub(super) fn step(node: &Node, problems: &mut Problems) -> Option<Step> {
     }
 }
 
-pub(super) fn group(node: &Node, plain: bool, problems: &mut Problems) -> Option<Group> {
+pub(super) fn group(node: &Node<'_>, plain: bool, problems: &mut Problems) -> Option<Group> {
     let mut group = Group { plain, ..Group::default() };
     let mut name = None;
     for entry in node.entries() {
         let value = &entry.value;
-        match entry.key.as_str() {
+        match &*entry.key {
             "group" | "name" => name = word(value, &entry.key, problems),
             "agents" => match &value.yaml {
                 Yaml::List(members) => {
@@ -275,7 +275,7 @@ pub(super) fn group(node: &Node, plain: bool, problems: &mut Problems) -> Option
 }
 
 /// Reads an option; `false` if `key` is none.
-pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &mut Problems) -> bool {
+pub(super) fn option(key: &str, value: &Node<'_>, options: &mut Options, problems: &mut Problems) -> bool {
     match key {
         "phase" => options.phase = word(value, key, problems),
         "after" => options.after = words(value, key, problems),
@@ -300,7 +300,7 @@ pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &
     true
 }
 
-fn typed<T: for<'de> Deserialize<'de>>(value: &Node, key: &str, problems: &mut Problems) -> Option<T> {
+fn typed<T: for<'de> Deserialize<'de>>(value: &Node<'_>, key: &str, problems: &mut Problems) -> Option<T> {
     value
         .read()
         .map_err(|mut problem| {
@@ -310,7 +310,7 @@ fn typed<T: for<'de> Deserialize<'de>>(value: &Node, key: &str, problems: &mut P
         .ok()
 }
 
-pub(super) fn word(node: &Node, key: &str, problems: &mut Problems) -> Option<Word> {
+pub(super) fn word(node: &Node<'_>, key: &str, problems: &mut Problems) -> Option<Word> {
     match node.as_text() {
         Some(text) if !text.trim().is_empty() => Some(Word { line: node.line, text: text.trim().to_owned() }),
         Some(_) => {
@@ -325,7 +325,7 @@ pub(super) fn word(node: &Node, key: &str, problems: &mut Problems) -> Option<Wo
 }
 
 /// A text or a list of texts.
-pub(super) fn words(node: &Node, key: &str, problems: &mut Problems) -> Vec<Word> {
+pub(super) fn words(node: &Node<'_>, key: &str, problems: &mut Problems) -> Vec<Word> {
     match &node.yaml {
         Yaml::List(items) => items.iter().filter_map(|item| word(item, key, problems)).collect(),
         Yaml::Null => Vec::new(),
@@ -334,13 +334,13 @@ pub(super) fn words(node: &Node, key: &str, problems: &mut Problems) -> Vec<Word
 }
 
 /// A map from a condition to one agent or several.
-pub(super) fn conditions(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn conditions(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     if !matches!(node.yaml, Yaml::Map(_)) {
         return problems
             .add(node.line, format!("`conditions` maps conditions to agents; it can't be {}", node.kind()));
     }
     for entry in node.entries() {
-        let condition = Word { line: entry.line, text: entry.key.clone() };
+        let condition = Word { line: entry.line, text: entry.key.to_string() };
         for agent in words(&entry.value, &entry.key, problems) {
             draft.conditions.push((condition.clone(), agent));
         }
