@@ -13,7 +13,7 @@ use coral_core::{AgentSpec, Error, ErrorKind, GraphData, PromptAgent, PromptServ
 
 use crate::builtin;
 use crate::definition::Definition;
-use crate::workflow::parse_workflow;
+use crate::workflow::Written;
 use crate::yaml::MAX_BYTES;
 
 /// Where something in a [`Registry`] comes from.
@@ -310,20 +310,7 @@ impl Registry {
             }
         }
         self.take_in_agents(&agents, &source, &mut loaded);
-        for file in workflows {
-            match parse_workflow(file.file, file.text, self) {
-                Ok(workflow) if loaded.workflows.contains(&workflow.name) => {
-                    let problem =
-                        format!("another file of the same load defines workflow `{}` too", workflow.name);
-                    loaded.skip(file.file, Error::invalid("workflow", problem));
-                }
-                Ok(workflow) => {
-                    loaded.workflows.push(workflow.name.clone());
-                    self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), source(file.file)));
-                }
-                Err(error) => loaded.skip(file.file, error),
-            }
-        }
+        self.take_in_workflows(&workflows, &source, &mut loaded);
         loaded
     }
 
@@ -354,21 +341,16 @@ impl Registry {
         }
         self.index_aliases();
         while !waiting.is_empty() {
-            let ids: BTreeMap<String, usize> =
-                waiting.iter().enumerate().rev().filter_map(|(i, d)| Some((d.id()?.to_owned(), i))).collect();
-            let (ready, rest): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut waiting).into_iter().enumerate().partition(|(i, definition)| {
-                    definition.extends().is_none_or(|base| ids.get(base).is_none_or(|other| other == i))
-                });
+            let (ready, rest) = split_ready(waiting, Definition::id, |d| d.extends().into_iter().collect());
             if ready.is_empty() {
-                let names: Vec<&str> = rest.iter().filter_map(|(_, definition)| definition.id()).collect();
+                let names: Vec<&str> = rest.iter().filter_map(Definition::id).collect();
                 let problem = format!("these agents extend each other in a circle: {}", names.join(", "));
-                for (_, definition) in &rest {
+                for definition in &rest {
                     loaded.skip(definition.file(), Error::invalid("agent definition", problem.clone()));
                 }
                 break;
             }
-            for (_, definition) in ready {
+            for definition in ready {
                 let file = definition.file();
                 match definition.resolve(|base| self.find(base).map(|spec| &**spec)) {
                     Ok(spec) => define(&mut self.agents, file, spec, loaded),
@@ -376,9 +358,52 @@ impl Registry {
                 }
             }
             self.index_aliases();
-            waiting = rest.into_iter().map(|(_, definition)| definition).collect();
+            waiting = rest;
         }
         loaded.agents.sort_unstable();
+    }
+
+    fn take_in_workflows(
+        &mut self,
+        files: &[SourceFile<'_>],
+        source: &impl Fn(&str) -> Source,
+        loaded: &mut Loaded,
+    ) {
+        let mut waiting = Vec::new();
+        for file in files {
+            match Written::read(file.file, file.text) {
+                Ok(written) => waiting.push(written),
+                Err(error) => loaded.skip(file.file, error),
+            }
+        }
+        while !waiting.is_empty() {
+            let (ready, rest) = split_ready(waiting, |written| Some(written.name()), Written::uses);
+            if ready.is_empty() {
+                let names: Vec<&str> = rest.iter().map(Written::name).collect();
+                let problem =
+                    format!("these workflows run inside of each other in a circle: {}", names.join(", "));
+                for written in &rest {
+                    loaded.skip(written.file(), Error::invalid("workflow", problem.clone()));
+                }
+                break;
+            }
+            for written in ready {
+                let file = written.file();
+                match written.resolve(self) {
+                    Ok(workflow) if loaded.workflows.contains(&workflow.name) => {
+                        let problem =
+                            format!("another file of the same load defines workflow `{}` too", workflow.name);
+                        loaded.skip(file, Error::invalid("workflow", problem));
+                    }
+                    Ok(workflow) => {
+                        loaded.workflows.push(workflow.name.clone());
+                        self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), source(file)));
+                    }
+                    Err(error) => loaded.skip(file, error),
+                }
+            }
+            waiting = rest;
+        }
     }
 
     /// An id comes before an alias, and of two agents with one alias the first by id has it; the
@@ -391,6 +416,22 @@ impl Registry {
             }
         }
     }
+}
+
+/// Those that need none of the others, and the rest. One that needs its own name means what was there before.
+fn split_ready<T>(
+    waiting: Vec<T>,
+    name: impl Fn(&T) -> Option<&str>,
+    needs: impl Fn(&T) -> Vec<&str>,
+) -> (Vec<T>, Vec<T>) {
+    let names: BTreeMap<&str, usize> =
+        waiting.iter().enumerate().rev().filter_map(|(i, item)| Some((name(item)?, i))).collect();
+    let is_ready =
+        |i: usize, item: &T| needs(item).into_iter().all(|name| names.get(name).is_none_or(|at| *at == i));
+    let ready: Vec<bool> = waiting.iter().enumerate().map(|(i, item)| is_ready(i, item)).collect();
+    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().zip(ready).partition(|(_, ready)| *ready);
+    let items = |pairs: Vec<(T, bool)>| pairs.into_iter().map(|(item, _)| item).collect();
+    (items(ready), items(rest))
 }
 
 /// Files that are worth a thread of their own.

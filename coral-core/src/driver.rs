@@ -1,6 +1,7 @@
 //! The embedded host of the [`Machine`]: one actor a run, steps as tasks, every event durable
 //! before it is applied.
 
+mod before;
 mod deadline;
 mod inbox;
 mod kept;
@@ -34,7 +35,7 @@ use crate::call::Caller;
 use crate::context::{AgentContext, StepPlace, Successor};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Event, Record, RunStatus, Seq};
-use crate::handoff::{HandoffContext, HandoffSource, Returned};
+use crate::handoff::{HandoffContext, Returned};
 use crate::machine::{Command, Machine, StepState};
 use crate::money::Usd;
 use crate::outside::{Outside, Reply, Told};
@@ -745,75 +746,6 @@ impl Driver {
         live.task.abort();
         self.end_live(step);
         self.settle(step, attempt, Err(error));
-    }
-
-    /// All that the steps before `at` have delivered so far.
-    fn gather(&mut self, at: usize) -> Arc<[Deliverable]> {
-        let mut all: Vec<Deliverable> = Vec::new();
-        let mut add = |from: Option<usize>| {
-            let Some(from) = from else { return };
-            // Of a round before, nothing counts: what a step delivered then is there when it has
-            // delivered it again.
-            let (begun, worked) = match self.machine.state(from) {
-                None | Some(StepState::Waiting | StepState::Skipped(_)) => (false, false),
-                Some(state) => (true, state.output().is_some()),
-            };
-            let theirs =
-                self.available.get(&from).filter(|_| begun).into_iter().flat_map(|known| known.iter());
-            let paths = self.machine.path(from).cloned().zip(self.machine.path(at).cloned());
-            let message = paths.and_then(|paths| self.messages.get(&paths)).filter(|_| worked);
-            let new = message.into_iter().flat_map(|message| &message.context.deliverables);
-            for deliverable in theirs.chain(new) {
-                if !all.contains(deliverable) {
-                    all.push(deliverable.clone());
-                }
-            }
-        };
-        add(self.machine.owner(at));
-        add(self.machine.hops(at).and_then(|(before, _)| before));
-        for input in self.machine.data(at).into_iter().flat_map(|data| &data.inputs) {
-            add(self.machine.sibling(at, &input.step));
-        }
-        let all: Arc<[Deliverable]> = all.into();
-        if all.is_empty() {
-            self.available.remove(&at);
-        } else {
-            self.available.insert(at, all.clone());
-        }
-        all
-    }
-
-    fn handoff_context(&mut self, at: usize) -> HandoffContext {
-        let available = self.gather(at);
-        let Some(data) = self.machine.data(at) else { return HandoffContext::default() };
-        let before = match self.machine.hops(at) {
-            Some((Some(before), _)) => vec![Some(before)],
-            _ if data.inputs.is_empty() => vec![None],
-            _ => data.inputs.iter().map(|input| self.machine.sibling(at, &input.step)).collect(),
-        };
-        HandoffContext {
-            available,
-            rework: self.rework(at),
-            input: self.machine.input().cloned(),
-            phase: data.phase.clone(),
-            instructions: data.instructions.clone(),
-            sources: before.into_iter().map(|from| self.source(from, at)).collect(),
-        }
-    }
-
-    fn source(&self, from: Option<usize>, to: usize) -> HandoffSource {
-        let Some((from, path)) = from.and_then(|from| Some((from, self.machine.path(from)?.clone()))) else {
-            return HandoffSource::default();
-        };
-        let step = self.body(from).and_then(|(program, local)| {
-            program.steps.get(local).map(|step| (matches!(step.body, Body::Agent { .. }), step.spec.clone()))
-        });
-        let to = self.machine.path(to).cloned().unwrap_or_default();
-        HandoffSource {
-            agent: step.and_then(|(is_agent, spec)| is_agent.then_some(spec)),
-            message: self.messages.get(&(path.clone(), to)).cloned(),
-            path,
-        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The plain shapes: a linear list, parallel groups, a conditional map.
 
-use super::surface::{self, Draft, Item, Options, Runs, Step, Word, option, word, words};
+use super::kinds::Runs;
+use super::surface::{self, Draft, Item, Options, Step, Word, option, word, words};
 use crate::problem::{Problems, hint};
 use crate::yaml::{Node, Yaml};
 

@@ -321,9 +321,8 @@ fn begins_plain(text: &str) -> bool {
 
 /// Whether only a comment follows.
 fn is_over(rest: &str) -> bool {
-    rest.is_empty()
-        || rest.trim_start_matches(' ').is_empty()
-        || rest.starts_with(' ') && rest.trim_start_matches(' ').starts_with('#')
+    let text = rest.trim_start_matches(' ');
+    text.is_empty() || text.starts_with('#') && text.len() < rest.len()
 }
 
 /// A text between quotes in which nothing is escaped.

@@ -10,6 +10,11 @@ mod corpus;
 mod directory;
 mod evaluation;
 mod handoffs;
+mod kinds;
+mod live_model;
+#[path = "../../../coral-llm/tests/peers/peer.rs"]
+#[expect(dead_code, reason = "the tests of coral-llm start other servers too")]
+mod peer;
 mod prompts;
 mod running;
 mod workflows;
