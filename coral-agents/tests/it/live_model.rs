@@ -13,7 +13,8 @@ const PRICE: Price = Price { input: 2.0, output: 8.0, cache_read: 0.5, cache_wri
 /// The model behind the server's one slot, by one of its protocols.
 fn model(peer: &Peer, protocol: Protocol) -> Provider {
     let base = if protocol == Protocol::Anthropic { peer.url.clone() } else { format!("{}/v1", peer.url) };
-    let builder = Provider::vendor("llamacpp").unwrap().protocol(protocol).base_url(base);
+    let builder =
+        Provider::vendor("llamacpp").unwrap().protocol(protocol).base_url(base).body_field("temperature", 0);
     let mut info = ModelInfo::default();
     info.price = Some(PRICE);
     builder.info(info).build().unwrap()
