@@ -30,7 +30,7 @@ pub(super) fn read(text: &str, first_line: usize) -> Option<Node<'_>> {
 /// Whether it has no character that YAML treats in a way of its own: controls, tabs, carriage returns, line breaks
 /// beyond ASCII and byte order marks.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|byte| byte >= b' ' && byte < 0x7f || byte == b'\n' || byte >= 0x80)
+    text.bytes().all(|byte| matches!(byte, b'\n' | b' '..=b'~' | 0x80..))
         && (text.is_ascii()
             || text.chars().all(|c| {
                 !matches!(

@@ -139,7 +139,7 @@ async fn every_workflow_runs_to_its_end_with_its_conditions_both_ways() {
                 match verdict {
                     Verdict::Runs => assert!(ran.contains(name), "{name} of {} with {set:?}", graph.name),
                     Verdict::Skipped(_) => {
-                        assert!(!ran.contains(name), "{name} of {} with {set:?}", graph.name)
+                        assert!(!ran.contains(name), "{name} of {} with {set:?}", graph.name);
                     }
                     _ => {}
                 }
