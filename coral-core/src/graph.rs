@@ -59,7 +59,7 @@ pub struct StepData {
     /// The phase of the workflow; may be empty.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub phase: Arc<str>,
-    /// What the agent is asked to do beyond its definition.
+    /// What the agent is asked to do beyond its definition; of a question, what is asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instructions: Vec<String>,
     /// How often it is tried.

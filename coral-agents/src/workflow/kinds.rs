@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use serde_json::{Value, json};
 
-use super::surface::{Draft, Word, read, typed, word, words};
+use super::surface::{Draft, Word, items, read, typed, word, words};
 use crate::problem::{Problems, hint};
 use crate::yaml::{Node, Yaml};
 
@@ -154,7 +154,16 @@ pub(super) fn runs(node: &Node<'_>, problems: &mut Problems) -> Option<Runs> {
 fn body(node: &Node<'_>, key: &str, problems: &mut Problems) -> Option<Body> {
     match &node.yaml {
         Yaml::Text(_) => word(node, key, problems).map(Body::Known),
-        Yaml::List(_) | Yaml::Map(_) => Some(Body::Here(Box::new(read(node, "", problems)))),
+        Yaml::List(steps) if steps.is_empty() => {
+            problems.add(node.line, format!("`{key}` has no steps"));
+            None
+        }
+        Yaml::List(_) => {
+            let mut draft = Draft { line: node.line, ..Draft::default() };
+            items(node, &mut draft, problems);
+            Some(Body::Here(Box::new(draft)))
+        }
+        Yaml::Map(_) => Some(Body::Here(Box::new(read(node, "", problems)))),
         _ => {
             let message = format!(
                 "`{key}` is the name of a workflow, its steps or the whole of it, not {}",

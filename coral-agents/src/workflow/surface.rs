@@ -181,7 +181,7 @@ pub(super) fn read(node: &Node<'_>, stem: &str, problems: &mut Problems) -> Draf
     draft
 }
 
-fn items(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn items(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     let Yaml::List(nodes) = &node.yaml else {
         return problems.add(node.line, format!("`steps` must be a list, not {}", node.kind()));
     };

@@ -394,6 +394,14 @@ fn what_is_wrong_with_a_kind_is_told_with_its_line() {
         ],
     );
     check_problems(
+        "steps:\n  - {name: a, workflow: []}\n  - name: b\n    workflow: [[qa_testing, {}], {group: g, agents: [qa_testing], shared_context: unheard_of}]\n",
+        &[
+            "w.yaml:2: `workflow` has no steps",
+            "w.yaml:4: a step is a mapping such as `{name: …, agent: …}`, not a list",
+            "w.yaml:4: no step or group is called `unheard_of`",
+        ],
+    );
+    check_problems(
         "steps:\n  - {name: a, workflow: documentation_onyl}\n",
         &["w.yaml:2: no workflow is called `documentation_onyl`; did you mean `documentation_only`?"],
     );
