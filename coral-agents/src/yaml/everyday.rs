@@ -173,8 +173,10 @@ impl<'a> Reader<'a> {
                 is_over(rest).then(|| self.node(number, yaml))?
             }
             _ => {
-                let text = text.split_once(" #").map_or(text, |(text, _)| text.trim_end_matches(' '));
-                if !begins_plain(text) || text.contains(": ") || text.ends_with(':') {
+                let text = pair_at(text, b" #")
+                    .and_then(|at| text.get(..at))
+                    .map_or(text, |text| text.trim_end_matches(' '));
+                if !begins_plain(text) || pair_at(text, b": ").is_some() || text.ends_with(':') {
                     return None;
                 }
                 self.node(number, scalar(Cow::Borrowed(text), ScalarStyle::Plain, false))
@@ -253,7 +255,8 @@ impl<'a> Reader<'a> {
                 let mut entries: Vec<Entry<'a>> = Vec::new();
                 let mut more = open(rest, '}')?;
                 while more {
-                    let (key, value) = rest.split_once(": ")?;
+                    let at = pair_at(rest, b": ")?;
+                    let (key, value) = (rest.get(..at)?, rest.get(at + 2..)?);
                     if !begins_plain(key)
                         || key.len() > MAX_KEY
                         || key.contains([',', '[', ']', '{', '}', '#'])
@@ -281,7 +284,7 @@ impl<'a> Reader<'a> {
                 let text = text.trim_end_matches(' ');
                 if behind.starts_with(['[', '{', '#'])
                     || !begins_plain(text)
-                    || text.contains(": ")
+                    || pair_at(text, b": ").is_some()
                     || text.ends_with(':')
                 {
                     return None;
@@ -294,6 +297,11 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Where two characters stand. In texts of a line this is faster than a search that prepares for long ones.
+fn pair_at(text: &str, pair: &[u8; 2]) -> Option<usize> {
+    text.as_bytes().windows(2).position(|two| two == pair)
+}
+
 /// Whether a line is an item of a list.
 fn is_item(text: &str) -> bool {
     text == "-" || text.starts_with("- ")
@@ -301,11 +309,12 @@ fn is_item(text: &str) -> bool {
 
 /// The key that a line begins with, and what follows.
 fn split_key(text: &str) -> Option<(&str, &str)> {
-    let (key, value) = match text.find(": ") {
+    let (key, value) = match pair_at(text, b": ") {
         Some(at) => (text.get(..at)?, text.get(at + 2..)?.trim_start_matches(' ')),
         None => (text.strip_suffix(':')?, ""),
     };
-    let known = begins_plain(key) && key.len() <= MAX_KEY && !key.contains(" #") && !key.starts_with("...");
+    let known =
+        begins_plain(key) && key.len() <= MAX_KEY && pair_at(key, b" #").is_none() && !key.starts_with("...");
     let value = if value.starts_with('#') { "" } else { value };
     known.then_some((key.trim_end_matches(' '), value))
 }
