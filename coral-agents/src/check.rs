@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use coral_core::{
     AgentSpec, ErrorKind, Graph, GraphData, Join, LintRules, OPERATIONS, OnGap, Partials, PromptAgent,
-    PromptFinding, PromptSeverity, lint_prompt, nearest,
+    PromptFinding, PromptSeverity, StepData, StepKind, lint_prompt, nearest,
 };
 use minijinja::Environment;
 use serde_json::Value;
@@ -81,8 +82,15 @@ impl Registry {
         check.shared_names();
         check.templates();
         check.engine();
+        let mut inner = Vec::new();
         for workflow in self.workflows() {
-            check.workflow(workflow);
+            bodies_of(workflow, &mut inner);
+        }
+        for workflow in self.workflows() {
+            // One that runs inside of another has there what it needs.
+            if !inner.contains(&&**workflow) {
+                check.workflow(workflow);
+            }
         }
         check.findings.sort();
         check.findings.dedup();
@@ -319,52 +327,98 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Each step's agent is there, and its dependencies come from steps before it.
     fn workflow(&mut self, data: &'a GraphData) {
         let subject = format!("workflow `{}`", data.name);
-        let problems = data.problems();
-        for problem in &problems {
+        for problem in &data.problems() {
             self.add(Severity::Error, &subject, problem.to_string());
         }
-        let Ok(graph) = Graph::new(data.clone()) else { return };
+        self.steps(&subject, data, &Around::default());
+    }
+
+    /// Each step's agent is there, and its dependencies come from steps before it, or from what is there around the
+    /// graph. Gives all that there is behind it.
+    fn steps(&mut self, subject: &str, data: &'a GraphData, around: &Around<'a>) -> Given<'a> {
+        let Ok(graph) = Graph::new(data.clone()) else { return Given::new() };
         let index: BTreeMap<&str, usize> =
             data.steps.iter().enumerate().map(|(at, s)| (&*s.name, at)).collect();
-        // For each step, who before it (or itself) gives what: the type, and the giver's condition.
-        let mut given: Vec<BTreeSet<(String, Option<&str>)>> = vec![BTreeSet::new(); data.steps.len()];
-        // For each step, the conditions that hold if it runs: its own, and those of what it can't do without.
-        let mut holds: Vec<BTreeSet<&str>> = vec![BTreeSet::new(); data.steps.len()];
+        // For each step, what is there with it, and the conditions that hold if it runs: its own, and those of what it
+        // can't do without.
+        let mut all: Vec<Around<'a>> = vec![Around::default(); data.steps.len()];
         for at in graph.order() {
             let Some(step) = data.steps.get(at) else { continue };
+            let mut here = around.clone();
             let before = step.inputs.iter().map(|input| &input.step).chain(&step.after);
-            let mut known: BTreeSet<(String, Option<&str>)> =
-                before.filter_map(|name| given.get(*index.get(&**name)?)).flatten().cloned().collect();
+            for before in before.filter_map(|name| all.get(*index.get(&**name)?)) {
+                here.given.extend(before.given.iter().cloned());
+            }
             let needed = step.inputs.iter().filter(|input| step.join == Join::All && !input.optional);
-            let mut certain: BTreeSet<&str> =
-                needed.filter_map(|input| holds.get(*index.get(&*input.step)?)).flatten().copied().collect();
-            certain.extend(step.when.as_deref());
-            if let Some(id) = step.kind.agent() {
-                let subject = format!("{subject}, step `{}`", step.name);
-                match self.registry.find(id) {
-                    None => {
-                        let near = nearest(id, self.registry.names());
-                        let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-                        self.add(Severity::Error, &subject, format!("no agent is called `{id}`{near}"));
-                    }
-                    Some(spec) => {
-                        self.phase(&subject, spec, &step.phase);
-                        let spec = spec.in_phase(&step.phase);
-                        for kind in &spec.dependencies {
-                            let from_brief = step.on_gap.or(spec.handoff.on_gap) == Some(OnGap::FromBrief);
-                            self.dependency(&subject, kind, &certain, &known, from_brief);
-                        }
-                        let when = step.when.as_deref();
-                        known.extend(spec.outputs.into_iter().map(|output| (output.kind, when)));
-                    }
+            for needed in needed.filter_map(|input| all.get(*index.get(&*input.step)?)) {
+                here.holds.extend(needed.holds.iter().copied());
+            }
+            here.holds.extend(step.when.as_deref());
+            let subject = format!("{subject}, step `{}`", step.name);
+            match &step.kind {
+                StepKind::Agent(id) => {
+                    let outputs = self.works(&subject, id, &step.phase, step, &here);
+                    here.given.extend(outputs);
                 }
+                StepKind::Route { agents, .. } => {
+                    let team = agents.iter().filter_map(|id| self.registry.find(id));
+                    let given = team.flat_map(|spec| spec.outputs.clone());
+                    // Whoever hands off to an agent of the route has delivered before.
+                    here.given.extend(given.map(|output| (output.kind, step.when.as_deref())));
+                    for id in agents {
+                        self.works(&subject, id, "", step, &here);
+                    }
+                    self.route(&subject, agents);
+                }
+                StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
+                    let given = self.steps(&subject, body, &here);
+                    here.given
+                        .extend(given.into_iter().map(|(kind, when)| (kind, when.or(step.when.as_deref()))));
+                }
+                _ => {}
             }
-            if let (Some(given), Some(holds)) = (given.get_mut(at), holds.get_mut(at)) {
-                (*given, *holds) = (known, certain);
+            if let Some(slot) = all.get_mut(at) {
+                *slot = here;
             }
+        }
+        all.into_iter().flat_map(|step| step.given).collect()
+    }
+
+    /// The agent of a step is there, and what it depends on too. Gives what it delivers.
+    fn works(
+        &mut self,
+        subject: &str,
+        id: &str,
+        phase: &str,
+        step: &'a StepData,
+        here: &Around<'a>,
+    ) -> Given<'a> {
+        let Some(spec) = self.registry.find(id) else {
+            let near = nearest(id, self.registry.names());
+            let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            self.add(Severity::Error, subject, format!("no agent is called `{id}`{near}"));
+            return Given::new();
+        };
+        self.phase(subject, spec, phase);
+        let spec = spec.in_phase(phase);
+        for kind in &spec.dependencies {
+            let from_brief = step.on_gap.or(spec.handoff.on_gap) == Some(OnGap::FromBrief);
+            self.dependency(subject, kind, here, from_brief);
+        }
+        spec.outputs.into_iter().map(|output| (output.kind, step.when.as_deref())).collect()
+    }
+
+    /// The first agent of a route can hand off to another of them.
+    fn route(&mut self, subject: &str, agents: &[Arc<str>]) {
+        let Some(first) = agents.first().and_then(|id| self.registry.find(id)) else { return };
+        let others = || agents.iter().skip(1);
+        let next = |id: &Arc<str>| first.handoff.next_agents.iter().any(|next| **next == **id);
+        if others().next().is_some() && !others().any(next) {
+            let message =
+                format!("`{}` begins the route, and suggests none of the others as successor", first.id);
+            self.add(Severity::Warning, subject, message);
         }
     }
 
@@ -385,16 +439,9 @@ impl<'a> Check<'a> {
         self.add(Severity::Warning, subject, message);
     }
 
-    fn dependency(
-        &mut self,
-        subject: &str,
-        kind: &str,
-        certain: &BTreeSet<&str>,
-        known: &BTreeSet<(String, Option<&str>)>,
-        from_brief: bool,
-    ) {
+    fn dependency(&mut self, subject: &str, kind: &str, here: &Around<'_>, from_brief: bool) {
         let givers: Vec<Option<&str>> =
-            known.iter().filter(|(given, _)| given == kind).map(|(_, condition)| *condition).collect();
+            here.given.iter().filter(|(given, _)| given == kind).map(|(_, condition)| *condition).collect();
         if givers.is_empty() && from_brief {
             let message = format!("takes `{kind}` from the brief, since no step before it delivers that");
             self.add(Severity::Warning, subject, message);
@@ -408,12 +455,23 @@ impl<'a> Check<'a> {
                 subject,
                 format!("needs `{kind}`, and no step before it delivers that{who}"),
             );
-        } else if !givers.iter().any(|giver| giver.is_none_or(|when| certain.contains(when))) {
+        } else if !givers.iter().any(|giver| giver.is_none_or(|when| here.holds.contains(when))) {
             let condition = givers.into_iter().flatten().next().unwrap_or_default();
             let message = format!("needs `{kind}`, which is delivered only if `{condition}` holds");
             self.add(Severity::Warning, subject, message);
         }
     }
+}
+
+/// Types of deliverables, each with the condition of its giver.
+type Given<'a> = BTreeSet<(String, Option<&'a str>)>;
+
+/// What there is where a step begins.
+#[derive(Clone, Default)]
+struct Around<'a> {
+    given: Given<'a>,
+    /// Conditions that hold there.
+    holds: BTreeSet<&'a str>,
 }
 
 struct Names<'a>(&'a BTreeSet<&'a str>);
@@ -424,6 +482,18 @@ impl fmt::Display for Names<'_> {
             write!(f, "{}`{name}`", if i == 0 { "" } else { " or " })?;
         }
         Ok(())
+    }
+}
+
+/// The graphs inside of a graph, at any depth.
+fn bodies_of<'a>(data: &'a GraphData, bodies: &mut Vec<&'a GraphData>) {
+    for step in &data.steps {
+        if let StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } =
+            &step.kind
+        {
+            bodies.push(body);
+            bodies_of(body, bodies);
+        }
     }
 }
 

@@ -51,7 +51,7 @@ pub fn parse_agent(file: &str, text: &str) -> Result<AgentSpec, Error> {
 #[derive(Debug)]
 pub(crate) struct Definition<'a> {
     file: &'a str,
-    front: Node,
+    front: Node<'a>,
     sections: Vec<Section<'a>>,
     extends: Option<(usize, String)>,
 }
@@ -198,15 +198,15 @@ impl<'a> Definition<'a> {
     }
 }
 
-fn take(front: &mut Node, key: &str) -> Option<Entry> {
+fn take<'a>(front: &mut Node<'a>, key: &str) -> Option<Entry<'a>> {
     let Yaml::Map(entries) = &mut front.yaml else { return None };
     let at = entries.iter().position(|entry| entry.key == key)?;
     Some(entries.remove(at))
 }
 
 /// Long texts belong in the body, where they read as what they are.
-fn misplaced_texts(front: &Node, problems: &mut Problems) {
-    let mut report = |entry: &Entry, section: &str| {
+fn misplaced_texts(front: &Node<'_>, problems: &mut Problems) {
+    let mut report = |entry: &Entry<'_>, section: &str| {
         problems.add(
             entry.line,
             format!("`{}` is a text: write it as section `## {section}` of the body", entry.key),
@@ -229,7 +229,7 @@ fn misplaced_texts(front: &Node, problems: &mut Problems) {
 
 /// `base` with `patch` laid over it, as JSON merge patch (RFC 7396) does: mappings merge key by
 /// key, null takes a key away, all else replaces.
-fn merged(base: &AgentSpec, patch: &Node, line: usize) -> Node {
+fn merged<'a>(base: &AgentSpec, patch: &Node<'a>, line: usize) -> Node<'a> {
     let mut node =
         serde_json::to_value(base).map_or(Node { line, yaml: Yaml::Null }, |value| from_json(&value, line));
     if let Yaml::Map(entries) = &mut node.yaml
@@ -242,7 +242,7 @@ fn merged(base: &AgentSpec, patch: &Node, line: usize) -> Node {
     node
 }
 
-fn merge(into: &mut Node, patch: &Node) {
+fn merge<'a>(into: &mut Node<'a>, patch: &Node<'a>) {
     let Yaml::Map(changes) = &patch.yaml else {
         *into = patch.clone();
         return;
@@ -264,7 +264,7 @@ fn merge(into: &mut Node, patch: &Node) {
     }
 }
 
-fn from_json(value: &Value, line: usize) -> Node {
+fn from_json(value: &Value, line: usize) -> Node<'static> {
     let yaml = match value {
         Value::Null => Yaml::Null,
         Value::Bool(value) => Yaml::Bool(*value),
@@ -273,11 +273,11 @@ fn from_json(value: &Value, line: usize) -> Node {
             (None, Some(value)) => Yaml::Uint(value),
             (None, None) => Yaml::Float(number.as_f64().unwrap_or_default()),
         },
-        Value::String(text) => Yaml::Text(text.clone()),
+        Value::String(text) => Yaml::Text(text.clone().into()),
         Value::Array(items) => Yaml::List(items.iter().map(|item| from_json(item, line)).collect()),
         Value::Object(map) => Yaml::Map(
             map.iter()
-                .map(|(key, value)| Entry { line, key: key.clone(), value: from_json(value, line) })
+                .map(|(key, value)| Entry { line, key: key.clone().into(), value: from_json(value, line) })
                 .collect(),
         ),
     };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use coral_core::{Condition, Error, Graph, GraphData, Join, SkipReason, StepKind};
+use coral_core::{Condition, Error, Graph, GraphData, Join, SkipReason, StepData, StepKind};
 use serde_json::Value;
 
 /// Whether a step would run.
@@ -51,6 +51,8 @@ pub struct Explanation {
     facts: BTreeMap<String, Value>,
     verdicts: Vec<Verdict>,
     waves: Vec<Vec<usize>>,
+    /// Of the steps that hold steps, by their number.
+    inside: BTreeMap<usize, Explanation>,
 }
 
 impl Explanation {
@@ -98,7 +100,15 @@ impl Explanation {
                 members.push(at);
             }
         }
-        Ok(Explanation { graph: graph.clone(), facts: facts.clone(), verdicts, waves })
+        let mut inside = BTreeMap::new();
+        for (at, step) in graph.steps.iter().enumerate() {
+            if let StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } =
+                &step.kind
+            {
+                inside.insert(at, Explanation::new(body, facts)?);
+            }
+        }
+        Ok(Explanation { graph: graph.clone(), facts: facts.clone(), verdicts, waves, inside })
     }
 
     /// The steps and what becomes of them, in the order of the definition.
@@ -119,21 +129,62 @@ impl Explanation {
 
     /// The workflow as a Mermaid flowchart, what is skipped and what is open marked.
     pub fn mermaid(&self) -> String {
-        let classes: BTreeMap<&str, &Verdict> = self.verdicts().collect();
-        let mut out = self.graph.mermaid(|step| match classes.get(step)? {
-            Verdict::Runs => None,
-            Verdict::Skipped(_) => Some("skipped"),
-            Verdict::Open(_) => Some("open"),
-        });
+        let mut classes = BTreeMap::new();
+        self.classes("", None, &mut classes);
+        let mut out = self.graph.mermaid(|step| classes.get(step).copied());
         for (class, style) in [
             ("skipped", "fill:#eee,stroke:#999,color:#777,stroke-dasharray:4"),
             ("open", "fill:#fff7d6,stroke:#b58900,color:#333"),
         ] {
-            if out.contains(&format!(":::{class}")) {
+            if classes.values().any(|used| *used == class) {
                 out.push_str(&format!("    classDef {class} {style}\n"));
             }
         }
         out
+    }
+
+    /// How each step is marked, those inside of others too; `outer` is the mark of the step around.
+    fn classes(&self, path: &str, outer: Option<&'static str>, classes: &mut BTreeMap<String, &'static str>) {
+        for (at, (name, verdict)) in self.verdicts().enumerate() {
+            let path = format!("{path}{name}");
+            let class = outer.or(match verdict {
+                Verdict::Runs => None,
+                Verdict::Skipped(_) => Some("skipped"),
+                Verdict::Open(_) => Some("open"),
+            });
+            if let Some(inside) = self.inside.get(&at) {
+                inside.classes(&format!("{path}/"), class, classes);
+            }
+            classes.extend(class.map(|class| (path, class)));
+        }
+    }
+
+    /// The steps in their waves, each line behind `indent`.
+    fn list(&self, f: &mut fmt::Formatter<'_>, indent: &str) -> fmt::Result {
+        let width = self.graph.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or_default();
+        for (i, wave) in self.waves.iter().enumerate() {
+            writeln!(f, "{indent}wave {}", i + 1)?;
+            for at in wave {
+                let Some((step, verdict)) = self.graph.steps.get(*at).zip(self.verdicts.get(*at)) else {
+                    continue;
+                };
+                write!(f, "{indent}  {:width$}  ", step.name)?;
+                write!(f, "{}{verdict}", what_runs(step))?;
+                match &step.when {
+                    Some(when) if *verdict == Verdict::Runs => write!(f, ", as `{when}` holds")?,
+                    _ => {}
+                }
+                if !step.reviews.is_empty() {
+                    write!(f, ", may send back {}", step.reviews.join(", "))?;
+                }
+                writeln!(f)?;
+                if let Some(inside) = self.inside.get(at).filter(|_| !matches!(verdict, Verdict::Skipped(_)))
+                {
+                    inside.list(f, &format!("{indent}    "))?;
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -146,46 +197,72 @@ impl fmt::Display for Explanation {
         for (name, value) in &self.facts {
             writeln!(f, "fact {name} = {value}")?;
         }
-        let width = self.graph.steps.iter().map(|step| step.name.chars().count()).max().unwrap_or_default();
-        for (i, wave) in self.waves.iter().enumerate() {
-            writeln!(f, "wave {}", i + 1)?;
-            for (step, verdict) in
-                wave.iter().filter_map(|at| self.graph.steps.get(*at).zip(self.verdicts.get(*at)))
-            {
-                write!(f, "  {:width$}  ", step.name)?;
-                match &step.kind {
-                    StepKind::Agent(id) if *id == step.name => {}
-                    StepKind::Agent(id) => write!(f, "{id}, ")?,
-                    StepKind::Function(name) => write!(f, "function {name}, ")?,
-                    _ => {}
-                }
-                write!(f, "{verdict}")?;
-                match &step.when {
-                    Some(when) if *verdict == Verdict::Runs => write!(f, ", as `{when}` holds")?,
-                    _ => {}
-                }
-                if !step.reviews.is_empty() {
-                    write!(f, ", may send back {}", step.reviews.join(", "))?;
-                }
-                writeln!(f)?;
+        self.list(f, "")
+    }
+}
+
+/// What a step runs, with a comma behind it; nothing if that is its name.
+fn what_runs(step: &StepData) -> String {
+    match &step.kind {
+        StepKind::Agent(id) if *id == step.name => String::new(),
+        StepKind::Agent(id) => format!("{id}, "),
+        StepKind::Function(name) => format!("function {name}, "),
+        StepKind::Ask { deadline_ms, default, .. } => {
+            let question = step.instructions.join(" ");
+            let asked = if question.is_empty() { String::new() } else { format!(" \"{question}\"") };
+            match (deadline_ms, default) {
+                (Some(ms), Some(default)) => format!("asks{asked}, takes {default} after {ms} ms, "),
+                _ => format!("asks{asked}, "),
             }
         }
-        Ok(())
+        StepKind::Timer(ms) => format!("waits {ms} ms, "),
+        StepKind::Signal(name) => format!("waits for signal {name}, "),
+        StepKind::Workflow(body) if body.name == *step.name => String::new(),
+        StepKind::Workflow(body) => format!("workflow {}, ", body.name),
+        StepKind::Map { over, concurrency, .. } => {
+            let over = over.as_deref().unwrap_or("its input");
+            format!("for each of {over}, {concurrency} at once, ")
+        }
+        StepKind::Loop { until, max_turns, .. } => format!("until {until}, {max_turns} turns at the most, "),
+        StepKind::Route { agents, max_hops } => {
+            format!("{} as they decide, {max_hops} at the most, ", agents.join(" or "))
+        }
+        _ => String::new(),
     }
 }
 
 /// Whether a condition holds, as far as facts alone can tell.
 fn holds(when: &str, facts: &BTreeMap<String, Value>) -> Result<Verdict, Error> {
-    let condition = Condition::new(when)?;
-    let of_the_run = |name: &&str| matches!(name.split('.').next(), Some("steps" | "input"));
-    if let Some(name) = condition.reads().find(of_the_run) {
-        return Ok(Verdict::Open(name.into()));
+    let mut verdict = Verdict::Skipped(SkipReason::Condition { when: when.into() });
+    for part in parts(when, " or ") {
+        match all_hold(part, facts)? {
+            Verdict::Runs => return Ok(Verdict::Runs),
+            Verdict::Skipped(_) => {}
+            open @ Verdict::Open(_) => verdict = open,
+        }
     }
-    Ok(if condition.holds_for(facts)? {
-        Verdict::Runs
-    } else {
-        Verdict::Skipped(SkipReason::Condition { when: when.into() })
-    })
+    Ok(verdict)
+}
+
+fn all_hold(when: &str, facts: &BTreeMap<String, Value>) -> Result<Verdict, Error> {
+    let mut verdict = Verdict::Runs;
+    for part in parts(when, " and ") {
+        let condition = Condition::new(part)?;
+        let of_the_run = |name: &&str| matches!(name.split('.').next(), Some("steps" | "input"));
+        if let Some(name) = condition.reads().find(of_the_run) {
+            verdict = Verdict::Open(name.into());
+        } else if !condition.holds_for(facts)? {
+            return Ok(Verdict::Skipped(SkipReason::Condition { when: when.into() }));
+        }
+    }
+    Ok(verdict)
+}
+
+/// The conditions that `word` joins; the whole one if it joins none, or does so within brackets or quotes.
+fn parts<'a>(when: &'a str, word: &str) -> Vec<&'a str> {
+    let parts: Vec<&str> = when.split(word).collect();
+    let is_apart = !when.contains(" if ") && parts.iter().all(|part| Condition::new(part).is_ok());
+    if is_apart { parts } else { vec![when] }
 }
 
 /// What the fate of its inputs means for a step.
@@ -273,6 +350,81 @@ wave 6
         assert!(explanation.runs("f") && explanation.runs("g"));
         assert!(explanation.to_string().contains("b  ai_ml_specialist, runs, as `ai and users > 10` holds"));
         assert_eq!(explanation.waves()[3], ["d", "g", "h"]);
+    }
+
+    #[test]
+    fn a_condition_is_as_open_as_what_the_run_decides_of_it() {
+        let verdict = |when: &str| {
+            let facts = BTreeMap::from([("yes".to_owned(), json!(true))]);
+            holds(when, &facts).unwrap().to_string()
+        };
+        assert_eq!(verdict("yes or steps.a.ok"), "runs");
+        assert_eq!(verdict("no or steps.a.ok"), "open until the run knows `steps.a.ok`");
+        assert_eq!(verdict("steps.a.ok and no"), "skipped: `steps.a.ok and no` does not hold");
+        assert_eq!(verdict("steps.a.ok and yes"), "open until the run knows `steps.a.ok`");
+        assert_eq!(verdict("no and steps.a.ok or no"), "skipped: `no and steps.a.ok or no` does not hold");
+        // Not taken apart: it is open as a whole.
+        assert_eq!(verdict("not (yes or steps.a.ok)"), "open until the run knows `steps.a.ok`");
+        assert_eq!(verdict("yes if steps.a.ok else yes or yes"), "open until the run knows `steps.a.ok`");
+    }
+
+    #[test]
+    fn steps_inside_of_steps_are_shown_there() {
+        let explanation = explain(
+            "
+name: deep
+steps:
+  - {name: a, agent: project_architect}
+  - name: b
+    loop:
+      - {name: c, agent: backend_developer, on_gap: from_brief}
+      - {name: d, agent: qa_testing, inputs: c, when: tested}
+      - {name: e, map: [{agent: ui_designer}], over: data.pages, inputs: c, when: steps.c.data.pages}
+    until: output.d.data.passed
+    max_turns: 3
+    inputs: a
+  - {name: f, ask: 'Go?', deadline_ms: 60000, default: false, inputs: b}
+  - {name: g, timer: 500, inputs: f}
+  - {name: h, signal: window}
+  - {name: i, route: [qa_testing, backend_developer], max_hops: 4, inputs: h, when: tested}
+  - {name: j, workflow: [{function: x}], when: tested}
+",
+            json!({}),
+        );
+        assert_eq!(
+            explanation.to_string(),
+            "deep
+wave 1
+  a  project_architect, runs
+  h  waits for signal window, runs
+  j  skipped: `tested` does not hold
+wave 2
+  b  until output.d.data.passed, 3 turns at the most, runs
+    wave 1
+      c  backend_developer, runs
+    wave 2
+      d  qa_testing, skipped: `tested` does not hold
+      e  for each of data.pages, 4 at once, open until the run knows `steps.c.data.pages`
+        wave 1
+          ui_designer  runs
+  i  qa_testing or backend_developer as they decide, 4 at the most, skipped: `tested` does not hold
+wave 3
+  f  asks \"Go?\", takes false after 60000 ms, runs
+wave 4
+  g  waits 500 ms, runs
+"
+        );
+        let drawing = explanation.mermaid();
+        for line in [
+            "    subgraph s1[\"b<br/>b until output.d.data.passed\"]\n        s1_0[\"c<br/>backend_developer\"]\n        s1_1[\"d<br/>qa_testing\"]:::skipped\n        subgraph s1_2[",
+            "            s1_2_0[\"ui_designer\"]:::open\n        end\n        class s1_2 open\n        s1_0 -->|\"tested\"| s1_1\n",
+            "    end\n    s2[\"f<br/>ask\"]\n",
+            "    class s6 skipped\n",
+            "    s0 --> s1\n",
+            "classDef open ",
+        ] {
+            assert!(drawing.contains(line), "{line}\n{drawing}");
+        }
     }
 
     #[test]

@@ -125,6 +125,11 @@ pub(crate) fn sections<'a>(body: &'a str, first_line: usize, problems: &mut Prob
             }
             continue;
         }
+        // Most lines are neither a heading nor the border of a code block, which their first character tells.
+        let first = line.text.trim_start_matches(' ').as_bytes().first();
+        if !found.is_empty() && !matches!(first, Some(b'#' | b'`' | b'~')) {
+            continue;
+        }
         if let Some(title) = heading(line.text, 2) {
             if let Some((section, start)) = found.last_mut() {
                 section.text = trimmed(body.get(*start..line.start).unwrap_or_default());

@@ -13,7 +13,7 @@ use coral_core::{AgentSpec, Error, ErrorKind, GraphData, PromptAgent, PromptServ
 
 use crate::builtin;
 use crate::definition::Definition;
-use crate::workflow::parse_workflow;
+use crate::workflow::Written;
 use crate::yaml::MAX_BYTES;
 
 /// Where something in a [`Registry`] comes from.
@@ -309,74 +309,101 @@ impl Registry {
                 Kind::Workflow => workflows.push(file),
             }
         }
-        let mut definitions = Vec::with_capacity(agents.len());
-        for (file, definition) in agents.iter().zip(parse_all(&agents)) {
-            match definition {
-                Ok(definition) => definitions.push(definition),
-                Err(error) => loaded.skip(file.file, error),
-            }
-        }
-        self.take_in_agents(definitions, &source, &mut loaded);
-        for file in workflows {
-            match parse_workflow(file.file, file.text, self) {
-                Ok(workflow) if loaded.workflows.contains(&workflow.name) => {
-                    let problem =
-                        format!("another file of the same load defines workflow `{}` too", workflow.name);
-                    loaded.skip(file.file, Error::invalid("workflow", problem));
-                }
-                Ok(workflow) => {
-                    loaded.workflows.push(workflow.name.clone());
-                    self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), source(file.file)));
-                }
-                Err(error) => loaded.skip(file.file, error),
-            }
-        }
+        self.take_in_agents(&agents, &source, &mut loaded);
+        self.take_in_workflows(&workflows, &source, &mut loaded);
         loaded
     }
 
     fn take_in_agents(
         &mut self,
-        definitions: Vec<Definition<'_>>,
+        files: &[SourceFile<'_>],
         source: &impl Fn(&str) -> Source,
         loaded: &mut Loaded,
     ) {
-        let mut defined: BTreeMap<String, String> = BTreeMap::new();
-        let mut waiting = definitions;
+        let mut defined: BTreeMap<String, &str> = BTreeMap::new();
+        let mut define = |agents: &mut BTreeMap<_, _>, file, spec: AgentSpec, loaded: &mut Loaded| {
+            if let Some(first) = defined.get(&spec.id) {
+                let problem = format!("`{first}` defines agent `{}` too", spec.id);
+                loaded.skip(file, Error::invalid("agent definition", problem));
+                return;
+            }
+            defined.insert(spec.id.clone(), file);
+            loaded.agents.push(spec.id.clone());
+            agents.insert(spec.id.clone(), (Arc::new(spec), source(file)));
+        };
+        let mut waiting = Vec::new();
+        for (file, parsed) in files.iter().zip(in_parallel(files, |file| Parsed::of(file.file, file.text))) {
+            match parsed {
+                Ok(Parsed::Whole(spec)) => define(&mut self.agents, file.file, *spec, loaded),
+                Ok(Parsed::Extends(definition)) => waiting.push(definition),
+                Err(error) => loaded.skip(file.file, error),
+            }
+        }
+        self.index_aliases();
         while !waiting.is_empty() {
-            let ids: BTreeMap<String, usize> =
-                waiting.iter().enumerate().rev().filter_map(|(i, d)| Some((d.id()?.to_owned(), i))).collect();
-            let (ready, rest): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut waiting).into_iter().enumerate().partition(|(i, definition)| {
-                    definition.extends().is_none_or(|base| ids.get(base).is_none_or(|other| other == i))
-                });
+            let (ready, rest) = split_ready(waiting, Definition::id, |d| d.extends().into_iter().collect());
             if ready.is_empty() {
-                let names: Vec<&str> = rest.iter().filter_map(|(_, definition)| definition.id()).collect();
+                let names: Vec<&str> = rest.iter().filter_map(Definition::id).collect();
                 let problem = format!("these agents extend each other in a circle: {}", names.join(", "));
-                for (_, definition) in &rest {
+                for definition in &rest {
                     loaded.skip(definition.file(), Error::invalid("agent definition", problem.clone()));
                 }
                 break;
             }
-            for (_, definition) in ready {
+            for definition in ready {
                 let file = definition.file();
                 match definition.resolve(|base| self.find(base).map(|spec| &**spec)) {
-                    Ok(spec) => {
-                        if let Some(first) = defined.get(&spec.id) {
-                            let problem = format!("`{first}` defines agent `{}` too", spec.id);
-                            loaded.skip(file, Error::invalid("agent definition", problem));
-                            continue;
-                        }
-                        defined.insert(spec.id.clone(), file.to_owned());
-                        loaded.agents.push(spec.id.clone());
-                        self.agents.insert(spec.id.clone(), (Arc::new(spec), source(file)));
-                    }
+                    Ok(spec) => define(&mut self.agents, file, spec, loaded),
                     Err(error) => loaded.skip(file, error),
                 }
             }
             self.index_aliases();
-            waiting = rest.into_iter().map(|(_, definition)| definition).collect();
+            waiting = rest;
         }
         loaded.agents.sort_unstable();
+    }
+
+    fn take_in_workflows(
+        &mut self,
+        files: &[SourceFile<'_>],
+        source: &impl Fn(&str) -> Source,
+        loaded: &mut Loaded,
+    ) {
+        let mut waiting = Vec::new();
+        for file in files {
+            match Written::read(file.file, file.text) {
+                Ok(written) => waiting.push(written),
+                Err(error) => loaded.skip(file.file, error),
+            }
+        }
+        while !waiting.is_empty() {
+            let (ready, rest) = split_ready(waiting, |written| Some(written.name()), Written::uses);
+            if ready.is_empty() {
+                let names: Vec<&str> = rest.iter().map(Written::name).collect();
+                let problem =
+                    format!("these workflows run inside of each other in a circle: {}", names.join(", "));
+                for written in &rest {
+                    loaded.skip(written.file(), Error::invalid("workflow", problem.clone()));
+                }
+                break;
+            }
+            for written in ready {
+                let file = written.file();
+                match written.resolve(self) {
+                    Ok(workflow) if loaded.workflows.contains(&workflow.name) => {
+                        let problem =
+                            format!("another file of the same load defines workflow `{}` too", workflow.name);
+                        loaded.skip(file, Error::invalid("workflow", problem));
+                    }
+                    Ok(workflow) => {
+                        loaded.workflows.push(workflow.name.clone());
+                        self.workflows.insert(workflow.name.clone(), (Arc::new(workflow), source(file)));
+                    }
+                    Err(error) => loaded.skip(file, error),
+                }
+            }
+            waiting = rest;
+        }
     }
 
     /// An id comes before an alias, and of two agents with one alias the first by id has it; the
@@ -391,23 +418,54 @@ impl Registry {
     }
 }
 
+/// Those that need none of the others, and the rest. One that needs its own name means what was there before.
+fn split_ready<T>(
+    waiting: Vec<T>,
+    name: impl Fn(&T) -> Option<&str>,
+    needs: impl Fn(&T) -> Vec<&str>,
+) -> (Vec<T>, Vec<T>) {
+    let names: BTreeMap<&str, usize> =
+        waiting.iter().enumerate().rev().filter_map(|(i, item)| Some((name(item)?, i))).collect();
+    let is_ready =
+        |i: usize, item: &T| needs(item).into_iter().all(|name| names.get(name).is_none_or(|at| *at == i));
+    let ready: Vec<bool> = waiting.iter().enumerate().map(|(i, item)| is_ready(i, item)).collect();
+    let (ready, rest): (Vec<_>, Vec<_>) = waiting.into_iter().zip(ready).partition(|(_, ready)| *ready);
+    let items = |pairs: Vec<(T, bool)>| pairs.into_iter().map(|(item, _)| item).collect();
+    (items(ready), items(rest))
+}
+
 /// Files that are worth a thread of their own.
 const FILES_PER_THREAD: usize = 64;
 
-/// Parses definitions, many of them on several threads: parsing is nearly all that a load does.
-fn parse_all<'a>(files: &[SourceFile<'a>]) -> Vec<Result<Definition<'a>, Error>> {
-    let parse = |files: &[SourceFile<'a>]| -> Vec<_> {
-        files.iter().map(|file| Definition::parse(file.file, file.text)).collect()
-    };
-    let cores = thread::available_parallelism().map_or(1, NonZero::get);
-    let threads = cores.min(files.len() / FILES_PER_THREAD);
-    if threads < 2 {
-        return parse(files);
+/// What an agent's file alone says.
+enum Parsed<'a> {
+    Whole(Box<AgentSpec>),
+    Extends(Definition<'a>),
+}
+
+impl<'a> Parsed<'a> {
+    fn of(file: &'a str, text: &'a str) -> Result<Self, Error> {
+        let definition = Definition::parse(file, text)?;
+        Ok(match definition.extends() {
+            Some(_) => Parsed::Extends(definition),
+            None => Parsed::Whole(Box::new(definition.resolve(|_| None)?)),
+        })
     }
+}
+
+/// What `work` gives for each of `items`, in their order; many of them are shared out among threads.
+fn in_parallel<'a, T: Sync, R: Send>(items: &'a [T], work: impl Fn(&'a T) -> R + Sync) -> Vec<R> {
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let threads = cores.min(items.len() / FILES_PER_THREAD);
+    if threads < 2 {
+        return items.iter().map(work).collect();
+    }
+    let work = &work;
     thread::scope(|scope| {
-        let chunks = files.chunks(files.len().div_ceil(threads));
-        let workers: Vec<_> = chunks.map(|files| scope.spawn(move || parse(files))).collect();
-        let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+        let chunks = items.chunks(items.len().div_ceil(threads));
+        let workers: Vec<_> =
+            chunks.map(|items| scope.spawn(move || items.iter().map(work).collect::<Vec<R>>())).collect();
+        let join = |worker: thread::ScopedJoinHandle<'_, Vec<R>>| {
             worker.join().unwrap_or_else(|panic| resume_unwind(panic))
         };
         workers.into_iter().flat_map(join).collect()
@@ -438,10 +496,14 @@ pub(crate) type Files = Vec<(Kind, String, String)>;
 
 /// The files of a registry directory in the order of their names.
 pub(crate) fn read_dir(dir: &Path) -> Result<(Files, Vec<Skipped>), Error> {
-    let mut files = Files::new();
+    let paths = paths_in(dir)?;
+    let mut files = Files::with_capacity(paths.len());
     let mut skipped = Vec::new();
-    for (kind, path) in paths_in(dir)? {
-        read_file(kind, &path, &mut files, &mut skipped);
+    for ((kind, path), text) in paths.iter().zip(in_parallel(&paths, |(_, path)| read_text(path))) {
+        match text {
+            Ok(text) => files.push((*kind, path.to_string_lossy().into_owned(), text)),
+            Err(error) => skipped.push(Skipped { file: path.clone(), error }),
+        }
     }
     Ok((files, skipped))
 }
@@ -488,19 +550,13 @@ fn kind_of(path: &Path) -> Option<Kind> {
 pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed =
         |problem: std::io::Error| Error::storage(format!("reading directory `{}`", dir.display()), problem);
-    let mut paths = Vec::new();
+    let mut names = Vec::new();
     for entry in fs::read_dir(dir).map_err(failed)? {
-        paths.push(entry.map_err(failed)?.path());
+        names.push(entry.map_err(failed)?.file_name());
     }
-    paths.sort();
-    Ok(paths)
-}
-
-fn read_file(kind: Kind, path: &Path, files: &mut Files, skipped: &mut Vec<Skipped>) {
-    match read_text(path) {
-        Ok(text) => files.push((kind, path.to_string_lossy().into_owned(), text)),
-        Err(error) => skipped.push(Skipped { file: path.to_owned(), error }),
-    }
+    // Names compare faster than paths do, which are taken apart each time.
+    names.sort_unstable();
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
 /// The text of a file that is not larger than anything that is parsed.

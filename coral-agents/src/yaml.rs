@@ -5,6 +5,7 @@
 //! first, and typed values are read from the tree.
 
 mod de;
+mod everyday;
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -30,40 +31,47 @@ const MAX_DEPTH: usize = 48;
 
 /// A value of a YAML text and the line that it begins on, from 1.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Node {
+pub(crate) struct Node<'a> {
     pub(crate) line: usize,
-    pub(crate) yaml: Yaml,
+    pub(crate) yaml: Yaml<'a>,
 }
 
 /// What a [`Node`] holds.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Yaml {
+pub(crate) enum Yaml<'a> {
     Null,
     Bool(bool),
     Int(i64),
     Uint(u64),
     Float(f64),
-    Text(String),
-    List(Vec<Node>),
-    Map(Vec<Entry>),
+    Text(Cow<'a, str>),
+    List(Vec<Node<'a>>),
+    Map(Vec<Entry<'a>>),
 }
 
 /// A key of a mapping and its value.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
+pub(crate) struct Entry<'a> {
     pub(crate) line: usize,
-    pub(crate) key: String,
-    pub(crate) value: Node,
+    pub(crate) key: Cow<'a, str>,
+    pub(crate) value: Node<'a>,
 }
 
 /// Reads `text`, whose first line is line `first_line` of its file.
-pub(crate) fn parse(text: &str, first_line: usize) -> Result<Node, Problem> {
+pub(crate) fn parse(text: &str, first_line: usize) -> Result<Node<'_>, Problem> {
     if text.len() > MAX_BYTES {
         return Err(Problem::new(
             first_line,
             format!("the text has {} bytes, and {MAX_BYTES} is the most that is read", text.len()),
         ));
     }
+    match everyday::read(text, first_line) {
+        Some(node) => Ok(node),
+        None => parse_in_full(text, first_line),
+    }
+}
+
+fn parse_in_full(text: &str, first_line: usize) -> Result<Node<'_>, Problem> {
     let options = granit_parser::options! {
         disallow_directives: true,
         flow_nesting_limit: MAX_DEPTH,
@@ -73,32 +81,32 @@ pub(crate) fn parse(text: &str, first_line: usize) -> Result<Node, Problem> {
 }
 
 /// Makes a tree of a parser's events.
-struct Builder {
+struct Builder<'a> {
     first_line: usize,
-    open: Vec<Open>,
-    anchors: HashMap<usize, Node>,
+    open: Vec<Open<'a>>,
+    anchors: HashMap<usize, Node<'a>>,
     nodes: usize,
-    root: Option<Node>,
+    root: Option<Node<'a>>,
 }
 
 /// A list or a mapping that is not complete yet.
-struct Open {
+struct Open<'a> {
     line: usize,
     anchor: usize,
-    kind: OpenKind,
+    kind: OpenKind<'a>,
 }
 
-enum OpenKind {
-    List(Vec<Node>),
-    Map(Vec<Entry>, Option<(usize, String)>),
+enum OpenKind<'a> {
+    List(Vec<Node<'a>>),
+    Map(Vec<Entry<'a>>, Option<(usize, Cow<'a, str>)>),
 }
 
-impl Builder {
+impl<'a> Builder<'a> {
     fn new(first_line: usize) -> Self {
         Builder { first_line, open: Vec::new(), anchors: HashMap::new(), nodes: 0, root: None }
     }
 
-    fn build(mut self, text: &str, options: Options) -> Result<Node, Problem> {
+    fn build(mut self, text: &'a str, options: Options) -> Result<Node<'a>, Problem> {
         for event in Parser::new_from_str_with_options(text, options) {
             let (event, span) = event.map_err(|error| self.problem(error.marker().line(), error.info()))?;
             self.take(event, &span)?;
@@ -111,7 +119,7 @@ impl Builder {
         Problem::new(self.first_line + line.max(1) - 1, message)
     }
 
-    fn take(&mut self, event: Event<'_>, span: &Span) -> Result<(), Problem> {
+    fn take(&mut self, event: Event<'a>, span: &Span) -> Result<(), Problem> {
         let at = span.start.line();
         let line = self.first_line + at.max(1) - 1;
         match event {
@@ -156,7 +164,7 @@ impl Builder {
     }
 
     /// Puts a complete value where it belongs.
-    fn add(&mut self, node: Node, anchor: usize, at: usize) -> Result<(), Problem> {
+    fn add(&mut self, node: Node<'a>, anchor: usize, at: usize) -> Result<(), Problem> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
             return Err(self.problem(at, format!("there are more than {MAX_NODES} values")));
@@ -200,9 +208,9 @@ fn known(tag: Option<&Tag>) -> Result<bool, String> {
 }
 
 /// A scalar by the core schema of YAML 1.2, but for numbers with leading zeros, which are text.
-fn scalar(text: Cow<'_, str>, style: ScalarStyle, as_text: bool) -> Yaml {
+fn scalar(text: Cow<'_, str>, style: ScalarStyle, as_text: bool) -> Yaml<'_> {
     if as_text || style != ScalarStyle::Plain {
-        return Yaml::Text(text.into_owned());
+        return Yaml::Text(text);
     }
     match &*text {
         "" | "~" | "null" | "Null" | "NULL" => return Yaml::Null,
@@ -210,10 +218,10 @@ fn scalar(text: Cow<'_, str>, style: ScalarStyle, as_text: bool) -> Yaml {
         "false" | "False" | "FALSE" => return Yaml::Bool(false),
         _ => {}
     }
-    number(&text).unwrap_or_else(|| Yaml::Text(text.into_owned()))
+    number(&text).unwrap_or(Yaml::Text(text))
 }
 
-fn number(text: &str) -> Option<Yaml> {
+fn number(text: &str) -> Option<Yaml<'static>> {
     let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
     if !digits.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
         return None;
@@ -237,7 +245,7 @@ fn number(text: &str) -> Option<Yaml> {
     text.parse().ok().filter(|value: &f64| value.is_finite()).map(Yaml::Float)
 }
 
-impl Node {
+impl<'a> Node<'a> {
     /// How many values it has below it.
     fn count(&self) -> usize {
         match &self.yaml {
@@ -248,30 +256,54 @@ impl Node {
     }
 
     /// The text of a scalar that is a key.
-    fn into_key(self) -> Option<String> {
+    fn into_key(self) -> Option<Cow<'a, str>> {
         match self.yaml {
             Yaml::Text(text) => Some(text),
-            Yaml::Null => Some(String::new()),
-            Yaml::Bool(value) => Some(value.to_string()),
-            Yaml::Int(value) => Some(value.to_string()),
-            Yaml::Uint(value) => Some(value.to_string()),
-            Yaml::Float(value) => Some(value.to_string()),
+            Yaml::Null => Some(Cow::Borrowed("")),
+            Yaml::Bool(value) => Some(value.to_string().into()),
+            Yaml::Int(value) => Some(value.to_string().into()),
+            Yaml::Uint(value) => Some(value.to_string().into()),
+            Yaml::Float(value) => Some(value.to_string().into()),
             Yaml::List(_) | Yaml::Map(_) => None,
         }
     }
 
+    /// The same, with texts of its own.
+    pub(crate) fn into_owned(self) -> Node<'static> {
+        let yaml = match self.yaml {
+            Yaml::Null => Yaml::Null,
+            Yaml::Bool(value) => Yaml::Bool(value),
+            Yaml::Int(value) => Yaml::Int(value),
+            Yaml::Uint(value) => Yaml::Uint(value),
+            Yaml::Float(value) => Yaml::Float(value),
+            Yaml::Text(text) => Yaml::Text(Cow::Owned(text.into_owned())),
+            Yaml::List(items) => Yaml::List(items.into_iter().map(Node::into_owned).collect()),
+            Yaml::Map(entries) => Yaml::Map(
+                entries
+                    .into_iter()
+                    .map(|Entry { line, key, value }| Entry {
+                        line,
+                        key: Cow::Owned(key.into_owned()),
+                        value: value.into_owned(),
+                    })
+                    .collect(),
+            ),
+        };
+        Node { line: self.line, yaml }
+    }
+
     /// The entry of a mapping.
-    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry<'a>> {
         self.entries().iter().find(|entry| entry.key == key)
     }
 
     /// The value of a mapping's key.
-    pub(crate) fn get(&self, key: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, key: &str) -> Option<&Node<'a>> {
         self.entry(key).map(|entry| &entry.value)
     }
 
     /// The entries of a mapping; none if it is something else.
-    pub(crate) fn entries(&self) -> &[Entry] {
+    pub(crate) fn entries(&self) -> &[Entry<'a>] {
         match &self.yaml {
             Yaml::Map(entries) => entries,
             _ => &[],
@@ -316,10 +348,10 @@ impl Node {
             Yaml::Int(value) => Value::from(*value),
             Yaml::Uint(value) => Value::from(*value),
             Yaml::Float(value) => Value::from(*value),
-            Yaml::Text(text) => Value::from(text.as_str()),
+            Yaml::Text(text) => Value::from(text.as_ref()),
             Yaml::List(items) => items.iter().map(Node::to_json).collect(),
             Yaml::Map(entries) => {
-                entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()
+                entries.iter().map(|entry| (entry.key.clone().into_owned(), entry.value.to_json())).collect()
             }
         }
     }

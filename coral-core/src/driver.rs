@@ -2,9 +2,9 @@
 //! done on the strength of it, but for [what may go ahead](ahead).
 
 mod ahead;
+mod before;
 mod begin;
 mod deadline;
-mod given;
 mod inbox;
 mod kept;
 mod log;

@@ -270,7 +270,7 @@ impl<I: Data> Flow<I> {
         F: Feeds<Vec<T>>,
     {
         let (body, bodies) = sketch(name, body);
-        self.hold(name, StepKind::Map { body, concurrency }, bodies, &feed)
+        self.hold(name, StepKind::Map { body, over: None, concurrency }, bodies, &feed)
     }
 
     /// Adds a step in which a graph runs again and again, each turn on the output of the one

@@ -1,8 +1,8 @@
 //! The graph of a workflow, as data.
 
 mod checked;
+mod mermaid;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub struct StepData {
     /// The phase of the workflow; may be empty.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub phase: Arc<str>,
-    /// What the agent is asked to do beyond its definition.
+    /// What the agent is asked to do beyond its definition; of a question, what is asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub instructions: Vec<String>,
     /// How often it is tried.
@@ -114,7 +114,8 @@ pub enum StepKind {
     Agent(Arc<str>),
     /// The function of this name.
     Function(Arc<str>),
-    /// A question to a person; gives the answer. What is asked is the step's input.
+    /// A question to a person; gives the answer. What is asked is the step's input; with instructions, these
+    /// are the question, and the input is what it is about: `{question, about}`.
     Ask {
         /// JSON Schema of the answer.
         answer: serde_json::Value,
@@ -136,6 +137,10 @@ pub enum StepKind {
     Map {
         /// What runs for each item.
         body: Arc<GraphData>,
+        /// Where in the input the list is, as keys with dots between them: `data.services`, and
+        /// `STEP.data.services` where there are several inputs. Left out, the input is the list.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        over: Option<Arc<str>>,
         /// Items that run at once.
         concurrency: usize,
     },
@@ -176,7 +181,8 @@ impl StepKind {
             StepKind::Timer(ms) => format!("wait {ms} ms"),
             StepKind::Signal(name) => format!("signal: {name}"),
             StepKind::Workflow(graph) => graph.name.clone(),
-            StepKind::Map { body, .. } => format!("each: {}", body.name),
+            StepKind::Map { body, over: None, .. } => format!("each: {}", body.name),
+            StepKind::Map { body, over: Some(over), .. } => format!("each of {over}: {}", body.name),
             StepKind::Loop { body, until, .. } => format!("{} until {until}", body.name),
             StepKind::Route { agents, .. } => format!("route: {}", agents.join(", ")),
         }
@@ -402,47 +408,5 @@ impl GraphData {
     /// None in practice; the graph is plain data.
     pub fn digest(&self) -> Result<String, Error> {
         digest(self)
-    }
-
-    /// The graph as a Mermaid flowchart. `class_of` may give each step a class name, such as its
-    /// state in a run.
-    pub fn mermaid<'a>(&'a self, class_of: impl Fn(&str) -> Option<&'a str>) -> String {
-        let mut out = String::from("flowchart TD\n");
-        for (i, step) in self.steps.iter().enumerate() {
-            let runs = step.kind.label().replace('"', "'");
-            let mut label =
-                if *runs == *step.name { step.name.to_string() } else { format!("{}<br/>{runs}", step.name) };
-            // A condition stands on the edges; a step that takes nothing has none.
-            if let Some(when) = step.when.as_ref().filter(|_| step.inputs.is_empty()) {
-                label.push_str(&format!("<br/>if {}", when.replace('"', "'")));
-            }
-            out.push_str(&format!("    s{i}[\"{label}\"]"));
-            if let Some(class) = class_of(&step.name) {
-                out.push_str(&format!(":::{class}"));
-            }
-            out.push('\n');
-        }
-        let index: BTreeMap<&str, usize> =
-            self.steps.iter().enumerate().map(|(i, s)| (&*s.name, i)).collect();
-        for (i, step) in self.steps.iter().enumerate() {
-            let condition = step.when.as_ref().map(|when| when.replace('"', "'"));
-            for input in &step.inputs {
-                let Some(from) = index.get(&*input.step) else { continue };
-                let arrow = if input.optional { "-.->" } else { "-->" };
-                match &condition {
-                    Some(when) => out.push_str(&format!("    s{from} {arrow}|\"{when}\"| s{i}\n")),
-                    None => out.push_str(&format!("    s{from} {arrow} s{i}\n")),
-                }
-            }
-            for before in &step.after {
-                if let Some(from) = index.get(&**before) {
-                    out.push_str(&format!("    s{from} -.- s{i}\n"));
-                }
-            }
-            for reviewed in step.reviews.iter().filter_map(|step| index.get(&**step)) {
-                out.push_str(&format!("    s{i} -.->|sends back| s{reviewed}\n"));
-            }
-        }
-        out
     }
 }

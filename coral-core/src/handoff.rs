@@ -243,26 +243,38 @@ pub(crate) fn task_of(outputs: &[Option<Payload>], cx: &HandoffContext) -> Task 
     let mut task = cx.task();
     for (output, source) in outputs.iter().zip(&cx.sources) {
         let Some(output) = output else { continue };
+        let is_brief = source.path.is_empty() && cx.input.as_ref() == Some(output);
+        let Some(message) = source.message.as_deref().filter(|_| !is_brief) else {
+            if !is_brief {
+                task.instructions.extend(told_of(output, source));
+            }
+            continue;
+        };
         match output.get::<Report>() {
             Ok(report) => task.inputs.extend(task_input(&report, source)),
-            // The input of the graph: the run's own is the brief; that of a graph inside of
-            // another, such as one item of a list, is what this agent is asked to do.
-            Err(_) if source.path.is_empty() => match output.json() {
-                _ if cx.input.as_ref() == Some(output) => {}
-                Ok(Value::String(text)) => task.instructions.push(text.clone()),
-                Ok(other) => task.instructions.push(other.to_string()),
-                Err(_) => {}
-            },
             // What a function gave is no report; it still reaches the agent.
             Err(_) => {
-                if let (Ok(value), Some(message)) = (output.json(), &source.message) {
+                if let Ok(value) = output.json() {
                     let preserved = BTreeMap::from([("output".to_owned(), value.clone())]);
-                    task.inputs.push(TaskInput { message: (**message).clone(), preserved });
+                    task.inputs.push(TaskInput { message: message.clone(), preserved });
                 }
             }
         }
     }
     task
+}
+
+/// What came without a message, in words: the input of a graph inside of another, such as one item of a list, is what
+/// its agent is asked to do; a person, a signal, or a step that holds steps said something that the agent must know.
+fn told_of(output: &Payload, source: &HandoffSource) -> Option<String> {
+    let said = match output.json().ok()? {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    Some(match source.path.rsplit('/').next().filter(|name| !name.is_empty()) {
+        Some(name) => format!("`{name}` gave: {said}"),
+        None => said,
+    })
 }
 
 /// A UUID (version 8, RFC 9562) derived from `parts`: the same for the same parts.

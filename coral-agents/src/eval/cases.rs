@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{CheckResult, expression_problem};
 use crate::problem::{Problems, hint};
-use crate::yaml::{self, Node, Yaml};
+use crate::yaml::{self, Entry, Node, Yaml};
 
 const WHAT: &str = "evaluation";
 const KINDS: [&str; 5] = ["contains", "lacks", "delivers", "holds", "rubric"];
@@ -128,8 +128,8 @@ pub fn parse_cases(file: &str, text: &str) -> Result<Evaluation, Error> {
         Err(problem) => problems.push(problem),
         Ok(node) => {
             for entry in keys(&node, &["name", "cases"], &mut problems) {
-                match (entry.key.as_str(), &entry.value.yaml) {
-                    ("name", Yaml::Text(name)) => evaluation.name.clone_from(name),
+                match (&*entry.key, &entry.value.yaml) {
+                    ("name", Yaml::Text(name)) => name.as_ref().clone_into(&mut evaluation.name),
                     ("cases", Yaml::List(cases)) => {
                         evaluation.cases =
                             cases.iter().filter_map(|node| case(node, &mut problems)).collect();
@@ -152,14 +152,14 @@ pub fn parse_cases(file: &str, text: &str) -> Result<Evaluation, Error> {
 }
 
 /// The entries of a mapping whose keys are known; others are problems.
-fn keys<'a>(node: &'a Node, known: &[&str], problems: &mut Problems) -> Vec<&'a crate::yaml::Entry> {
+fn keys<'a>(node: &'a Node<'a>, known: &[&str], problems: &mut Problems) -> Vec<&'a Entry<'a>> {
     if !matches!(node.yaml, Yaml::Map(_)) {
         problems.add(node.line, format!("expected a mapping, found {}", node.kind()));
     }
     node.entries()
         .iter()
         .filter(|entry| {
-            let is_known = known.contains(&entry.key.as_str());
+            let is_known = known.contains(&&*entry.key);
             if !is_known {
                 let near = hint(&entry.key, known.iter().copied());
                 problems.add(entry.line, format!("unknown key `{}`{near}", entry.key));
@@ -169,15 +169,15 @@ fn keys<'a>(node: &'a Node, known: &[&str], problems: &mut Problems) -> Vec<&'a 
         .collect()
 }
 
-fn case(node: &Node, problems: &mut Problems) -> Option<Case> {
+fn case(node: &Node<'_>, problems: &mut Problems) -> Option<Case> {
     let (mut name, mut text, mut project, mut facts) = (None, None, None, BTreeMap::new());
     let mut files = BTreeMap::new();
     let mut checks = Vec::new();
     for entry in keys(node, &["name", "brief", "project", "facts", "files", "expect"], problems) {
-        match (entry.key.as_str(), &entry.value.yaml) {
-            ("name", Yaml::Text(value)) => name = Some(value.clone()),
-            ("brief", Yaml::Text(value)) => text = Some(value.clone()),
-            ("project", Yaml::Text(value)) => project = Some(value.clone()),
+        match (&*entry.key, &entry.value.yaml) {
+            ("name", Yaml::Text(value)) => name = Some(value.to_string()),
+            ("brief", Yaml::Text(value)) => text = Some(value.to_string()),
+            ("project", Yaml::Text(value)) => project = Some(value.to_string()),
             ("facts", Yaml::Map(_)) => match entry.value.read::<BTreeMap<String, Value>>() {
                 Ok(value) => facts = value,
                 Err(problem) => problems.push(problem),
@@ -211,12 +211,12 @@ fn case(node: &Node, problems: &mut Problems) -> Option<Case> {
     }
 }
 
-fn check(node: &Node, problems: &mut Problems) -> Option<Check> {
+fn check(node: &Node<'_>, problems: &mut Problems) -> Option<Check> {
     let (mut found, mut weight, mut at_least, mut file) = (None, 1.0, None, None);
     let known: Vec<&str> = KINDS.into_iter().chain(["file", "weight", "at_least"]).collect();
     for entry in keys(node, &known, problems) {
         let value = &entry.value;
-        match entry.key.as_str() {
+        match &*entry.key {
             "file" => match value.as_text() {
                 Some(text) if !text.trim().is_empty() => file = Some((value.line, text.trim().to_owned())),
                 _ => problems.add(value.line, "`file` must be a path or the type of a deliverable"),

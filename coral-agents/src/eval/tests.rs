@@ -103,7 +103,7 @@ async fn candidates_are_scored_and_compared() {
 
     let text = report.to_string();
     for line in [
-        "| v1 | 0.10 | 0 of 2 | 20 | – | 0.0 |",
+        "| v1 | 0.10 | 0 of 2 | 20 | – | ",
         "`v2` against `v1`: better in 2, worse in 0, the same in 0; mean difference +0.88, sign test p = 0.500: too few cases to tell a difference from chance.",
         "| short | 0.20 | 0.97 | 0.00 |",
         "- short: delivers `card`: 0.00: it is not among the deliverables",

@@ -169,7 +169,7 @@ impl Reader {
         self.notes.push(Note::new(line, part, Fate::Dropped(why.into())));
     }
 
-    fn name(&mut self, file: &str, front: &Node) -> Result<(), Error> {
+    fn name(&mut self, file: &str, front: &Node<'_>) -> Result<(), Error> {
         let entry = front.entry("name").filter(|entry| !scalar(&entry.value).is_empty());
         let name = match entry {
             Some(entry) => scalar(&entry.value),
@@ -206,11 +206,11 @@ impl Reader {
         Ok(())
     }
 
-    fn field(&mut self, entry: &Entry) {
+    fn field(&mut self, entry: &Entry<'_>) {
         let Entry { line, key, value } = entry;
         let line = *line;
         let shown = format!("`{key}`");
-        match key.as_str() {
+        match &**key {
             "description" => self.description(line, &scalar(value)),
             "tools" | "allowed-tools" | "allowed_tools" => self.tools(value),
             "disallowedTools" | "disallowed-tools" => {
@@ -278,7 +278,7 @@ impl Reader {
         }
     }
 
-    fn tools(&mut self, value: &Node) {
+    fn tools(&mut self, value: &Node<'_>) {
         self.named_tools = true;
         for (line, tool) in words(value) {
             let (meaning, restriction) = tools::meaning(&tool);
@@ -388,7 +388,7 @@ fn why_not(key: &str) -> &'static str {
 }
 
 /// A plain value as text; a list's items joined.
-fn scalar(node: &Node) -> String {
+fn scalar(node: &Node<'_>) -> String {
     match &node.yaml {
         Yaml::Text(text) => text.trim().to_owned(),
         Yaml::Null | Yaml::Map(_) => String::new(),
@@ -401,7 +401,7 @@ fn scalar(node: &Node) -> String {
 }
 
 /// The words of a list, or of a text that is one, with their lines.
-fn words(node: &Node) -> Vec<(usize, String)> {
+fn words(node: &Node<'_>) -> Vec<(usize, String)> {
     match &node.yaml {
         Yaml::List(items) => items.iter().flat_map(words).collect(),
         _ => tools::split(&scalar(node)).into_iter().map(|word| (node.line, word.to_owned())).collect(),
@@ -409,8 +409,8 @@ fn words(node: &Node) -> Vec<(usize, String)> {
 }
 
 /// Front matter read as `key: value` lines; a line without a key goes on with the value before.
-fn by_lines(front: &str, front_line: usize) -> Node {
-    let mut entries: Vec<Entry> = Vec::new();
+fn by_lines(front: &str, front_line: usize) -> Node<'_> {
+    let mut entries: Vec<Entry<'_>> = Vec::new();
     for (i, line) in front.lines().enumerate() {
         let number = front_line + i;
         let key = line.split_once(':').filter(|(key, value)| {
@@ -420,15 +420,16 @@ fn by_lines(front: &str, front_line: usize) -> Node {
         });
         match (key, entries.last_mut()) {
             (Some((key, value)), _) => {
-                let value = value.trim().trim_matches(['"', '\'']).to_owned();
-                let value = Node { line: number, yaml: Yaml::Text(value) };
+                let value = value.trim().trim_matches(['"', '\'']);
+                let value = Node { line: number, yaml: Yaml::Text(value.into()) };
                 if !entries.iter().any(|entry| entry.key == key) {
-                    entries.push(Entry { line: number, key: key.to_owned(), value });
+                    entries.push(Entry { line: number, key: key.into(), value });
                 }
             }
             (None, Some(Entry { value: Node { yaml: Yaml::Text(text), .. }, .. }))
                 if !line.trim().is_empty() =>
             {
+                let text = text.to_mut();
                 text.push('\n');
                 text.push_str(line.trim());
             }
@@ -437,10 +438,10 @@ fn by_lines(front: &str, front_line: usize) -> Node {
     }
     // A value that is YAML by itself, such as a list of tools, is taken as that.
     for Entry { line, key, value } in &mut entries {
-        if !matches!(key.as_str(), "name" | "description")
+        if !matches!(&**key, "name" | "description")
             && let Some(Ok(own)) = value.as_text().map(|text| yaml::parse(text, *line))
         {
-            *value = own;
+            *value = own.into_owned();
         }
     }
     Node { line: front_line, yaml: Yaml::Map(entries) }

@@ -1,11 +1,12 @@
 //! The plain shapes: a linear list, parallel groups, a conditional map.
 
-use super::surface::{self, Draft, Item, Options, Runs, Step, Word, option, word, words};
+use super::kinds::Runs;
+use super::surface::{self, Draft, Item, Options, Step, Word, option, word, words};
 use crate::problem::{Problems, hint};
 use crate::yaml::{Node, Yaml};
 
 /// A list of `[agent, {input: …}]` pairs or of groups, mixed as one likes.
-pub(super) fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn items(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     let Yaml::List(nodes) = &node.yaml else {
         return problems.add(node.line, format!("expected a list of steps or groups, found {}", node.kind()));
     };
@@ -33,7 +34,7 @@ pub(super) fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
     }
 }
 
-fn push_pair(agent: &Node, settings: Option<&Node>, draft: &mut Draft, problems: &mut Problems) {
+fn push_pair(agent: &Node<'_>, settings: Option<&Node<'_>>, draft: &mut Draft, problems: &mut Problems) {
     let mut inputs = Vec::new();
     let mut options = Options::default();
     let settings_node = settings;
@@ -41,7 +42,7 @@ fn push_pair(agent: &Node, settings: Option<&Node>, draft: &mut Draft, problems:
         problems.add(node.line, format!("the settings of a step are a mapping, not {}", node.kind()));
     }
     for entry in settings_node.map(Node::entries).unwrap_or_default() {
-        match entry.key.as_str() {
+        match &*entry.key {
             "input" | "inputs" => inputs = words(&entry.value, &entry.key, problems),
             other if option(other, &entry.value, &mut options, problems) => {}
             other => problems
@@ -73,7 +74,7 @@ fn push(agent: Word, loose: Vec<Word>, options: Options, draft: &mut Draft) {
 }
 
 /// `{conditions: {…}}`, or the map itself.
-pub(super) fn conditional(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn conditional(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     draft.plain_conditions = true;
     for entry in node.entries().iter().filter(|entry| entry.key != "conditions") {
         problems.add(entry.line, format!("unknown key `{}`{}", entry.key, hint(&entry.key, ["conditions"])));

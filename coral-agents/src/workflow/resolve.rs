@@ -4,9 +4,10 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use coral_core::{AgentSpec, GraphData, Input, OnGap, OutputSpec, StepData, StepKind};
+use coral_core::{GraphData, Input, OnGap, OutputSpec, StepData, StepKind};
 
-use super::surface::{Draft, Group, Item, Options, Runs, Step, Word};
+use super::kinds::{Body, Runs};
+use super::surface::{Draft, Group, Item, Options, Step, Word};
 use crate::problem::{Problems, hint};
 use crate::registry::Registry;
 
@@ -18,6 +19,8 @@ struct Lines {
     join: Option<usize>,
     retry: Option<usize>,
     reviews: Option<usize>,
+    /// The condition of a loop.
+    until: Option<Word>,
 }
 
 /// A step before its references are resolved.
@@ -70,17 +73,35 @@ pub(super) fn resolve(draft: Draft, registry: &Registry, problems: &mut Problems
 
 impl Resolver<'_> {
     fn add(&mut self, step: Step, shared: &[Word]) -> Option<Arc<str>> {
+        let name: Arc<str> = step.name.text.as_str().into();
+        let mut asks = None;
+        let mut until = None;
         let kind = match step.runs? {
+            Runs::Agent(word) => StepKind::Agent(self.agent(&word)),
             Runs::Function(word) => StepKind::Function(word.text.into()),
-            Runs::Agent(word) => match self.registry.agent(&word.text) {
-                Ok(spec) => StepKind::Agent(spec.id.as_str().into()),
-                Err(error) => {
-                    self.problems.add(word.line, error.kind().to_string());
-                    StepKind::Agent(word.text.into())
-                }
+            Runs::Ask { question, answer, deadline_ms, default } => {
+                asks = Some(question.text);
+                StepKind::Ask { answer, deadline_ms, default }
+            }
+            Runs::Timer(ms) => StepKind::Timer(ms),
+            Runs::Signal(word) => StepKind::Signal(word.text.into()),
+            Runs::Workflow(body) => StepKind::Workflow(self.body(body, &name)),
+            Runs::Map { body, over, concurrency } => StepKind::Map {
+                body: self.body(body, &name),
+                over: over.map(|word| word.text.into()),
+                concurrency: usize::try_from(concurrency.get()).unwrap_or(usize::MAX),
+            },
+            Runs::Loop { body, until: word, max_turns } => {
+                let body = self.body(body, &name);
+                let condition = word.text.as_str().into();
+                until = Some(word);
+                StepKind::Loop { body, until: condition, max_turns: max_turns.get() }
+            }
+            Runs::Route { agents, max_hops } => StepKind::Route {
+                agents: agents.iter().map(|word| self.agent(word)).collect(),
+                max_hops: max_hops.get(),
             },
         };
-        let name: Arc<str> = step.name.text.as_str().into();
         if let Some(first) = self.index.get(&name).and_then(|at| self.steps.get(*at)) {
             self.problems.add(
                 step.name.line,
@@ -103,6 +124,7 @@ impl Resolver<'_> {
             instructions,
             retry,
             timeout_ms,
+            budget,
             on_gap,
             max_rounds,
             reviews,
@@ -113,14 +135,17 @@ impl Resolver<'_> {
             join: join.map(|(line, _)| line),
             retry: retry.as_ref().map(|(line, _)| *line),
             reviews: reviews.first().map(|word| word.line),
+            until,
         };
         let mut data = StepData::new(name.clone(), kind);
         data.phase = phase.map(|word| word.text).unwrap_or_default().into();
         data.when = when.map(|word| word.text.into());
         data.join = join.map(|(_, join)| join).unwrap_or_default();
-        data.instructions = instructions;
+        // What a question asks is its instruction; those of its group are for agents.
+        data.instructions = asks.map_or(instructions, |question| vec![question]);
         data.retry = retry.map(|(_, retry)| retry).unwrap_or_default();
         data.timeout_ms = timeout_ms;
+        data.budget = budget.unwrap_or_default();
         data.on_gap = on_gap;
         data.max_rounds = max_rounds;
         self.index.insert(name.clone(), self.steps.len());
@@ -136,6 +161,37 @@ impl Resolver<'_> {
             shared: shared.to_vec(),
         });
         Some(name)
+    }
+
+    /// The id of an agent; a name that nobody has is reported, and stands as it is.
+    fn agent(&mut self, word: &Word) -> Arc<str> {
+        match self.registry.agent(&word.text) {
+            Ok(spec) => spec.id.as_str().into(),
+            Err(error) => {
+                self.problems.add(word.line, error.kind().to_string());
+                word.text.as_str().into()
+            }
+        }
+    }
+
+    /// The graph inside of the step `name`.
+    fn body(&mut self, body: Body, name: &Arc<str>) -> Arc<GraphData> {
+        match body {
+            Body::Known(word) => match self.registry.workflow(&word.text) {
+                Ok(graph) => graph.clone(),
+                Err(error) => {
+                    self.problems.add(word.line, error.kind().to_string());
+                    Arc::default()
+                }
+            },
+            Body::Here(mut draft) => {
+                if draft.name.is_empty() {
+                    name.as_ref().clone_into(&mut draft.name);
+                }
+                draft.defaults = self.defaults.under(draft.defaults);
+                Arc::new(resolve(*draft, self.registry, self.problems))
+            }
+        }
     }
 
     fn add_group(&mut self, group: Group) {
@@ -301,14 +357,14 @@ impl Resolver<'_> {
         }
         let earlier = self.steps.get(..at).unwrap_or_default();
         let giver = earlier.iter().rposition(|step| {
-            let Some(spec) = self.spec_of(step) else { return false };
-            delivers(&spec.in_phase(&step.data.phase).outputs, &word.text, plain)
+            let outputs = outputs_of(self.registry, &step.data);
+            delivers(&outputs, &word.text, plain)
         });
         // A plain shape names no phases: the one that gives what is asked for is meant.
         let in_phase = || {
             earlier.iter().enumerate().rev().filter(|(_, step)| plain && step.data.phase.is_empty()).find_map(
                 |(i, step)| {
-                    let phases = &self.spec_of(step)?.phases;
+                    let phases = &self.registry.find(step.data.kind.agent()?)?.phases;
                     let gives = |outputs: &Vec<OutputSpec>| delivers(outputs, &word.text, plain);
                     let (phase, _) =
                         phases.iter().find(|(_, spec)| spec.outputs.as_ref().is_some_and(gives))?;
@@ -335,10 +391,6 @@ impl Resolver<'_> {
         }
     }
 
-    fn spec_of(&self, step: &Pending) -> Option<&AgentSpec> {
-        step.data.kind.agent().and_then(|id| self.registry.find(id)).map(|spec| &**spec)
-    }
-
     fn output(&mut self, word: &Word) -> Option<Arc<str>> {
         if let Some((name, _)) = self.index.get_key_value(word.text.as_str()) {
             return Some(name.clone());
@@ -358,6 +410,10 @@ impl Resolver<'_> {
             return data;
         }
         for problem in data.problems() {
+            // A graph inside has been told where its own lines are.
+            if problem.message.starts_with("inside: ") {
+                continue;
+            }
             // Where a name is unknown, an edge is missing, and complaints about that are noise.
             let noise = ["unreachable", "quorum", "a join needs inputs"];
             if self.unresolved && noise.iter().any(|noise| problem.message.contains(noise)) {
@@ -365,12 +421,19 @@ impl Resolver<'_> {
             }
             let lines =
                 problem.step.as_ref().and_then(|step| self.index.get(step)).and_then(|at| lines.get(*at));
-            let part = lines.and_then(|lines| match problem.message.as_str() {
-                message if message.contains("condition") => lines.when,
-                message if message.contains("retry") => lines.retry,
-                message if message.contains("review") => lines.reviews,
-                message if message.contains("quorum") || message.contains("join") => lines.join,
-                _ => None,
+            let of_loop = |lines: &&Lines| {
+                let until = lines.until.as_ref()?;
+                let about = format!("condition `{}`", until.text);
+                problem.message.starts_with(&about).then_some(until.line)
+            };
+            let part = lines.and_then(|lines| {
+                of_loop(&lines).or_else(|| match problem.message.as_str() {
+                    message if message.contains("condition") => lines.when,
+                    message if message.contains("retry") => lines.retry,
+                    message if message.contains("review") => lines.reviews,
+                    message if message.contains("quorum") || message.contains("join") => lines.join,
+                    _ => None,
+                })
             });
             let line = part.or(lines.map(|lines| lines.step)).unwrap_or(line);
             self.problems.add(line, problem.to_string());
@@ -383,6 +446,22 @@ impl Resolver<'_> {
 fn input_of(step: &Pending) -> Input {
     let name = step.data.name.clone();
     if step.data.when.is_some() { Input::optional(name) } else { Input::required(name) }
+}
+
+/// What a step delivers, the steps inside of it included.
+fn outputs_of(registry: &Registry, step: &StepData) -> Vec<OutputSpec> {
+    match &step.kind {
+        StepKind::Agent(id) => {
+            registry.find(id).map(|spec| spec.in_phase(&step.phase).outputs).unwrap_or_default()
+        }
+        StepKind::Workflow(body) | StepKind::Map { body, .. } | StepKind::Loop { body, .. } => {
+            body.steps.iter().flat_map(|step| outputs_of(registry, step)).collect()
+        }
+        StepKind::Route { agents, .. } => {
+            agents.iter().filter_map(|id| registry.find(id)).flat_map(|spec| spec.outputs.clone()).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Whether `outputs` have the deliverable `kind`; a plain shape may shorten its name

@@ -1,8 +1,9 @@
 //! The form that workflow files are written in, read without looking at names yet.
 
-use coral_core::{Join, OnGap, RetryPolicy};
+use coral_core::{Budget, Join, OnGap, RetryPolicy, Usd};
 use serde::Deserialize;
 
+use super::kinds::{self, Runs};
 use super::plain;
 use crate::problem::{Problems, hint};
 use crate::yaml::{Node, Yaml};
@@ -31,13 +32,26 @@ pub(super) struct Draft {
     pub(super) line: usize,
 }
 
+impl Draft {
+    /// The known workflows that its steps name.
+    pub(super) fn uses<'a>(&'a self, names: &mut Vec<&'a str>) {
+        for item in &self.items {
+            let steps = match item {
+                Item::Step(step) => std::slice::from_ref(step),
+                Item::Group(group) => group.members.as_slice(),
+            };
+            steps.iter().filter_map(|step| step.runs.as_ref()).for_each(|runs| runs.uses(names));
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum Item {
     Step(Step),
     Group(Group),
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Step {
     pub(super) line: usize,
     pub(super) name: Word,
@@ -48,12 +62,6 @@ pub(super) struct Step {
     /// Whether it follows the step before it in any case.
     pub(super) linear: bool,
     pub(super) options: Options,
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Runs {
-    Agent(Word),
-    Function(Word),
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +86,7 @@ pub(super) struct Options {
     pub(super) instructions: Vec<String>,
     pub(super) retry: Option<(usize, RetryPolicy)>,
     pub(super) timeout_ms: Option<u64>,
+    pub(super) budget: Option<Budget>,
     pub(super) on_gap: Option<OnGap>,
     pub(super) max_rounds: Option<u32>,
     pub(super) reviews: Vec<Word>,
@@ -100,6 +109,7 @@ impl Options {
             instructions: self.instructions.iter().cloned().chain(own.instructions).collect(),
             retry: own.retry.or_else(|| self.retry.clone()),
             timeout_ms: own.timeout_ms.or(self.timeout_ms),
+            budget: own.budget.or_else(|| self.budget.clone()),
             on_gap: own.on_gap.or(self.on_gap),
             max_rounds: own.max_rounds.or(self.max_rounds),
             reviews: self.reviews.iter().cloned().chain(own.reviews).collect(),
@@ -107,7 +117,7 @@ impl Options {
     }
 }
 
-const OPTIONS: [&str; 10] = [
+const OPTIONS: [&str; 11] = [
     "phase",
     "after",
     "when",
@@ -115,6 +125,7 @@ const OPTIONS: [&str; 10] = [
     "instructions",
     "retry",
     "timeout_ms",
+    "budget",
     "on_gap",
     "max_rounds",
     "reviews",
@@ -133,12 +144,12 @@ const TOP: [&str; 11] = [
     "max_rounds",
 ];
 
-pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
+pub(super) fn read(node: &Node<'_>, stem: &str, problems: &mut Problems) -> Draft {
     let mut draft = Draft { name: stem.to_owned(), line: node.line, ..Draft::default() };
     match &node.yaml {
         Yaml::Map(entries) => {
             for entry in entries {
-                match entry.key.as_str() {
+                match &*entry.key {
                     "name" => {
                         draft.name =
                             word(&entry.value, "name", problems).map_or(draft.name, |word| word.text);
@@ -170,7 +181,7 @@ pub(super) fn read(node: &Node, stem: &str, problems: &mut Problems) -> Draft {
     draft
 }
 
-fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn items(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     let Yaml::List(nodes) = &node.yaml else {
         return problems.add(node.line, format!("`steps` must be a list, not {}", node.kind()));
     };
@@ -188,46 +199,39 @@ fn items(node: &Node, draft: &mut Draft, problems: &mut Problems) {
     }
 }
 
-pub(super) fn step(node: &Node, problems: &mut Problems) -> Option<Step> {
+pub(super) fn step(node: &Node<'_>, problems: &mut Problems) -> Option<Step> {
     let mut step = Step { line: node.line, ..Step::default() };
     let mut name = None;
     for entry in node.entries() {
-        match entry.key.as_str() {
+        match &*entry.key {
             "name" => name = word(&entry.value, "name", problems),
-            key @ ("agent" | "function") => {
-                let Some(word) = word(&entry.value, key, problems) else { continue };
-                if step.runs.is_some() {
-                    problems.add(entry.line, "a step runs an `agent` or a `function`, not both");
-                }
-                step.runs = Some(if key == "agent" { Runs::Agent(word) } else { Runs::Function(word) });
-            }
             "inputs" | "input" => step.inputs = words(&entry.value, &entry.key, problems),
+            kind if kinds::keys().any(|key| key == kind) => {}
             other if option(other, &entry.value, &mut step.options, problems) => {}
             other => {
-                let known = ["name", "agent", "function", "inputs"].into_iter().chain(OPTIONS);
-                problems.add(entry.line, format!("unknown key `{other}`{}", hint(other, known)));
+                let near = hint(other, ["name", "inputs"].into_iter().chain(OPTIONS));
+                let near = if near.is_empty() { hint(other, kinds::keys()) } else { near };
+                problems.add(entry.line, format!("unknown key `{other}`{near}"));
             }
         }
     }
-    let runs = match &step.runs {
-        Some(Runs::Agent(word) | Runs::Function(word)) => Some(word.clone()),
-        None => None,
-    };
-    match (name, runs) {
-        (_, None) => {
-            problems.add(step.line, "the step says neither which `agent` nor which `function` it runs");
-            None
-        }
-        (Some(name), Some(_)) | (None, Some(name)) => Some(Step { name, ..step }),
+    let runs = kinds::runs(node, problems)?;
+    if let Some(entry) = node.entry("instructions").filter(|_| !runs.listens()) {
+        problems.add(entry.line, "`instructions` are for an agent; give them to the steps inside");
     }
+    let Some(name) = name.or_else(|| runs.name().cloned()) else {
+        problems.add(step.line, "the step needs a `name`");
+        return None;
+    };
+    Some(Step { name, runs: Some(runs), ..step })
 }
 
-pub(super) fn group(node: &Node, plain: bool, problems: &mut Problems) -> Option<Group> {
+pub(super) fn group(node: &Node<'_>, plain: bool, problems: &mut Problems) -> Option<Group> {
     let mut group = Group { plain, ..Group::default() };
     let mut name = None;
     for entry in node.entries() {
         let value = &entry.value;
-        match entry.key.as_str() {
+        match &*entry.key {
             "group" | "name" => name = word(value, &entry.key, problems),
             "agents" => match &value.yaml {
                 Yaml::List(members) => {
@@ -275,7 +279,7 @@ pub(super) fn group(node: &Node, plain: bool, problems: &mut Problems) -> Option
 }
 
 /// Reads an option; `false` if `key` is none.
-pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &mut Problems) -> bool {
+pub(super) fn option(key: &str, value: &Node<'_>, options: &mut Options, problems: &mut Problems) -> bool {
     match key {
         "phase" => options.phase = word(value, key, problems),
         "after" => options.after = words(value, key, problems),
@@ -292,6 +296,7 @@ pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &
         }
         "retry" => options.retry = typed(value, key, problems).map(|retry| (value.line, retry)),
         "timeout_ms" => options.timeout_ms = typed(value, key, problems),
+        "budget" => options.budget = typed::<Limits>(value, key, problems).map(Limits::budget),
         "on_gap" => options.on_gap = typed(value, key, problems),
         "max_rounds" => options.max_rounds = typed(value, key, problems),
         "reviews" => options.reviews = words(value, key, problems),
@@ -300,7 +305,30 @@ pub(super) fn option(key: &str, value: &Node, options: &mut Options, problems: &
     true
 }
 
-fn typed<T: for<'de> Deserialize<'de>>(value: &Node, key: &str, problems: &mut Problems) -> Option<T> {
+/// A budget as it is written: money in dollars.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    usd: Option<f64>,
+    tokens: Option<u64>,
+    calls: Option<u64>,
+    agents: Option<u64>,
+    depth: Option<u64>,
+    wall_ms: Option<u64>,
+}
+
+impl Limits {
+    fn budget(self) -> Budget {
+        let Limits { usd, tokens, calls, agents, depth, wall_ms } = self;
+        Budget { usd: usd.map(Usd::from_dollars), tokens, calls, agents, depth, wall_ms }
+    }
+}
+
+pub(super) fn typed<T: for<'de> Deserialize<'de>>(
+    value: &Node<'_>,
+    key: &str,
+    problems: &mut Problems,
+) -> Option<T> {
     value
         .read()
         .map_err(|mut problem| {
@@ -310,7 +338,7 @@ fn typed<T: for<'de> Deserialize<'de>>(value: &Node, key: &str, problems: &mut P
         .ok()
 }
 
-pub(super) fn word(node: &Node, key: &str, problems: &mut Problems) -> Option<Word> {
+pub(super) fn word(node: &Node<'_>, key: &str, problems: &mut Problems) -> Option<Word> {
     match node.as_text() {
         Some(text) if !text.trim().is_empty() => Some(Word { line: node.line, text: text.trim().to_owned() }),
         Some(_) => {
@@ -325,7 +353,7 @@ pub(super) fn word(node: &Node, key: &str, problems: &mut Problems) -> Option<Wo
 }
 
 /// A text or a list of texts.
-pub(super) fn words(node: &Node, key: &str, problems: &mut Problems) -> Vec<Word> {
+pub(super) fn words(node: &Node<'_>, key: &str, problems: &mut Problems) -> Vec<Word> {
     match &node.yaml {
         Yaml::List(items) => items.iter().filter_map(|item| word(item, key, problems)).collect(),
         Yaml::Null => Vec::new(),
@@ -334,13 +362,13 @@ pub(super) fn words(node: &Node, key: &str, problems: &mut Problems) -> Vec<Word
 }
 
 /// A map from a condition to one agent or several.
-pub(super) fn conditions(node: &Node, draft: &mut Draft, problems: &mut Problems) {
+pub(super) fn conditions(node: &Node<'_>, draft: &mut Draft, problems: &mut Problems) {
     if !matches!(node.yaml, Yaml::Map(_)) {
         return problems
             .add(node.line, format!("`conditions` maps conditions to agents; it can't be {}", node.kind()));
     }
     for entry in node.entries() {
-        let condition = Word { line: entry.line, text: entry.key.clone() };
+        let condition = Word { line: entry.line, text: entry.key.to_string() };
         for agent in words(&entry.value, &entry.key, problems) {
             draft.conditions.push((condition.clone(), agent));
         }

@@ -1,5 +1,6 @@
-use coral_core::{ErrorKind, Input, Join};
+use coral_core::{Budget, ErrorKind, Input, Join, StepKind, Usd};
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::*;
 
@@ -210,7 +211,7 @@ extra: 1
             "w.yaml:10: step `requirements`: condition `needs and (`: syntax error: unexpected end of input, expected expression",
             "w.yaml:11: step `requirements`: `retry.max_attempts` counts the first try, so it is at least 1",
             "w.yaml:12: step `design` stands on line 4 too: give one of them another name",
-            "w.yaml:15: the step says neither which `agent` nor which `function` it runs",
+            "w.yaml:15: the step does not say what it runs: one of `agent`, `function`, `ask`, `timer`, `signal`, `workflow`, `map`, `loop`, `route`",
             "w.yaml:16: unknown key `inptus`; did you mean `inputs`?",
             "w.yaml:18: unknown key `nmae`; did you mean `name`?",
             "w.yaml:21: unknown key `colour`",
@@ -258,6 +259,154 @@ fn structure_is_checked_with_lines() {
     );
 }
 
+/// Every kind of step, as it is written and as it becomes.
+#[test]
+fn every_kind_of_step_is_read() {
+    let graph = load(
+        "
+steps:
+  - {name: design, agent: project_architect}
+  - name: services
+    map:
+      - {agent: backend_developer, phase: development, on_gap: from_brief}
+    over: data.services
+    concurrency: 2
+    inputs: design
+    budget: {usd: 2.5, calls: 40}
+  - name: polish
+    loop:
+      description: Until it is good.
+      output: qa_testing
+      steps:
+        - {agent: frontend_developer, on_gap: from_brief}
+        - {agent: qa_testing, inputs: frontend_developer}
+    until: output.data.passed or turn == 2
+    max_turns: 3
+    inputs: services
+  - name: release
+    ask: May it go out?
+    answer: [go, wait]
+    deadline_ms: 1000
+    default: wait
+    inputs: [design, polish]
+  - {name: rest, timer: 250, inputs: release}
+  - signal: window
+  - {workflow: documentation_only, inputs: [rest, window]}
+  - {name: desk, route: [qa_testing, database_admin], max_hops: 4, inputs: release}
+",
+    );
+    let kind = |name: &str| &graph.steps.iter().find(|step| *step.name == *name).unwrap().kind;
+    let StepKind::Map { body, over, concurrency: 2 } = kind("services") else { panic!() };
+    assert_eq!((&*body.name, over.as_deref()), ("services", Some("data.services")));
+    assert_eq!(outline(body), ["backend_developer: backend_developer in development"]);
+    let StepKind::Loop { body, until, max_turns: 3 } = kind("polish") else { panic!() };
+    assert_eq!(&**until, "output.data.passed or turn == 2");
+    assert_eq!((&*body.description, body.output.as_deref()), ("Until it is good.", Some("qa_testing")));
+    assert_eq!(outline(body)[1], "qa_testing: qa_testing <- frontend_developer");
+    let asked = StepKind::Ask {
+        answer: json!({"enum": ["go", "wait"]}),
+        deadline_ms: Some(1000),
+        default: Some(json!("wait")),
+    };
+    assert_eq!(*kind("release"), asked);
+    assert_eq!(graph.steps[3].instructions, ["May it go out?"]);
+    assert_eq!(*kind("rest"), StepKind::Timer(250));
+    assert_eq!(*kind("window"), StepKind::Signal("window".into()));
+    let known = Registry::builtin().workflow("documentation_only").unwrap().clone();
+    assert_eq!(*kind("documentation_only"), StepKind::Workflow(known));
+    let agents = vec!["qa_testing".into(), "database_specialist".into()];
+    assert_eq!(*kind("desk"), StepKind::Route { agents, max_hops: 4 });
+    let budget = Budget { usd: Some(Usd::from_dollars(2.5)), calls: Some(40), ..Budget::default() };
+    assert_eq!(graph.steps[1].budget, budget);
+    assert!(graph.problems().is_empty());
+    // As a journal keeps it, it comes back.
+    let text = serde_json::to_string(&graph).unwrap();
+    assert_eq!(serde_json::from_str::<GraphData>(&text).unwrap(), graph);
+}
+
+#[test]
+fn answers_are_types_lists_and_schemas() {
+    let answer = |line: &str| {
+        let text = format!("steps:\n  - name: a\n    ask: x?\n{line}");
+        let StepKind::Ask { answer, .. } = load(&text).steps[0].kind.clone() else { panic!() };
+        answer
+    };
+    assert_eq!(answer(""), json!({"type": "boolean"}));
+    assert_eq!(answer("    answer: string\n"), json!({"type": "string"}));
+    assert_eq!(answer("    answer: [1, two]\n"), json!({"enum": [1, "two"]}));
+    assert_eq!(answer("    answer: {type: integer, minimum: 2}\n"), json!({"type": "integer", "minimum": 2}));
+}
+
+#[test]
+fn what_is_wrong_with_a_kind_is_told_with_its_line() {
+    check_problems(
+        "steps:
+  - name: a
+    loop:
+      - {name: in, agent: qa_tester}
+      - {name: out, agent: qa_testing, inputs: inn}
+    until: output and (
+    max_turns: 2
+  - name: b
+    map: documentation
+    concurrency: 0
+  - name: c
+    ask: Well?
+    answer: bool
+    until: x
+  - name: d
+    ask: Well?
+    answer: [go, wait]
+    deadline_ms: 5
+    default: perhaps
+  - name: e
+    ask: Well?
+    default: true
+  - {name: f, timer: soon}
+  - {name: g, route: [qa_testing]}
+  - {name: h, loop: [{agent: qa_testing}]}
+  - {name: i, agent: qa_testing, function: f}
+  - timer: 5
+  - {name: j, workflow: 3}
+  - {name: k, timer: 5, instructions: Hurry.}
+  - name: l
+    workflow:
+      - {name: x, agent: qa_testing, when: steps.y.data}
+",
+        &[
+            "w.yaml:4: no agent is called `qa_tester`; did you mean `qa_testing`?",
+            "w.yaml:5: no step or group is called `inn`; did you mean `in`?",
+            "w.yaml:6: step `a`: condition `output and (`: syntax error: unexpected end of input, expected expression",
+            "w.yaml:10: `concurrency`: invalid value: integer `0`, expected a nonzero u32",
+            "w.yaml:13: `answer`: no type is called `bool`; a type is one of boolean, string, integer, number, a list of answers or a JSON Schema",
+            "w.yaml:14: `until` belongs to `loop`, and this step has `ask`",
+            "w.yaml:15: step `d`: the default answer does not fit: /: \"perhaps\" is none of \"go\", \"wait\"",
+            "w.yaml:22: `default` is the answer at a `deadline_ms`, and there is none",
+            "w.yaml:23: `timer`: expected u64, found `soon`",
+            "w.yaml:24: `route` needs `max_hops`",
+            "w.yaml:25: `loop` needs `max_turns`",
+            "w.yaml:25: `loop` needs `until`",
+            "w.yaml:26: a step runs one thing, and this one has `agent` and `function`",
+            "w.yaml:27: the step needs a `name`",
+            "w.yaml:28: `workflow` is the name of a workflow, its steps or the whole of it, not a number",
+            "w.yaml:29: `instructions` are for an agent; give them to the steps inside",
+            "w.yaml:32: step `x`: its condition: no step is called `y`; did you mean `x`?",
+        ],
+    );
+    check_problems(
+        "steps:\n  - {name: a, workflow: []}\n  - name: b\n    workflow: [[qa_testing, {}], {group: g, agents: [qa_testing], shared_context: unheard_of}]\n",
+        &[
+            "w.yaml:2: `workflow` has no steps",
+            "w.yaml:4: a step is a mapping such as `{name: …, agent: …}`, not a list",
+            "w.yaml:4: no step or group is called `unheard_of`",
+        ],
+    );
+    check_problems(
+        "steps:\n  - {name: a, workflow: documentation_onyl}\n",
+        &["w.yaml:2: no workflow is called `documentation_onyl`; did you mean `documentation_only`?"],
+    );
+}
+
 #[test]
 fn python_is_only_what_looks_like_it() {
     assert_eq!(python::to_yaml("name: x\nsteps: []\n"), None);
@@ -275,7 +424,10 @@ proptest! {
         Just("    agent: qa_testing\n"), Just("    inputs: [a, g, \"b?\"]\n"), Just("    when: x and\n"),
         Just("    join: {quorum: 0}\n"), Just("    join: some\n"), Just("conditions:\n  x: [qa_testing]\n"),
         Just("workflow = [\n"), Just("(\"a\", {}),\n"), Just("]\n"), Just("output: a\n"), Just("- [a, {input: b}]\n"),
-        Just("    after: [g]\n"), Just("name: {}\n"), Just("    agents: 3\n"), Just("    - {agent: [x]}\n"), Just("'"),
+        Just("    after: [g]\n"), Just("  - name: l\n"), Just("    loop: [{agent: qa_testing}]\n"), Just("    until: turn > 1\n"),
+        Just("    max_turns: 2\n"), Just("    ask: Well?\n"), Just("    deadline_ms: 5\n"), Just("    default: true\n"),
+        Just("    map:\n      - {name: i, timer: 1}\n"), Just("    over: a.b\n"), Just("    workflow: documentation_only\n"),
+        Just("    route: [qa_testing, nobody]\n"), Just("    max_hops: 1\n"), Just("    signal: s\n"), Just("name: {}\n"), Just("    agents: 3\n"), Just("    - {agent: [x]}\n"), Just("'"),
     ], 0..14)) {
         let text = parts.concat();
         match parse_workflow("w.yaml", &text, &Registry::builtin()) {

@@ -94,12 +94,12 @@ impl fmt::Display for Found<'_> {
     }
 }
 
-pub(super) fn read<T: for<'de> Deserialize<'de>>(node: &Node) -> Result<T, Problem> {
+pub(super) fn read<T: for<'de> Deserialize<'de>>(node: &Node<'_>) -> Result<T, Problem> {
     T::deserialize(At(node)).map_err(|misfit| Problem::new(misfit.line.unwrap_or(node.line), misfit.message))
 }
 
 /// Reads from a node.
-struct At<'a>(&'a Node);
+struct At<'a>(&'a Node<'a>);
 
 impl<'de> Deserializer<'de> for At<'_> {
     type Error = Misfit;
@@ -143,7 +143,7 @@ impl<'de> Deserializer<'de> for At<'_> {
         let line = self.0.line;
         match &self.0.yaml {
             Yaml::Text(text) => {
-                let text: StrDeserializer<'_, Misfit> = text.as_str().into_deserializer();
+                let text: StrDeserializer<'_, Misfit> = text.as_ref().into_deserializer();
                 visitor.visit_enum(text)
             }
             Yaml::Map(entries) if entries.len() == 1 => {
@@ -191,7 +191,7 @@ impl<'de> Deserializer<'de> for At<'_> {
     }
 }
 
-struct Items<'a>(std::slice::Iter<'a, Node>);
+struct Items<'a>(std::slice::Iter<'a, Node<'a>>);
 
 impl<'de> SeqAccess<'de> for Items<'_> {
     type Error = Misfit;
@@ -202,12 +202,12 @@ impl<'de> SeqAccess<'de> for Items<'_> {
 }
 
 struct Entries<'a> {
-    rest: std::slice::Iter<'a, Entry>,
-    current: Option<&'a Entry>,
+    rest: std::slice::Iter<'a, Entry<'a>>,
+    current: Option<&'a Entry<'a>>,
 }
 
 impl<'a> Entries<'a> {
-    fn of(entries: &'a [Entry]) -> Self {
+    fn of(entries: &'a [Entry<'a>]) -> Self {
         Entries { rest: entries.iter(), current: None }
     }
 }
@@ -219,7 +219,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         self.current = self.rest.next();
         self.current
             .map(|entry| {
-                let key: StrDeserializer<'_, Misfit> = entry.key.as_str().into_deserializer();
+                let key: StrDeserializer<'_, Misfit> = entry.key.as_ref().into_deserializer();
                 seed.deserialize(key).map_err(|misfit| misfit.at(entry.line))
             })
             .transpose()

@@ -139,7 +139,63 @@ fn an_alias_bomb_is_refused() {
     assert!(parse(&long, 1).is_err());
 }
 
+/// Whatever the quick parser reads, the full one reads too, and alike.
+#[track_caller]
+fn check_both(text: &str) -> bool {
+    let Some(quick) = everyday::read(text, 3) else { return false };
+    assert_eq!(Ok(quick), parse_in_full(text, 3), "{text:?}");
+    true
+}
+
+#[test]
+fn what_people_write_is_read_in_one_pass() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    for dir in ["agents", "workflows"] {
+        for entry in std::fs::read_dir(root.join(dir)).unwrap() {
+            let path = entry.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            let front = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n"));
+            assert!(check_both(front.map_or(&*text, |(front, _)| front)), "{}", path.display());
+        }
+    }
+    for text in [
+        "a: b c # d\n\n# e\nf:\n  g: 1\n  h:\n  - x\n  - y: [1, two, 'three', \"fo ur\", {five: 6, s: t}]\n    z:\n",
+        "- - \n",
+        "-\n  a: 1\n-\n- b\n",
+        "a: >-\n  one\n  two\n\nb: |\n  three\n  four\nc: é\n",
+        "  a: -5\n  b: http://x.y:80/#z\n",
+        "a: []\nb: {}\nc: ''\nd: \"\"\ntrue: x\n1.50: y\n~: z\n",
+    ] {
+        check_both(text);
+    }
+    for rare in [
+        "",
+        "a: b: c\n",
+        "a: 1\na: 2\n",
+        "a: &x 1\n",
+        "a: \"\\n\"\n",
+        "a: one\n  two\n",
+        "a\tb: 1\n",
+        "a: [1,\n  2]\n",
+    ] {
+        assert!(!check_both(rare), "{rare:?}");
+    }
+}
+
 proptest! {
+    #[test]
+    fn what_is_read_in_one_pass_is_read_alike(parts in prop::collection::vec(
+        prop_oneof![
+            4 => prop_oneof![Just("\n"), Just("\n  "), Just("\n    "), Just("\n - "), Just("\n- "), Just("\n  - ")],
+            4 => prop_oneof![Just("a: "), Just("b: "), Just("c:"), Just("\nd: "), Just("\ne:"), Just("\n  f: "), Just("\n  g:")],
+            3 => prop_oneof![Just("x"), Just("y z"), Just("5"), Just("-5"), Just("true"), Just("~"), Just("null"), Just("0x1F"), Just("1.5"), Just("é")],
+            3 => prop_oneof![Just("["), Just("]"), Just(", "), Just("{"), Just("}"), Just("\""), Just("'"), Just("[x, y]"), Just("{k: v}")],
+            1 => prop_oneof![Just("|"), Just(">"), Just("|-\n  "), Just(">-\n  "), Just("|\n  "), Just(">\n   "), Just("#"), Just(" #"), Just(" "), Just("-"), Just("- "), Just(":")],
+            1 => prop_oneof![Just("---"), Just("..."), Just("&"), Just("*"), Just("!"), Just("%"), Just("@"), Just("?"), Just("? "), Just("\\"), Just("\u{feff}"), Just("\u{85}"), Just("\u{2028}"), Just("\t"), Just("\r\n"), Just("`"), Just("<<: "), Just("\u{7f}"), Just(",")],
+        ], 0..24)) {
+        check_both(&parts.concat());
+    }
+
     #[test]
     fn no_text_makes_it_panic(text in "\\PC{0,200}") {
         if let Ok(node) = parse(&text, 1) {

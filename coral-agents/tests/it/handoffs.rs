@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use coral_agents::Registry;
-use coral_core::{AgentSpec, Deliverable, GraphData, Report, Templates};
+use coral_core::{AgentSpec, Deliverable, GraphData, OutputSpec, Report, Templates};
 use serde_json::json;
 
 /// The handoff templates of all agents, by id.
@@ -20,10 +20,21 @@ fn templates(registry: &Registry) -> Templates {
     templates
 }
 
-/// The lines that `spec` hands to `to` in `phase`, when it has delivered what it promises there.
-fn handed(templates: &Templates, spec: &AgentSpec, phase: &str, to: &str) -> Vec<String> {
+/// What it delivers in any case.
+fn is_owed(output: &OutputSpec) -> bool {
+    !output.optional
+}
+
+/// The lines that `spec` hands to `to` in `phase`, when it has `delivered` of what it promises there.
+fn handed(
+    templates: &Templates,
+    spec: &AgentSpec,
+    phase: &str,
+    to: &str,
+    delivered: fn(&OutputSpec) -> bool,
+) -> Vec<String> {
     let spec = spec.in_phase(phase);
-    let deliverables = spec.outputs.iter().filter(|output| !output.optional).map(|output| Deliverable {
+    let deliverables = spec.outputs.iter().filter(|output| delivered(output)).map(|output| Deliverable {
         kind: output.kind.clone(),
         path: output.path.clone(),
         description: output.description.clone(),
@@ -77,7 +88,7 @@ fn the_handoffs_of_every_workflow_are_as_recorded() {
                 "{} ({}, {}) -> {} ({taker}, {})\n",
                 from.name, spec.id, from.phase, to.name, to.phase
             ));
-            for line in handed(&templates, spec, &from.phase, taker) {
+            for line in handed(&templates, spec, &from.phase, taker, |_| true) {
                 text.push_str(&format!("  {line}\n"));
             }
         }
@@ -105,7 +116,7 @@ fn only_successors_get_a_task_of_their_own() {
         for phase in phases {
             let in_phase = spec.in_phase(phase);
             for taker in registry.agents().map(|other| other.id.as_str()).chain(["stranger"]) {
-                let lines = handed(&templates, spec, phase, taker);
+                let lines = handed(&templates, spec, phase, taker, is_owed);
                 let successor = in_phase.handoff.next_agents.iter().any(|next| next == taker);
                 told += usize::from(successor && !is_neutral(&lines, &in_phase));
                 if !successor && !is_neutral(&lines, &in_phase) {
@@ -129,7 +140,7 @@ fn a_handoff_names_only_files_that_are_owed() {
             let (from, to) = (&graph.steps[from], &graph.steps[to]);
             let spec = registry.agent(from.kind.agent().unwrap()).unwrap();
             let owed = spec.in_phase(&from.phase);
-            for line in handed(&templates, spec, &from.phase, to.kind.agent().unwrap()) {
+            for line in handed(&templates, spec, &from.phase, to.kind.agent().unwrap(), is_owed) {
                 let words = line.split([' ', ',', ';', ':']).map(|word| word.trim_end_matches(['.', '\'']));
                 for path in words.filter(|word| word.contains('/')) {
                     let place = path.trim_end_matches('/');

@@ -1,12 +1,23 @@
 //! The built-in workflows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coral_agents::{Explanation, Registry};
+use coral_core::{Condition, GraphData};
 use serde_json::Value;
 
 fn facts(names: &[&str]) -> BTreeMap<String, Value> {
     names.iter().map(|name| ((*name).to_owned(), true.into())).collect()
+}
+
+/// The facts that a workflow's conditions ask for.
+pub(crate) fn facts_of(graph: &GraphData) -> BTreeSet<String> {
+    let conditions = graph.steps.iter().filter_map(|step| step.when.as_deref());
+    conditions
+        .map(|when| Condition::new(when).unwrap())
+        .flat_map(|condition| condition.reads().map(str::to_owned).collect::<Vec<_>>())
+        .filter(|name| !name.starts_with("steps."))
+        .collect()
 }
 
 #[track_caller]
@@ -81,7 +92,7 @@ fn an_incident_calls_only_those_whom_it_concerns() {
 #[test]
 fn every_agent_works_in_some_workflow() {
     let registry = Registry::builtin();
-    let at_work: std::collections::BTreeSet<&str> = registry
+    let at_work: BTreeSet<&str> = registry
         .workflows()
         .flat_map(|graph| graph.steps.iter().filter_map(|step| step.kind.agent()).map(|id| &**id))
         .collect();
@@ -97,9 +108,8 @@ fn every_workflow_reaches_its_output() {
     let workflows: Vec<_> = registry.workflows().collect();
     assert_eq!(workflows.len(), 10);
     for graph in workflows {
-        let words =
-            graph.steps.iter().filter_map(|step| step.when.as_deref()).flat_map(|when| when.split(' '));
-        let names: Vec<&str> = words.filter(|word| !matches!(*word, "and" | "or" | "not")).collect();
+        let names = facts_of(graph);
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         assert!(!names.is_empty(), "{} has conditions", graph.name);
         let sets = [vec![], names.clone()].into_iter().chain(names.iter().map(|name| vec![*name]));
         for set in sets {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -114,6 +115,13 @@ impl Driver {
             return Ok(());
         };
         let kind = data.kind.clone();
+        let input = match &kind {
+            StepKind::Ask { .. } if !data.instructions.is_empty() => Payload::from_json(json!({
+                "question": data.instructions.join("\n"),
+                "about": input.json()?,
+            })),
+            _ => input,
+        };
         let (effect, label, digest) = match &kind {
             StepKind::Ask { .. } => (EffectKind::Ask, path.clone(), digest(&input)?),
             StepKind::Timer(ms) => (EffectKind::Timer, "wait".into(), ms.to_string()),

@@ -283,7 +283,9 @@ impl Machine {
                 Some(None) => Ok(None),
                 Some(Some(result)) => Err(result.clone()),
             },
-            StepKind::Map { concurrency, .. } => self.next_item(slot, input, *concurrency),
+            StepKind::Map { over, concurrency, .. } => {
+                self.next_item(slot, input, over.as_deref(), *concurrency)
+            }
             StepKind::Loop { until, max_turns, .. } => match last {
                 None => Ok(Some(Next { prefix: format!("{path}/turn[1]"), body: 0, input: input.clone() })),
                 Some(None) => Ok(None),
@@ -348,14 +350,11 @@ impl Machine {
         &self,
         slot: &Slot,
         input: &Payload,
+        over: Option<&str>,
         concurrency: usize,
     ) -> Result<Option<Next>, Result<Payload, Error>> {
         let path = &slot.path;
-        let items = match input.json() {
-            Ok(Value::Array(items)) => items,
-            Ok(_) => return Err(Err(Error::invalid(format!("input of `{path}`"), "a map takes a list"))),
-            Err(error) => return Err(Err(error)),
-        };
+        let items = items_of(path, input, over).map_err(Err)?;
         let (running, index) = (slot.running, slot.children.len());
         match items.get(index) {
             Some(item) if !slot.failed && self.cancel.is_none() => {
@@ -455,5 +454,28 @@ impl Machine {
         for step in steps {
             self.consider(step, None, commands);
         }
+    }
+}
+
+/// The list that a map goes through.
+fn items_of<'a>(path: &str, input: &'a Payload, over: Option<&str>) -> Result<&'a Vec<Value>, Error> {
+    let refuse = |problem: String| Error::invalid(format!("input of `{path}`"), problem);
+    let mut found = input.json()?;
+    for key in over.into_iter().flat_map(|over| over.split('.')) {
+        found = found.get(key).ok_or_else(|| {
+            let keys = found.as_object().into_iter().flat_map(|object| object.keys());
+            let keys: Vec<&str> = keys.map(String::as_str).collect();
+            let there =
+                if keys.is_empty() { String::new() } else { format!("; there are {}", keys.join(", ")) };
+            refuse(format!(
+                "the map goes over `{}`, and there is no `{key}`{there}",
+                over.unwrap_or_default()
+            ))
+        })?;
+    }
+    match (found, over) {
+        (Value::Array(items), _) => Ok(items),
+        (_, None) => Err(refuse("a map takes a list".to_owned())),
+        (_, Some(over)) => Err(refuse(format!("the map goes over `{over}`, which is no list"))),
     }
 }

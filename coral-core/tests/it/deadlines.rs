@@ -233,7 +233,7 @@ fn a_time_limit_that_would_not_hold_is_a_problem_of_the_graph() {
         StepKind::Timer(5),
         StepKind::Signal("go".into()),
         StepKind::Workflow(body.clone()),
-        StepKind::Map { body, concurrency: 1 },
+        StepKind::Map { body, over: None, concurrency: 1 },
         StepKind::Route { agents: vec!["a".into()], max_hops: 2 },
     ];
     for kind in kinds {

@@ -223,7 +223,7 @@ fn reviewer(name: &str, id: &str, inputs: &[&str]) -> StepData {
 }
 
 fn each(name: &str, body: Vec<StepData>, inputs: &[&str]) -> StepData {
-    step(name, StepKind::Map { body: graph("body", body), concurrency: 2 }, inputs)
+    step(name, StepKind::Map { body: graph("body", body), over: None, concurrency: 2 }, inputs)
 }
 
 fn samples() -> Vec<Arc<GraphData>> {

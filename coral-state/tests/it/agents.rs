@@ -25,7 +25,7 @@ fn nested(last: Seq, at_ms: u64) -> Vec<Record> {
     let turns = graph("turns", vec![agent("test", "tester")]);
     let team = vec!["writer".into(), "editor".into()];
     let steps = vec![
-        StepData::new("parts", StepKind::Map { body: Arc::new(each), concurrency: 2 }),
+        StepData::new("parts", StepKind::Map { body: Arc::new(each), over: None, concurrency: 2 }),
         StepData::new("check", StepKind::Loop { body: Arc::new(turns), until: "true".into(), max_turns: 3 }),
         StepData::new("docs", StepKind::Route { agents: team, max_hops: 3 }),
     ];

@@ -1,12 +1,14 @@
-//! What a step is given by those before it.
+//! What a step gets to know of those before it.
 
 use std::sync::Arc;
 
 use super::Driver;
+use crate::graph::StepKind;
 use crate::handoff::{HandoffContext, HandoffSource};
 use crate::machine::StepState;
+use crate::payload::Payload;
 use crate::program::Body;
-use crate::task::Deliverable;
+use crate::task::{Deliverable, Report};
 
 impl Driver {
     /// All that the steps before `at` have delivered so far.
@@ -24,8 +26,14 @@ impl Driver {
                 self.available.get(&from).filter(|_| begun).into_iter().flat_map(|known| known.iter());
             let paths = self.machine.path(from).cloned().zip(self.machine.path(at).cloned());
             let message = paths.and_then(|paths| self.messages.get(&paths)).filter(|_| worked);
+            // A message goes from one agent to another; what agents inside of a step delivered, and what is to reach
+            // those inside of this one, is told by reports.
+            let reported = match message {
+                None if worked => self.delivered_in(from, at),
+                _ => Vec::new(),
+            };
             let new = message.into_iter().flat_map(|message| &message.context.deliverables);
-            for deliverable in theirs.chain(new) {
+            for deliverable in theirs.chain(new).chain(&reported) {
                 if !all.contains(deliverable) {
                     all.push(deliverable.clone());
                 }
@@ -43,6 +51,26 @@ impl Driver {
             self.available.insert(at, all.clone());
         }
         all
+    }
+
+    /// What the agents inside of a step, or the one that it runs, reported as delivered, where no message tells `to`.
+    fn delivered_in(&self, step: usize, to: usize) -> Vec<Deliverable> {
+        let kind = |step: usize| self.machine.data(step).map(|data| &data.kind);
+        let outputs: Vec<&Payload> = match (kind(step), kind(to), self.machine.path(step)) {
+            (_, Some(StepKind::Function(_)), _) => Vec::new(),
+            (Some(StepKind::Agent(_)), ..) => {
+                self.machine.state(step).and_then(StepState::output).into_iter().collect()
+            }
+            (Some(kind), _, Some(path)) if kind.is_composite() => {
+                let inside =
+                    |other: &str| other.strip_prefix(&**path).is_some_and(|rest| rest.starts_with('/'));
+                let steps = self.machine.steps().filter(|(path, _)| inside(path));
+                steps.filter_map(|(_, state)| state.output()).collect()
+            }
+            _ => Vec::new(),
+        };
+        let reports = outputs.into_iter().filter_map(|output| output.get::<Report>().ok());
+        reports.flat_map(|report| report.deliverables).collect()
     }
 
     pub(super) fn handoff_context(&mut self, at: usize) -> HandoffContext {
