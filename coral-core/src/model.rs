@@ -36,25 +36,28 @@ pub trait ChatModel: Send + Sync {
     /// The name in journals, errors and bills, such as `anthropic/claude-sonnet-5`.
     fn name(&self) -> &str;
 
-    /// What the model can do and what it costs, for routing and for reserving budget.
+    /// The model that this one is a layer around. What a layer does not say itself is what that says.
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        None
+    }
+
+    /// What the model can do and what it costs, for routing and for reserving budget. A layer that says so itself says
+    /// [`info_for`](ChatModel::info_for) too.
     fn info(&self) -> ModelInfo {
-        ModelInfo::default()
+        self.inner().map(ChatModel::info).unwrap_or_default()
     }
 
     /// What the model that would answer `request` under the terms of `cx` can do and costs, where one name
     /// stands for several models. What it says is reserved from the budgets, and the call must stay within
     /// it.
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        let _ = (request, cx);
-        self.info()
+        self.inner().map_or_else(|| self.info(), |inner| inner.info_for(request, cx))
     }
 
     /// What answers may be kept under, beside the request: models of one identity answer alike under the terms of `cx`.
-    /// The name, unless settings shape the answers too, or the terms decide which model answers. A model around a model
-    /// passes on what that says.
+    /// The name, unless settings shape the answers too, or the terms decide which model answers.
     fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        let _ = cx;
-        Cow::Borrowed(self.name())
+        self.inner().map_or_else(|| Cow::Borrowed(self.name()), |inner| inner.identity(cx))
     }
 
     /// Answers one request.
@@ -65,6 +68,10 @@ pub trait ChatModel: Send + Sync {
 impl<M: ChatModel + ?Sized> ChatModel for Arc<M> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        (**self).inner()
     }
 
     fn info(&self) -> ModelInfo {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelFault, ModelInfo, Part,
-    Role, TokenCounter, UpperEstimate,
+    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelFault, Part, Role,
+    TokenCounter, UpperEstimate,
 };
 use serde::Serialize;
 
@@ -328,12 +328,8 @@ impl<M: ChatModel> ChatModel for Fitted<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
@@ -394,7 +390,7 @@ impl<M: ChatModel> fmt::Debug for Fitted<M> {
 mod tests {
     use std::sync::Mutex;
 
-    use coral_core::{ErrorKind, ToolCall, Usd};
+    use coral_core::{ErrorKind, ModelInfo, ToolCall, Usd};
     use serde_json::json;
 
     use super::*;
