@@ -142,7 +142,7 @@ impl Decoder {
     /// # Errors
     /// A [`Failure`] ends the answer: the provider reported an error, or the bytes can't be understood.
     pub fn feed(&mut self, bytes: Bytes, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
-        self.framer.push(bytes).and_then(|()| self.read(listener)).map_err(|failure| self.placed(failure))
+        self.framer.push(&bytes).and_then(|()| self.read(listener)).map_err(|failure| self.placed(failure))
     }
 
     /// Whether anything of the answer came.
@@ -160,7 +160,7 @@ impl Decoder {
         while outcome.is_ok() && !self.out.ended {
             match self.framer.next() {
                 Ok(Some(event)) => {
-                    outcome = self.reader.event(event.name.as_deref(), &event.data, &mut self.out);
+                    outcome = self.reader.event(event.name, event.data, &mut self.out);
                 }
                 Ok(None) => break,
                 Err(failure) => outcome = Err(failure),
