@@ -142,7 +142,7 @@ impl Decoder {
     /// # Errors
     /// A [`Failure`] ends the answer: the provider reported an error, or the bytes can't be understood.
     pub fn feed(&mut self, bytes: Bytes, listener: &mut dyn FnMut(&Delta)) -> Result<(), Failure> {
-        self.framer.push(&bytes).and_then(|()| self.read(listener)).map_err(|failure| self.placed(failure))
+        self.framer.push(bytes).and_then(|()| self.read(listener)).map_err(|failure| self.placed(failure))
     }
 
     /// Whether anything of the answer came.

@@ -1,7 +1,8 @@
 //! Events out of bytes: server-sent events, lines of JSON, or one whole body.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
+use bytes::Bytes;
 use memchr::{memchr, memchr2};
 
 use super::Protocol;
@@ -63,7 +64,7 @@ pub(super) struct Event<'a> {
 pub(super) struct Framer {
     framing: Framing,
     /// What came; what stands before `taken` was given out.
-    buffer: Vec<u8>,
+    buffer: Buffer,
     taken: usize,
     /// Where the line begins that is not yet whole, from `taken` on.
     line: usize,
@@ -77,6 +78,29 @@ pub(super) struct Framer {
     /// The data of an event that has several lines of it.
     joined: Vec<u8>,
     max: usize,
+}
+
+/// Bytes that are read where they came. Only what is left of a piece is copied, to stand before the next one.
+pub(super) enum Buffer {
+    Piece(Bytes),
+    Gathered(Vec<u8>),
+}
+
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::Piece(Bytes::new())
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Buffer::Piece(bytes) => bytes,
+            Buffer::Gathered(bytes) => bytes,
+        }
+    }
 }
 
 /// What the lines of a server-sent event said so far. Places count from where it begins.
@@ -98,7 +122,7 @@ impl Framer {
     pub(super) fn new(framing: Framing, max: usize) -> Self {
         Framer {
             framing,
-            buffer: Vec::new(),
+            buffer: Buffer::default(),
             taken: 0,
             line: 0,
             searched: 0,
@@ -110,11 +134,26 @@ impl Framer {
         }
     }
 
-    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.buffer.drain(..self.taken);
-        self.taken = 0;
-        self.buffer.extend_from_slice(bytes);
+    pub(super) fn push(&mut self, bytes: Bytes) -> Result<(), Failure> {
+        self.append(bytes);
         if self.framing == Framing::Whole { self.check(self.buffer.len()) } else { Ok(()) }
+    }
+
+    fn append(&mut self, bytes: Bytes) {
+        let taken = std::mem::take(&mut self.taken);
+        let mut gathered = match std::mem::take(&mut self.buffer) {
+            known if known.len() <= taken => {
+                self.buffer = Buffer::Piece(bytes);
+                return;
+            }
+            Buffer::Piece(piece) => piece.get(taken..).unwrap_or_default().to_vec(),
+            Buffer::Gathered(mut gathered) => {
+                gathered.drain(..taken);
+                gathered
+            }
+        };
+        gathered.extend_from_slice(&bytes);
+        self.buffer = Buffer::Gathered(gathered);
     }
 
     /// The next event that says something, or `None` until more bytes come.
@@ -137,7 +176,12 @@ impl Framer {
                 return self.event(begin, &block).map(Some);
             }
         }
-        self.check(self.buffer.len().saturating_sub(self.taken))?;
+        let left = self.buffer.len().saturating_sub(self.taken);
+        if left == 0 {
+            // The piece belongs to a larger buffer, which its connection can then use again.
+            (self.buffer, self.taken) = (Buffer::default(), 0);
+        }
+        self.check(left)?;
         Ok(None)
     }
 
@@ -231,11 +275,11 @@ impl Framer {
 
     /// Ends the input, so that a last event without its blank line or line end comes out.
     pub(super) fn close(&mut self) {
-        self.buffer.extend_from_slice(b"\n\n");
+        self.append(Bytes::from_static(b"\n\n"));
     }
 
     /// The answer that came whole.
-    pub(super) fn take_whole(&mut self) -> Option<Vec<u8>> {
+    pub(super) fn take_whole(&mut self) -> Option<Buffer> {
         (self.framing == Framing::Whole).then(|| std::mem::take(&mut self.buffer))
     }
 }
@@ -259,7 +303,7 @@ mod tests {
             let mut framer = Framer::new(Framing::Sse, 1_000);
             let mut events = Vec::new();
             for chunk in bytes.chunks(size) {
-                framer.push(chunk).unwrap();
+                framer.push(Bytes::copy_from_slice(chunk)).unwrap();
                 events.extend(drain(&mut framer));
             }
             assert_eq!(events, [(Some("y".into()), "a\n\nb".into()), (None, "c".into())], "chunks of {size}");
@@ -270,7 +314,7 @@ mod tests {
     fn signs_of_life_may_go_on_for_ever() {
         let mut framer = Framer::new(Framing::Sse, 100);
         for _ in 0..100 {
-            framer.push(b": still there\n\n").unwrap();
+            framer.push(Bytes::from_static(b": still there\n\n")).unwrap();
             assert_eq!(framer.next().unwrap(), None);
         }
     }
@@ -290,7 +334,7 @@ mod tests {
             let mut framer = Framer::new(Framing::Sse, 1_000);
             let mut events = Vec::new();
             for chunk in bytes.chunks(size) {
-                framer.push(chunk).unwrap();
+                framer.push(Bytes::copy_from_slice(chunk)).unwrap();
                 events.extend(drain(&mut framer));
             }
             let expected =
@@ -306,7 +350,7 @@ mod tests {
             let mut framer = Framer::new(Framing::Lines, 1_000);
             let mut events = Vec::new();
             for chunk in bytes.chunks(size) {
-                framer.push(chunk).unwrap();
+                framer.push(Bytes::copy_from_slice(chunk)).unwrap();
                 events.extend(drain(&mut framer));
             }
             assert_eq!(events, [(None, "{\"a\":1}".into()), (None, "{\"b\":\"é\"}".into())]);
@@ -317,8 +361,9 @@ mod tests {
     fn an_event_without_end_is_refused() {
         for framing in [Framing::Sse, Framing::Lines, Framing::Whole] {
             let mut framer = Framer::new(framing, 100);
-            let refused =
-                (0..20).any(|_| framer.push(b"data: 0123456789").is_err() || framer.next().is_err());
+            let refused = (0..20).any(|_| {
+                framer.push(Bytes::from_static(b"data: 0123456789")).is_err() || framer.next().is_err()
+            });
             assert!(refused, "{framing:?}");
         }
     }
