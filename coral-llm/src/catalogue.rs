@@ -108,11 +108,15 @@ impl Catalogue {
         }
         for model in &catalogue.models {
             let long = model.long_input.map(|long| long.price);
+            let mut prices = Vec::new();
             for price in model.price.iter().chain(&long) {
-                let all = [price.input, price.output, price.cache_read, price.cache_write];
-                if let Some(bad) = all.iter().find(|price| !price.is_finite() || **price < 0.0) {
-                    return Err(invalid(format!("`{}` has a price of {bad}", model.name())));
-                }
+                prices.extend([price.input, price.output, price.cache_read, price.cache_write]);
+            }
+            let kept = model.long_cache;
+            prices.extend(kept.map(|kept| kept.cache_write));
+            prices.extend(kept.and_then(|kept| kept.long_input_cache_write));
+            if let Some(bad) = prices.iter().find(|price| !price.is_finite() || **price < 0.0) {
+                return Err(invalid(format!("`{}` has a price of {bad}", model.name())));
             }
         }
         Ok(catalogue)
@@ -258,6 +262,8 @@ mod tests {
             r#"{"format": 1, "date": "", "models": [], "x": 1}"#,
             r#"{"format": 2, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
                 "context_tokens": 1, "price": {"input": -1.0, "output": 1, "cache_read": 1, "cache_write": 1}}]}"#,
+            r#"{"format": 3, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
+                "context_tokens": 1, "long_cache": {"cache_write": -1.0}}]}"#,
         ] {
             assert!(Catalogue::from_json(text).is_err(), "{text}");
         }
