@@ -113,8 +113,8 @@ pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_appen
 pub use crate::machine::{Command, Machine, StepState};
 pub use crate::migration::Migration;
 pub use crate::model::{
-    ChatModel, ChatRequest, ChatResponse, Delta, Effort, LongInput, Message, ModelInfo, OutputFormat, Part,
-    Price, Role, StopReason, ToolChoice, Usage,
+    ChatModel, ChatRequest, ChatResponse, Delta, Effort, LongCache, LongInput, Message, ModelInfo,
+    OutputFormat, Part, Price, Role, StopReason, ToolChoice, Usage,
 };
 pub use crate::money::Usd;
 pub use crate::offload::OffloadingJournal;

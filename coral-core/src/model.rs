@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -36,35 +37,41 @@ pub trait ChatModel: Send + Sync {
     /// The name in journals, errors and bills, such as `anthropic/claude-sonnet-5`.
     fn name(&self) -> &str;
 
-    /// What the model can do and what it costs, for routing and for reserving budget.
+    /// The model that this one is a layer around. What a layer does not say itself is what that says.
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        None
+    }
+
+    /// What the model can do and what it costs, for routing and for reserving budget. A layer that says so itself says
+    /// [`info_for`](ChatModel::info_for) too.
     fn info(&self) -> ModelInfo {
-        ModelInfo::default()
+        self.inner().map(ChatModel::info).unwrap_or_default()
     }
 
     /// What the model that would answer `request` under the terms of `cx` can do and costs, where one name
     /// stands for several models. What it says is reserved from the budgets, and the call must stay within
     /// it.
     fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        let _ = (request, cx);
-        self.info()
+        self.inner().map_or_else(|| self.info(), |inner| inner.info_for(request, cx))
     }
 
     /// What answers may be kept under, beside the request: models of one identity answer alike under the terms of `cx`.
-    /// The name, unless settings shape the answers too, or the terms decide which model answers. A model around a model
-    /// passes on what that says.
+    /// The name, unless settings shape the answers too, or the terms decide which model answers.
     fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        let _ = cx;
-        Cow::Borrowed(self.name())
+        self.inner().map_or_else(|| Cow::Borrowed(self.name()), |inner| inner.identity(cx))
     }
 
     /// Answers one request.
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error>;
 }
 
-#[async_trait]
 impl<M: ChatModel + ?Sized> ChatModel for Arc<M> {
     fn name(&self) -> &str {
         (**self).name()
+    }
+
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        (**self).inner()
     }
 
     fn info(&self) -> ModelInfo {
@@ -79,8 +86,20 @@ impl<M: ChatModel + ?Sized> ChatModel for Arc<M> {
         (**self).identity(cx)
     }
 
-    async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        (**self).chat(request, cx).await
+    /// What `async_trait` makes of the method, by hand: nearly all models stand in an `Arc`, and another future around
+    /// that of the model would be one more allocation for each call, and one more place to look at for each piece.
+    fn chat<'life0, 'life1, 'life2, 'async_trait>(
+        &'life0 self,
+        request: &'life1 ChatRequest,
+        cx: &'life2 CallContext,
+    ) -> Pin<Box<dyn Future<Output = Result<ChatResponse, Error>> + Send + 'async_trait>>
+    where
+        'life0: 'async_trait,
+        'life1: 'async_trait,
+        'life2: 'async_trait,
+        Self: 'async_trait,
+    {
+        (**self).chat(request, cx)
     }
 }
 
@@ -96,6 +115,9 @@ pub struct ModelInfo {
     pub price: Option<Price>,
     /// The prices of calls with a long input, where they are others.
     pub long_input: Option<LongInput>,
+    /// The price of input that the provider's cache keeps for long, where it is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long_cache: Option<LongCache>,
     /// Whether the answer is made by a program that stands in for a model.
     pub offline: bool,
 }
@@ -109,7 +131,17 @@ impl ModelInfo {
 
     /// What one call that used `usage` costs, where the price is known.
     pub fn cost(&self, usage: &Usage) -> Option<Usd> {
-        self.price_at(usage.input_tokens).map(|price| price.cost(usage))
+        let price = self.price_at(usage.input_tokens)?;
+        let Some(kept) = self.long_cache else { return Some(price.cost(usage)) };
+        let is_long = self.long_input.is_some_and(|long| usage.input_tokens > long.above_tokens);
+        let write = kept.long_input_cache_write.filter(|_| is_long).unwrap_or(kept.cache_write);
+        let long_tokens = usage.long_cache_write_tokens.min(usage.cache_write_tokens);
+        let rest = Usage {
+            input_tokens: usage.input_tokens.saturating_sub(long_tokens),
+            cache_write_tokens: usage.cache_write_tokens - long_tokens,
+            ..*usage
+        };
+        Some(price.cost(&rest) + Usd::per_million(write, long_tokens))
     }
 
     /// This model with the highest prices and the longest answers of both, for reserving where either may answer.
@@ -123,6 +155,10 @@ impl ModelInfo {
             .zip(both(long(&self), long(other)))
             .map(|(above_tokens, price)| LongInput { above_tokens, price });
         self.price = both(self.price, other.price);
+        self.long_cache = match (self.long_cache, other.long_cache) {
+            (Some(a), Some(b)) => Some(a.max(b)),
+            (a, b) => a.or(b),
+        };
         self.max_output_tokens = self.max_output_tokens.zip(other.max_output_tokens).map(|(a, b)| a.max(b));
         self
     }
@@ -148,6 +184,28 @@ pub struct LongInput {
     pub above_tokens: u64,
     /// The prices.
     pub price: Price,
+}
+
+/// The price of input that the provider's cache is to keep for an hour or longer, in USD per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongCache {
+    /// In place of [`Price::cache_write`].
+    pub cache_write: f64,
+    /// The same for [long input](ModelInfo::long_input).
+    #[serde(default)]
+    pub long_input_cache_write: Option<f64>,
+}
+
+impl LongCache {
+    /// The higher one of each kind.
+    fn max(self, other: LongCache) -> LongCache {
+        let (a, b) = (self.long_input_cache_write, other.long_input_cache_write);
+        LongCache {
+            cache_write: self.cache_write.max(other.cache_write),
+            long_input_cache_write: a.into_iter().chain(b).reduce(f64::max),
+        }
+    }
 }
 
 /// Prices in USD per million tokens.
@@ -474,6 +532,9 @@ pub struct Usage {
     /// The part of the input that was written to the provider's cache.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cache_write_tokens: u64,
+    /// The part of that which the cache keeps for an hour or longer, where the provider tells them apart.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub long_cache_write_tokens: u64,
     /// The part of the output that was reasoning.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub reasoning_tokens: u64,
@@ -497,6 +558,8 @@ impl std::ops::AddAssign for Usage {
         self.output_tokens = self.output_tokens.saturating_add(other.output_tokens);
         self.cache_read_tokens = self.cache_read_tokens.saturating_add(other.cache_read_tokens);
         self.cache_write_tokens = self.cache_write_tokens.saturating_add(other.cache_write_tokens);
+        self.long_cache_write_tokens =
+            self.long_cache_write_tokens.saturating_add(other.long_cache_write_tokens);
         self.reasoning_tokens = self.reasoning_tokens.saturating_add(other.reasoning_tokens);
     }
 }

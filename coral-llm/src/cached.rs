@@ -1,6 +1,5 @@
 //! Answers that are paid for once.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
@@ -10,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    Cache, CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, ErrorKind, ModelFault, ModelInfo,
+    Cache, CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, ErrorKind, ModelFault,
     StopReason, SystemClock, Usage, Usd, sha256_hex,
 };
 use serde::{Deserialize, Serialize};
@@ -338,16 +337,8 @@ impl<M: ChatModel> ChatModel for Cached<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

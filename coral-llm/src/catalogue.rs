@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use coral_core::{Effort, Error, LongInput, ModelInfo, Price, Tier};
+use coral_core::{Effort, Error, LongCache, LongInput, ModelInfo, Price, Tier};
 use serde::{Deserialize, Serialize};
 
 use crate::dialect::Dialect;
@@ -79,20 +79,9 @@ pub struct CatalogueEntry {
     pub source: Option<String>,
 }
 
-/// The price of input that the provider's cache is to keep for an hour or longer, in USD per million tokens.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LongCache {
-    /// In place of [`Price::cache_write`].
-    pub cache_write: f64,
-    /// The same for [long input](CatalogueEntry::long_input).
-    #[serde(default)]
-    pub long_input_cache_write: Option<f64>,
-}
-
 /// The form of the file that this release writes. It reads the ones before, too: 1 had no prices of long input and of
 /// long caching, and no sources; 2 did not say what models refuse.
-const FORMAT: u32 = 3;
+pub(crate) const FORMAT: u32 = 3;
 
 static BUILTIN: LazyLock<Catalogue> = LazyLock::new(|| {
     // INVARIANT: a test parses the file, so that an empty list can't be released.
@@ -119,11 +108,15 @@ impl Catalogue {
         }
         for model in &catalogue.models {
             let long = model.long_input.map(|long| long.price);
+            let mut prices = Vec::new();
             for price in model.price.iter().chain(&long) {
-                let all = [price.input, price.output, price.cache_read, price.cache_write];
-                if let Some(bad) = all.iter().find(|price| !price.is_finite() || **price < 0.0) {
-                    return Err(invalid(format!("`{}` has a price of {bad}", model.name())));
-                }
+                prices.extend([price.input, price.output, price.cache_read, price.cache_write]);
+            }
+            let kept = model.long_cache;
+            prices.extend(kept.map(|kept| kept.cache_write));
+            prices.extend(kept.and_then(|kept| kept.long_input_cache_write));
+            if let Some(bad) = prices.iter().find(|price| !price.is_finite() || **price < 0.0) {
+                return Err(invalid(format!("`{}` has a price of {bad}", model.name())));
             }
         }
         Ok(catalogue)
@@ -167,6 +160,7 @@ impl CatalogueEntry {
         info.max_output_tokens = self.max_output_tokens;
         info.price = self.price;
         info.long_input = self.long_input;
+        info.long_cache = self.long_cache;
         info
     }
 
@@ -268,6 +262,8 @@ mod tests {
             r#"{"format": 1, "date": "", "models": [], "x": 1}"#,
             r#"{"format": 2, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
                 "context_tokens": 1, "price": {"input": -1.0, "output": 1, "cache_read": 1, "cache_write": 1}}]}"#,
+            r#"{"format": 3, "date": "", "models": [{"provider": "p", "id": "m", "tier": "basic", "speed": 1,
+                "context_tokens": 1, "long_cache": {"cache_write": -1.0}}]}"#,
         ] {
             assert!(Catalogue::from_json(text).is_err(), "{text}");
         }

@@ -42,7 +42,8 @@ pub struct Dialect {
     pub send_reasoning: bool,
     /// Whether the `reasoning_details` of chat completions are sent back in later turns.
     pub reasoning_details: bool,
-    /// How long Anthropic keeps what is marked for its cache, `5m` or `1h`; its own default if none.
+    /// How long the provider's cache is to keep its input; its own default if none. Anthropic knows `5m` and `1h`, OpenAI
+    /// `30m`, and its older models `in_memory` and `24h`.
     pub cache_ttl: Option<String>,
     /// Whether Anthropic marks the end of each conversation for its cache by itself.
     pub auto_cache: bool,

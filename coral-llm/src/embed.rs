@@ -17,7 +17,7 @@ use crate::failure::{self, Failure};
 use crate::provider::{bearer, checked_url, read_error};
 use crate::secrets::Secrets;
 use crate::transport::net::HttpTransport;
-use crate::transport::{Body, Transport};
+use crate::transport::{Transport, read_whole};
 
 /// Makes vectors of texts, so that texts that mean the same lie close to each other.
 ///
@@ -176,7 +176,7 @@ impl HttpEmbedder {
         if !head.status.is_success() {
             return Err(failure::of_http(head.status, &head.headers, &read_error(&mut body).await));
         }
-        let (vector, tokens) = self.read(&read_whole(&mut body).await?)?;
+        let (vector, tokens) = self.read(&read_whole(&mut body, MAX_ANSWER).await?)?;
         let cost = self.price.map(|dollars| Usd::per_million(dollars, tokens));
         Ok(Embedding { vector, tokens, cost })
     }
@@ -201,17 +201,6 @@ impl HttpEmbedder {
         }
         Ok((vector, tokens))
     }
-}
-
-async fn read_whole(body: &mut Body) -> Result<Vec<u8>, Failure> {
-    let mut whole = Vec::new();
-    while let Some(piece) = body.next().await {
-        whole.extend_from_slice(&piece?);
-        if whole.len() > MAX_ANSWER {
-            return Err(Failure::malformed(format!("the answer is longer than {MAX_ANSWER} bytes")));
-        }
-    }
-    Ok(whole)
 }
 
 #[derive(Deserialize)]

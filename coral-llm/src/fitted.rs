@@ -4,17 +4,20 @@ use std::borrow::Cow;
 use std::fmt;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelFault, ModelInfo, Part,
-    Role, TokenCounter, UpperEstimate,
+    CallContext, Caller, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelFault, Part, Role,
+    TokenCounter, UpperEstimate,
 };
 use serde::Serialize;
+use tokio::time::timeout;
 
 use crate::failure::Failure;
 use crate::note;
 use crate::pool::Probe;
+use crate::provider::CountTokens;
 use crate::purse::Purse;
 use crate::relay::{Relay, added};
 
@@ -67,6 +70,7 @@ pub struct Fitted<M> {
     overflow: Overflow,
     listener: Option<Listener>,
     counter: Option<Arc<dyn TokenCounter>>,
+    asked: Option<Arc<dyn CountTokens>>,
 }
 
 /// Output tokens that are kept free where the request sets no limit.
@@ -84,7 +88,7 @@ const ASK_FOR_SUMMARY: &str = "Summarise the part of a conversation below for th
 impl<M: ChatModel> Fitted<M> {
     /// Treats conversations that are too long for `model` by `overflow`.
     pub fn new(model: M, overflow: Overflow) -> Self {
-        Fitted { model, overflow, listener: None, counter: None }
+        Fitted { model, overflow, listener: None, counter: None, asked: None }
     }
 
     /// Hears of what is left out.
@@ -99,6 +103,27 @@ impl<M: ChatModel> Fitted<M> {
     pub fn counter(mut self, counter: impl TokenCounter + 'static) -> Self {
         self.counter = Some(Arc::new(counter));
         self
+    }
+
+    /// Asks `provider` before anything is left out or refused: what fits after all, as it counts, stays whole.
+    #[must_use]
+    pub fn asking(mut self, provider: Arc<dyn CountTokens>) -> Self {
+        self.asked = Some(provider);
+        self
+    }
+
+    /// Whether `request` fits after all.
+    async fn fits(&self, request: &ChatRequest, limit: u64, relay: &Relay<'_>) -> bool {
+        let Some(provider) = &self.asked else { return false };
+        let time = Duration::from_millis(relay.left_ms().unwrap_or(u64::MAX));
+        match timeout(time, provider.count_tokens(request)).await {
+            Ok(Ok(tokens)) => tokens.is_some_and(|tokens| tokens <= limit),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the provider does not count the tokens, so the estimate holds");
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     fn counts(&self) -> &dyn TokenCounter {
@@ -328,12 +353,8 @@ impl<M: ChatModel> ChatModel for Fitted<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
@@ -346,17 +367,20 @@ impl<M: ChatModel> ChatModel for Fitted<M> {
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
-        let info = self.model.info();
+        let info = self.model.info_for(request, cx);
         let output = request.max_output_tokens.map_or(RESERVED_OUTPUT, u64::from);
         let tokens = self.counts().request(request);
         let limit = match info.context_tokens {
             Some(context) if tokens > context.saturating_sub(output) => context.saturating_sub(output),
             _ => return self.model.chat(request, cx).await,
         };
+        let relay = Relay::new(cx);
+        if self.fits(request, limit, &relay).await {
+            return self.model.chat(request, &relay.next()).await;
+        }
         if matches!(self.overflow, Overflow::Refuse) {
             return Err(self.too_long(tokens, limit));
         }
-        let relay = Relay::new(cx);
         let mut purse = Purse::of(cx);
         let (fitting, left, summary) = self.fit(request, tokens, limit, &relay, &mut purse, cx).await?;
         tracing::warn!(
@@ -394,7 +418,7 @@ impl<M: ChatModel> fmt::Debug for Fitted<M> {
 mod tests {
     use std::sync::Mutex;
 
-    use coral_core::{ErrorKind, ToolCall, Usd};
+    use coral_core::{ErrorKind, ModelInfo, ToolCall, Usd};
     use serde_json::json;
 
     use super::*;

@@ -1,12 +1,11 @@
 //! What calls used and cost, by who made them.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Error, ModelInfo, Usage, Usd};
+use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Error, Usage, Usd};
 use serde::Serialize;
 
 use crate::pool::Probe;
@@ -114,16 +113,8 @@ impl<M: ChatModel> ChatModel for Metered<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -86,7 +86,7 @@ mod vendor;
 mod wire;
 
 pub use crate::cached::{CacheStats, Cached, Similar};
-pub use crate::catalogue::{Catalogue, CatalogueEntry, LongCache};
+pub use crate::catalogue::{Catalogue, CatalogueEntry};
 pub use crate::dialect::{Dialect, MaxTokensField, Structured};
 pub use crate::embed::{Embedder, Embedding, HttpEmbedder};
 pub use crate::env::{from_env, from_vars};
@@ -95,7 +95,7 @@ pub use crate::fitted::{Fitted, LeftOut, Overflow};
 pub use crate::ledger::{Account, Ledger, Metered, Total};
 pub use crate::offline::OfflineModel;
 pub use crate::pool::{MemberHealth, Pool, Probe};
-pub use crate::provider::{Provider, ProviderBuilder, Timeouts};
+pub use crate::provider::{CountTokens, Provider, ProviderBuilder, Timeouts};
 pub use crate::repaired::Repaired;
 pub use crate::report::{CallCost, CostReport, CostTotal};
 pub use crate::retrying::{RetryPolicy, Retrying};

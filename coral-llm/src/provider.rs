@@ -15,6 +15,7 @@ use coral_core::{
     CallContext, ChatModel, ChatRequest, ChatResponse, Delta, Error, Message, ModelFault, ModelInfo,
     OutputFormat, Part, Role,
 };
+use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
@@ -30,9 +31,12 @@ use crate::transport::{Body, Transport};
 use crate::wire::{Framing, Protocol, schema};
 
 mod builder;
+mod count;
+mod discover;
 
 pub use builder::ProviderBuilder;
 pub(crate) use builder::{bearer, checked_url};
+pub use count::CountTokens;
 
 /// How long a provider may be silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +100,9 @@ pub struct Provider {
 
 /// Longest error body that is read, in bytes.
 const MAX_ERROR_BODY: usize = 64 * 1024;
+
+/// Longest answer that is read to a question which is no call, in bytes.
+const MAX_LIST: usize = 4 * 1024 * 1024;
 
 /// How long the end of a connection is waited for after the end of an answer, so that it can be used again.
 const DRAIN: Duration = Duration::from_millis(100);
@@ -334,12 +341,26 @@ impl ChatModel for Provider {
 #[async_trait]
 impl Probe for Provider {
     async fn probe(&self) -> Result<(), Error> {
-        let path = match self.protocol {
-            Protocol::Anthropic => "/v1/models",
-            Protocol::Ollama => "/api/tags",
-            Protocol::OpenAiChat | Protocol::OpenAiResponses | Protocol::Gemini => "/models",
+        let asked = async {
+            let path = discover::models_path(self.protocol);
+            let (head, mut body) = self.put(Method::GET, path, Bytes::new()).await?.into_parts();
+            // A server without such a list is up, and so is one that is asked too often.
+            if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {
+                return Ok(());
+            }
+            Err(failure::of_http(head.status, &head.headers, &read_error(&mut body).await))
         };
-        let mut http = http::Request::get(format!("{}{path}", self.base_url));
+        self.within_time(asked).await
+    }
+}
+
+/// Questions that are no calls of the model.
+impl Provider {
+    async fn put(&self, method: Method, path: &str, body: Bytes) -> Result<http::Response<Body>, Failure> {
+        let mut http = http::Request::builder().method(method).uri(format!("{}{path}", self.base_url));
+        if !body.is_empty() {
+            http = http.header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        }
         if self.protocol == Protocol::Anthropic {
             http = http.header("anthropic-version", &self.dialect.anthropic_version);
         }
@@ -347,14 +368,23 @@ impl Probe for Provider {
             http = http.header(name.clone(), value.clone());
         }
         let http =
-            http.body(Bytes::new()).map_err(|error| Error::invalid("model probe", error.to_string()))?;
-        let fail = |failure: Failure| self.secrets.scrub(failure).into_error(&self.name);
-        let (head, mut body) = self.transport.send(http).await.map_err(fail)?.into_parts();
-        // A server without such a list is up, and so is one that is asked too often.
-        if head.status.is_success() || matches!(head.status.as_u16(), 404 | 405 | 429) {
-            return Ok(());
+            http.body(body).map_err(|error| Failure::new(ModelFault::InvalidRequest, error.to_string()))?;
+        self.transport.send(http).await
+    }
+
+    /// The body of the answer, unless that is an error.
+    async fn question(&self, method: Method, path: &str, body: Bytes) -> Result<Body, Failure> {
+        let (head, mut body) = self.put(method, path, body).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(body);
         }
-        Err(fail(failure::of_http(head.status, &head.headers, &read_error(&mut body).await)))
+        Err(failure::of_http(head.status, &head.headers, &read_error(&mut body).await))
+    }
+
+    async fn within_time<T>(&self, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Error> {
+        let limit = self.timeouts.first_byte;
+        let outcome = timeout(limit, asked).await.unwrap_or_else(|_| Err(silent("no answer", limit)));
+        outcome.map_err(|failure| self.secrets.scrub(failure).into_error(&self.name))
     }
 }
 

@@ -1,11 +1,10 @@
 //! JSON answers that are held against their schema, and mended.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelInfo, Part, Schema, StopReason,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Error, Message, Part, Schema, StopReason,
 };
 use serde_json::Value;
 
@@ -129,16 +128,8 @@ impl<M: ChatModel> ChatModel for Repaired<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -1,12 +1,11 @@
 //! Repeats what may be repeated, for callers outside of a run.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, ModelInfo, SystemClock};
+use coral_core::{CallContext, ChatModel, ChatRequest, ChatResponse, Clock, Error, SystemClock};
 
 use crate::pool::Probe;
 use crate::relay::Relay;
@@ -111,16 +110,8 @@ impl<M: ChatModel> ChatModel for Retrying<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

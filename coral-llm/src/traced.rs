@@ -1,12 +1,11 @@
 //! Spans by the OpenTelemetry conventions for generative AI.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Effort, Error, ErrorKind, ModelInfo, StopReason, Usd,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Effort, Error, ErrorKind, StopReason, Usd,
 };
 use serde_json::Value;
 use tokio::time::Instant;
@@ -143,16 +142,8 @@ impl<M: ChatModel> ChatModel for Traced<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

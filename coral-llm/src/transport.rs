@@ -29,6 +29,18 @@ pub trait Transport: Send + Sync {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure>;
 }
 
+/// A body to its end.
+pub(crate) async fn read_whole(body: &mut Body, max: usize) -> Result<Vec<u8>, Failure> {
+    let mut whole = Vec::new();
+    while let Some(piece) = body.next().await {
+        whole.extend_from_slice(&piece?);
+        if whole.len() > max {
+            return Err(Failure::malformed(format!("the answer is longer than {max} bytes")));
+        }
+    }
+    Ok(whole)
+}
+
 type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Failure>> + Send>>;
 
 /// The streaming body of a response.

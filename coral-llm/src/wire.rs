@@ -160,7 +160,7 @@ impl Decoder {
         while outcome.is_ok() && !self.out.ended {
             match self.framer.next() {
                 Ok(Some(event)) => {
-                    outcome = self.reader.event(event.name.as_deref(), &event.data, &mut self.out);
+                    outcome = self.reader.event(event.name, event.data, &mut self.out);
                 }
                 Ok(None) => break,
                 Err(failure) => outcome = Err(failure),

@@ -1,6 +1,5 @@
 //! A circuit breaker: an endpoint that is down is left alone until it may be up again.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +13,7 @@ use tokio::time::Instant;
 use super::{Refusal, millis};
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
+use crate::model::{ChatModel, ChatRequest, ChatResponse};
 use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// When a [`CircuitBreaker`] opens, and for how long.
@@ -309,16 +308,8 @@ impl<M: ChatModel> ChatModel for Guarded<M> {
         self.inner.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.inner.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.inner.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.inner.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.inner)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

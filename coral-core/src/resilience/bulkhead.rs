@@ -1,6 +1,5 @@
 //! A bulkhead: what one category of agents does can't take all the room from the others.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Refusal;
 use crate::call::{CallContext, Caller};
 use crate::error::{Error, ModelFault};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
+use crate::model::{ChatModel, ChatRequest, ChatResponse};
 use crate::spec::Category;
 use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
@@ -141,16 +140,8 @@ impl<M: ChatModel> ChatModel for Bounded<M> {
         self.inner.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.inner.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.inner.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.inner.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.inner)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -1,7 +1,6 @@
 //! A token bucket for requests and one for the tokens of language, shared by all who call one
 //! endpoint under one key.
 
-use std::borrow::Cow;
 use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -314,16 +313,8 @@ impl<M: ChatModel> ChatModel for RateLimited<M> {
         self.inner.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.inner.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.inner.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.inner.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.inner)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

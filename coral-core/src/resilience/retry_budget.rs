@@ -1,6 +1,5 @@
 //! A budget for retries: however many steps there are, repeats stay a small share of the calls.
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -8,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::call::CallContext;
 use crate::error::{Error, ErrorKind};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo};
+use crate::model::{ChatModel, ChatRequest, ChatResponse};
 
 /// How large a share of the calls may be repeats.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,16 +96,8 @@ impl<M: ChatModel> ChatModel for Budgeted<M> {
         self.inner.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.inner.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.inner.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.inner.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.inner)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

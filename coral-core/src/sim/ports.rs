@@ -1,6 +1,5 @@
 //! Ports that fail as the seed says.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +12,7 @@ use crate::clock::Clock;
 use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
 use crate::event::{Record, Seq};
 use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead};
-use crate::model::{ChatModel, ChatRequest, ChatResponse, ModelInfo, Part};
+use crate::model::{ChatModel, ChatRequest, ChatResponse, Part};
 use crate::tool::{ToolCall, ToolDef, ToolOutput, Toolbox};
 
 /// 2025-01-01T00:00:00Z.
@@ -127,16 +126,8 @@ impl<M: ChatModel> ChatModel for FaultyModel<M> {
         self.inner.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.inner.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.inner.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.inner.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.inner)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {

@@ -1,4 +1,5 @@
-//! The calls as one would make them by hand: reqwest, serde, a split at empty lines; no timeouts, no errors told apart.
+//! The calls as one would make them by hand: reqwest, serde, a split at empty lines; no errors told apart. In its bare
+//! form without a key and without timeouts, in its sound form with both, as Coral has them.
 
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +64,8 @@ pub(crate) struct Bare {
     pub(crate) model: &'static str,
     pub(crate) system: &'static str,
     pub(crate) user: String,
+    /// A key, where it sends one.
+    pub(crate) key: Option<&'static str>,
 }
 
 impl Bare {
@@ -71,6 +74,10 @@ impl Bare {
             [Message { role: "system", content: self.system }, Message { role: "user", content: &self.user }];
         let body = serde_json::to_vec(&Ask { model: self.model, messages, stream }).unwrap();
         let request = self.client.post(format!("{}/chat/completions", self.url));
+        let request = match self.key {
+            Some(key) => request.bearer_auth(key).header("accept", "application/json"),
+            None => request,
+        };
         request.header("content-type", "application/json").body(body).send().await.unwrap()
     }
 

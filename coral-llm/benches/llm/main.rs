@@ -25,7 +25,7 @@ use std::time::Instant;
 
 use bare::Bare;
 use coral_core::{CallContext, ChatModel, ChatRequest};
-use coral_llm::{Cached, Dialect, Framing, Protocol, Provider, ScriptedModel};
+use coral_llm::{Cached, Dialect, Framing, Protocol, Provider, ScriptedModel, Timeouts};
 use peers::{PEERS, Peers};
 use report::{Report, cpu_ns, median};
 use serde_json::json;
@@ -49,7 +49,20 @@ fn provider(url: &str, model: &str) -> Provider {
 
 fn bare(url: &str, model: &'static str) -> Bare {
     let client = reqwest::Client::builder().tcp_nodelay(true).build().unwrap();
-    Bare { client, url: format!("{url}/v1"), model, system: SYSTEM, user: user() }
+    Bare { client, url: format!("{url}/v1"), model, system: SYSTEM, user: user(), key: None }
+}
+
+/// The same with what no client does without: a key, and limits to how long the server may be silent.
+fn sound(url: &str, model: &'static str) -> Bare {
+    let Timeouts { connect, idle, .. } = Timeouts::default();
+    let client = reqwest::Client::builder().tcp_nodelay(true).connect_timeout(connect).read_timeout(idle);
+    Bare { client: client.user_agent("bench").build().unwrap(), key: Some("k"), ..bare(url, model) }
+}
+
+/// Whether a case is asked for: words after `--` choose cases by a part of their name.
+fn is_wanted(case: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|word| !word.starts_with("--")).peekable();
+    words.peek().is_none() || words.any(|word| case.contains(&word))
 }
 
 /// Whether only to show that it runs: `--quick`, `CORAL_BENCH_QUICK=1`, or a build that is not optimised. Its figures
@@ -79,7 +92,9 @@ fn main() {
             runtime().block_on(calls(&server.url, &mut report));
             runtime().block_on(codec(&mut report));
             let wanted = if is_quick() { 200 } else { STREAMS };
-            streams::measure(&mut report, &server.url, wanted.min(files.saturating_sub(100)));
+            if is_wanted("streams at once") {
+                streams::measure(&mut report, &server.url, wanted.min(files.saturating_sub(100)));
+            }
             report.print();
             if is_quick() {
                 println!("quick: these figures mean nothing");
@@ -125,14 +140,25 @@ where
 
 async fn calls(url: &str, report: &mut Report) {
     let provider = Arc::new(provider(url, "m"));
-    let bare = bare(url, "m");
+    let (bare, sound) = (bare(url, "m"), sound(url, "m"));
     let request = Arc::new(request());
+    let wanted = |stream: bool, at_once: usize| {
+        let kind = if stream { "stream of 100 chunks" } else { "unary" };
+        Some(format!("{kind}, {at_once} at once")).filter(|case| is_wanted(case))
+    };
+    if [(false, 1), (false, 64), (true, 1), (true, 64)]
+        .iter()
+        .all(|(stream, n)| wanted(*stream, *n).is_none())
+    {
+        return;
+    }
     let mut peers = if is_quick() { Err("this is a quick run".to_owned()) } else { Peers::start(&target()) };
     if let Err(problem) = &peers {
         println!("without the other libraries: {problem}");
     }
     for stream in [false, true] {
         for at_once in [1, 64] {
+            let Some(case) = wanted(stream, at_once) else { continue };
             let calls = match (is_quick(), stream) {
                 (true, _) => at_once,
                 (false, true) => 200,
@@ -147,7 +173,7 @@ async fn calls(url: &str, report: &mut Report) {
                     assert_eq!(answer.message.text().len(), ANSWER);
                 }
             };
-            let by_hand = || {
+            let by_hand = |bare: &Bare| {
                 let bare = bare.clone();
                 async move {
                     let text = if stream { bare.stream(|_| {}).await } else { bare.whole().await };
@@ -155,14 +181,16 @@ async fn calls(url: &str, report: &mut Report) {
                 }
             };
             let (mut cpu, mut rate, mut bare_cpu, mut bare_rate) = (vec![], vec![], vec![], vec![]);
+            let mut sound_cpu = vec![];
             let mut others = [vec![], vec![]];
             for _ in 0..turns() {
                 let cost = measure(calls, at_once, ours).await;
                 cpu.push(cost.cpu);
                 rate.push(cost.rate);
-                let cost = measure(calls, at_once, by_hand).await;
+                let cost = measure(calls, at_once, || by_hand(&bare)).await;
                 bare_cpu.push(cost.cpu);
                 bare_rate.push(cost.rate);
+                sound_cpu.push(measure(calls, at_once, || by_hand(&sound)).await.cpu);
                 for ((peer, _), costs) in PEERS.iter().zip(&mut others) {
                     if let Ok(peers) = &mut peers {
                         costs.push(peers.measure(&json!({
@@ -172,10 +200,9 @@ async fn calls(url: &str, report: &mut Report) {
                     }
                 }
             }
-            let kind = if stream { "stream of 100 chunks" } else { "unary" };
-            let case = format!("{kind}, {at_once} at once");
             let cpu = median(cpu);
             report.row(&case, "µs CPU per call", cpu, "bare reqwest", Some(median(bare_cpu)));
+            report.row(&case, "µs CPU per call", cpu, "reqwest with timeouts", Some(median(sound_cpu)));
             for ((_, name), costs) in PEERS.iter().zip(others).filter(|(_, costs)| !costs.is_empty()) {
                 report.row(&case, "µs CPU per call", cpu, name, Some(median(costs)));
             }
@@ -191,6 +218,9 @@ async fn calls(url: &str, report: &mut Report) {
 
 /// What needs no socket: decoding, and a hit of the cache.
 async fn codec(report: &mut Report) {
+    if !is_wanted("codec alone, cache hit") {
+        return;
+    }
     let bytes: Vec<bytes::Bytes> =
         (0..CHUNKS).map(|_| event("words")).chain([end()]).map(Into::into).collect();
     let times = if is_quick() { 1 } else { 200 };

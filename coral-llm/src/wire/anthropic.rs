@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_object, turn};
-use super::read::{Text, count, parse_event, parse_slice};
+use super::read::{Text, count, details, parse_event, parse_slice};
 use super::{Reader, WireRequest, schema};
 use crate::dialect::Dialect;
 use crate::failure::{self, Failure};
@@ -31,7 +31,16 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
             Role::Assistant => turn(&mut messages, "assistant", "content", blocks),
         }
     }
-    limit_marks(&mut system, &mut messages, MAX_MARKS - usize::from(dialect.auto_cache));
+    let most = MAX_MARKS - usize::from(dialect.auto_cache);
+    let marks = limit_marks(&mut system, &mut messages, most);
+    let mut tools = call.tools(
+        |tool| json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema}),
+    );
+    // Tools stand before all else, so that calls which share nothing but these share them.
+    let caches = marks > 0 || dialect.auto_cache;
+    if let Some(Value::Object(last)) = tools.last_mut().filter(|_| caches && marks < most) {
+        last.insert(MARK.into(), cache_control(dialect));
+    }
 
     let mut output = Fields::default();
     let schema = call.schema().map(|output| (schema::closed(&output.schema), output));
@@ -60,12 +69,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_some("cache_control", dialect.auto_cache.then(|| cache_control(dialect)));
     body.set_filled("output_config", output);
     body.set_some("thinking", thinks.then(|| json!({"type": "adaptive", "display": "summarized"})));
-    body.set_filled(
-        "tools",
-        call.tools(|tool| {
-            json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
-        }),
-    );
+    body.set_filled("tools", tools);
     body.set_some(
         "tool_choice",
         call.tool_choice(
@@ -102,8 +106,9 @@ fn blocks(message: &Message, dialect: &Dialect) -> Vec<Value> {
 
 const MARK: &str = "cache_control";
 
-/// Takes out the marks that are too many: the first stays, which most calls share, and the last ones.
-fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) {
+/// Takes out the marks that are too many: the first stays, which most calls share, and the last ones. Returns how many
+/// are left.
+fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) -> usize {
     let content = messages.iter_mut().filter_map(|turn| turn.get_mut("content")?.as_array_mut()).flatten();
     let mut marked: Vec<_> = system
         .iter_mut()
@@ -115,6 +120,7 @@ fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) {
     for block in marked.iter_mut().skip(1).take(excess) {
         block.remove(MARK);
     }
+    marked.len() - excess
 }
 
 fn block(part: &Part) -> Option<Value> {
@@ -175,6 +181,7 @@ struct Event<'a> {
     delta: Option<Change<'a>>,
     content_block: Option<Value>,
     message: Option<Head>,
+    #[serde(default, deserialize_with = "details")]
     usage: Option<Counted>,
     error: Option<Value>,
 }
@@ -197,6 +204,7 @@ struct Change<'a> {
 struct Head {
     id: Option<String>,
     model: Option<String>,
+    #[serde(default, deserialize_with = "details")]
     usage: Option<Counted>,
     #[serde(default)]
     content: Vec<Value>,
@@ -214,7 +222,17 @@ struct Counted {
     cache_read_input_tokens: Option<u64>,
     #[serde(default, deserialize_with = "count")]
     cache_creation_input_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "details")]
+    cache_creation: Option<Written>,
+    #[serde(default, deserialize_with = "details")]
     output_tokens_details: Option<OutputDetails>,
+}
+
+/// What the cache took in, by how long it keeps it.
+#[derive(Clone, Copy, Deserialize)]
+struct Written {
+    #[serde(default, deserialize_with = "count")]
+    ephemeral_1h_input_tokens: Option<u64>,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -358,6 +376,7 @@ impl Messages {
             output_tokens: new.output_tokens.or(old.output_tokens),
             cache_read_input_tokens: new.cache_read_input_tokens.or(old.cache_read_input_tokens),
             cache_creation_input_tokens: new.cache_creation_input_tokens.or(old.cache_creation_input_tokens),
+            cache_creation: new.cache_creation.or(old.cache_creation),
             output_tokens_details: new.output_tokens_details.or(old.output_tokens_details),
         };
         let all = self.counted;
@@ -368,6 +387,10 @@ impl Messages {
             output_tokens: all.output_tokens.unwrap_or(0),
             cache_read_tokens: read,
             cache_write_tokens: write,
+            long_cache_write_tokens: all
+                .cache_creation
+                .and_then(|written| written.ephemeral_1h_input_tokens)
+                .unwrap_or(0),
             reasoning_tokens: all.output_tokens_details.and_then(|d| d.thinking_tokens).unwrap_or(0),
         };
     }

@@ -1,6 +1,9 @@
 //! What all encoders ask of a call, and how they write their bodies.
 
-use coral_core::{ChatRequest, Effort, Error, Message, OutputFormat, ToolChoice, ToolDef};
+use std::borrow::Cow;
+
+use coral_core::{ChatRequest, Effort, Error, Message, OutputFormat, Part, ToolChoice, ToolDef};
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::{WireRequest, schema};
@@ -79,9 +82,20 @@ impl<'a> Call<'a> {
         Some(fields)
     }
 
+    /// What OpenAI is told of its cache: which calls begin alike, and how long to keep that.
+    pub(super) fn set_cache(&self, body: &mut Fields<'_>) {
+        body.set_some("prompt_cache_key", self.prompt_cache_key());
+        match self.dialect.cache_ttl.as_deref() {
+            None => {}
+            // The field of the models before lifetimes were named.
+            Some(kept @ ("in_memory" | "24h")) => body.set("prompt_cache_retention", kept),
+            Some(ttl) => body.set("prompt_cache_options", json!({"ttl": ttl})),
+        }
+    }
+
     /// A name for the beginning that this call shares with others, so that the provider routes them to one cache:
     /// what stands before and in the first message that is to be cached.
-    pub(super) fn prompt_cache_key(&self) -> Option<String> {
+    fn prompt_cache_key(&self) -> Option<String> {
         if !self.dialect.prompt_cache_key {
             return None;
         }
@@ -128,7 +142,7 @@ pub(super) fn turn(turns: &mut Vec<Value>, role: &str, list: &str, content: Vec<
 /// The thinking in a message, joined.
 pub(super) fn thinking_of(message: &Message) -> String {
     let texts = message.parts.iter().filter_map(|part| match part {
-        coral_core::Part::Thinking { text, .. } => Some(text.as_str()),
+        Part::Thinking { text, .. } => Some(text.as_str()),
         _ => None,
     });
     texts.collect()
@@ -139,21 +153,48 @@ const USUAL_BODY: usize = 4_096;
 
 /// A JSON object on its way out: what has nothing to say is left out.
 #[derive(Default)]
-pub(super) struct Fields(Map<String, Value>);
+pub(super) struct Fields<'a>(Vec<(&'static str, Field<'a>)>);
 
-impl Fields {
-    pub(super) fn set(&mut self, name: &str, value: impl Into<Value>) {
-        self.0.insert(name.to_owned(), value.into());
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Field<'a> {
+    Value(Value),
+    Turns(Vec<Turn<'a>>),
+}
+
+/// A message on its way out. The usual one, of text alone, is written from where it is.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum Turn<'a> {
+    Text { role: &'static str, content: Cow<'a, str> },
+    Other(Value),
+}
+
+/// The text of a message, copied only where it comes in several parts.
+pub(super) fn text_of(message: &Message) -> Cow<'_, str> {
+    match message.parts.as_slice() {
+        [Part::Text { text }] => Cow::Borrowed(text),
+        _ => Cow::Owned(message.text()),
+    }
+}
+
+impl<'a> Fields<'a> {
+    pub(super) fn set(&mut self, name: &'static str, value: impl Into<Value>) {
+        self.0.push((name, Field::Value(value.into())));
     }
 
-    pub(super) fn set_some(&mut self, name: &str, value: Option<impl Into<Value>>) {
+    pub(super) fn set_turns(&mut self, name: &'static str, turns: Vec<Turn<'a>>) {
+        self.0.push((name, Field::Turns(turns)));
+    }
+
+    pub(super) fn set_some(&mut self, name: &'static str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.set(name, value);
         }
     }
 
     /// Sets a list or an object, unless it is empty.
-    pub(super) fn set_filled(&mut self, name: &str, value: impl Into<Value>) {
+    pub(super) fn set_filled(&mut self, name: &'static str, value: impl Into<Value>) {
         let value = value.into();
         let is_empty = match &value {
             Value::Array(items) => items.is_empty(),
@@ -168,14 +209,21 @@ impl Fields {
 
     pub(super) fn into_request(self, path: impl Into<String>) -> Result<WireRequest, Error> {
         let mut body = Vec::with_capacity(USUAL_BODY);
-        serde_json::to_writer(&mut body, &self.0)
+        serde_json::to_writer(&mut body, &self)
             .map_err(|error| Error::invalid("chat request", error.to_string()))?;
         Ok(WireRequest { path: path.into(), headers: Vec::new(), body: body.into() })
     }
 }
 
-impl From<Fields> for Value {
-    fn from(fields: Fields) -> Value {
-        Value::Object(fields.0)
+impl Serialize for Fields<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+impl From<Fields<'_>> for Value {
+    fn from(fields: Fields<'_>) -> Value {
+        // What is made of strings, lists and numbers is a value.
+        serde_json::to_value(&fields).unwrap_or_default()
     }
 }

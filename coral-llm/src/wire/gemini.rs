@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, arguments_object, turn};
-use super::read::{Text, count, null_is_empty, parse, parse_slice};
+use super::read::{Text, count, details, null_is_empty, parse, parse_slice};
 use super::{Reader, WireRequest, schema};
 use crate::dialect::Structured;
 use crate::failure::{self, Failure};
@@ -142,6 +142,7 @@ fn effort_name(effort: Effort) -> &'static str {
 struct Chunk<'a> {
     #[serde(borrow, default, deserialize_with = "null_is_empty")]
     candidates: Vec<Candidate<'a>>,
+    #[serde(default, deserialize_with = "details")]
     usage_metadata: Option<Counted>,
     #[serde(borrow)]
     model_version: Option<Text<'a>>,
@@ -309,8 +310,8 @@ fn usage(counted: Counted) -> Usage {
         input_tokens: all(&[counted.prompt_token_count, counted.tool_use_prompt_token_count]),
         output_tokens: all(&[counted.candidates_token_count, counted.thoughts_token_count]),
         cache_read_tokens: counted.cached_content_token_count.unwrap_or(0),
-        cache_write_tokens: 0,
         reasoning_tokens: counted.thoughts_token_count.unwrap_or(0),
+        ..Default::default()
     }
 }
 

@@ -9,8 +9,8 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::call::{Call, Fields, arguments_text, function, thinking_of};
-use super::read::{Text, count, null_is_empty, parse, parse_slice};
+use super::call::{Call, Fields, Turn, arguments_text, function, text_of, thinking_of};
+use super::read::{Text, count, details, null_is_empty, parse, parse_slice};
 use super::{Reader, WireRequest};
 use crate::dialect::{Dialect, MaxTokensField};
 use crate::failure::{self, Failure};
@@ -23,8 +23,9 @@ const REASONING_DETAILS: &str = "reasoning_details";
 
 pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let Call { request, dialect, .. } = *call;
-    let mut messages: Vec<Value> = Vec::new();
-    messages.extend(call.told_schema().map(|text| json!({"role": "system", "content": text})));
+    let mut messages = Vec::with_capacity(request.messages.len() + 1);
+    let told = call.told_schema();
+    messages.extend(told.map(|text| Turn::Text { role: "system", content: text.into() }));
     for message in &request.messages {
         encode_message(message, dialect, &mut messages);
     }
@@ -39,7 +40,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let counts = call.stream && dialect.stream_usage;
     let mut body = Fields::default();
     body.set("model", call.model);
-    body.set("messages", messages);
+    body.set_turns("messages", messages);
     body.set_some("response_format", format);
     body.set_some("stream", call.stream.then_some(true));
     body.set_some("stream_options", counts.then(|| json!({"include_usage": true})));
@@ -55,15 +56,21 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     body.set_some(max_tokens, request.max_output_tokens);
     body.set_some("temperature", call.temperature());
     body.set_some("reasoning_effort", call.effort().map(effort_name));
-    body.set_some("prompt_cache_key", call.prompt_cache_key());
+    call.set_cache(&mut body);
     body.set_filled("stop", json!(request.stop));
     body.into_request("/chat/completions")
 }
 
-fn encode_message(message: &Message, dialect: &Dialect, out: &mut Vec<Value>) {
+fn encode_message<'a>(message: &'a Message, dialect: &Dialect, out: &mut Vec<Turn<'a>>) {
     match message.role {
-        Role::System => out.push(json!({"role": "system", "content": message.text()})),
-        Role::Assistant => out.push(assistant(message, dialect)),
+        Role::System => out.push(Turn::Text { role: "system", content: text_of(message) }),
+        Role::Assistant => out.push(Turn::Other(assistant(message, dialect))),
+        // Plain text is known to every server; a list of parts is not.
+        Role::User | Role::Tool if message.parts.iter().all(|part| part.as_text().is_some()) => {
+            if !message.parts.is_empty() {
+                out.push(Turn::Text { role: "user", content: text_of(message) });
+            }
+        }
         Role::User | Role::Tool => {
             let mut content = Vec::new();
             for part in &message.parts {
@@ -73,7 +80,8 @@ fn encode_message(message: &Message, dialect: &Dialect, out: &mut Vec<Value>) {
                         "type": "image_url", "image_url": {"url": format!("data:{media_type};base64,{data}")},
                     })),
                     Part::ToolResult { call_id, content, .. } => {
-                        out.push(json!({"role": "tool", "tool_call_id": call_id, "content": content}));
+                        let result = json!({"role": "tool", "tool_call_id": call_id, "content": content});
+                        out.push(Turn::Other(result));
                     }
                     _ => {}
                 }
@@ -81,10 +89,9 @@ fn encode_message(message: &Message, dialect: &Dialect, out: &mut Vec<Value>) {
             if content.is_empty() {
                 return;
             }
-            // Plain text is known to every server; a list of parts is not.
             let all_text = message.parts.iter().all(|part| !matches!(part, Part::Image { .. }));
             let content = if all_text { message.text().into() } else { Value::Array(content) };
-            out.push(json!({"role": "user", "content": content}));
+            out.push(Turn::Other(json!({"role": "user", "content": content})));
         }
     }
 }
@@ -136,6 +143,7 @@ struct Chunk<'a> {
     model: Option<Text<'a>>,
     #[serde(borrow, default, deserialize_with = "first_choice", rename = "choices")]
     choice: Option<Choice<'a>>,
+    #[serde(default, deserialize_with = "details")]
     usage: Option<Box<Counted>>,
     error: Option<Box<Value>>,
 }
@@ -257,7 +265,9 @@ struct Counted {
     completion_tokens: Option<u64>,
     #[serde(default, deserialize_with = "count")]
     total_tokens: Option<u64>,
+    #[serde(default, deserialize_with = "details")]
     prompt_tokens_details: Option<PromptDetails>,
+    #[serde(default, deserialize_with = "details")]
     completion_tokens_details: Option<CompletionDetails>,
     /// DeepSeek's name for what the cache held.
     #[serde(default, deserialize_with = "count")]
@@ -447,6 +457,7 @@ fn usage(counted: Counted) -> Usage {
             .or(counted.prompt_cache_hit_tokens)
             .unwrap_or(0),
         cache_write_tokens: details.and_then(|d| d.cache_write_tokens).unwrap_or(0),
+        long_cache_write_tokens: 0,
         reasoning_tokens,
     }
 }

@@ -55,7 +55,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     );
     body.set_some("max_output_tokens", request.max_output_tokens);
     body.set_some("temperature", call.temperature());
-    body.set_some("prompt_cache_key", call.prompt_cache_key());
+    call.set_cache(&mut body);
     if let Some(effort) = call.effort() {
         body.set("reasoning", json!({"effort": effort_name(effort), "summary": "auto"}));
     }
@@ -359,6 +359,7 @@ fn usage(counted: &Value) -> Usage {
         output_tokens: count("/output_tokens"),
         cache_read_tokens: count("/input_tokens_details/cached_tokens"),
         cache_write_tokens: count("/input_tokens_details/cache_write_tokens"),
+        long_cache_write_tokens: count("/input_tokens_details/cache_write_tokens_details/ttl_12h_tokens"),
         reasoning_tokens: count("/output_tokens_details/reasoning_tokens"),
     }
 }

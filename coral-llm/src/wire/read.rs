@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
 
-use serde::de::Visitor;
+use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -100,6 +100,16 @@ where
 /// A count of tokens. What is no count is none: nothing that a provider says of its usage makes an answer unreadable.
 pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(number(&Value::deserialize(deserializer)?))
+}
+
+/// Counts that stand together. What has another form says nothing.
+pub(super) fn details<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let said = Value::deserialize(deserializer)?;
+    Ok(if said.is_object() { serde_json::from_value(said).ok() } else { None })
 }
 
 /// A number of tokens, which some servers write with a fraction.

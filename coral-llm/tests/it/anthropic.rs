@@ -31,6 +31,7 @@ async fn a_whole_answer_with_all_that_a_request_can_say() {
             {"type": "tool_use", "id": "t2", "name": "find", "input": {"q": "y"}}
         ],
         "usage": {"input_tokens": 10, "output_tokens": 20, "cache_read_input_tokens": 600, "cache_creation_input_tokens": 30,
+            "cache_creation": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
                   "output_tokens_details": {"thinking_tokens": 4}, "service_tier": "standard"}
     }))])
     .await;
@@ -89,6 +90,7 @@ async fn a_whole_answer_with_all_that_a_request_can_say() {
         output_tokens: 20,
         cache_read_tokens: 600,
         cache_write_tokens: 30,
+        long_cache_write_tokens: 20,
         reasoning_tokens: 4,
     };
     assert_eq!(response.usage, usage, "cached tokens count as input");
@@ -114,7 +116,8 @@ async fn a_whole_answer_with_all_that_a_request_can_say() {
                     {"type": "text", "text": "Go on."}
                 ]}
             ],
-            "tools": [{"name": "find", "description": "finds", "input_schema": {"type": "object"}}],
+            "tools": [{"name": "find", "description": "finds", "input_schema": {"type": "object"},
+                "cache_control": {"type": "ephemeral"}}],
             "tool_choice": {"type": "any"},
             "output_config": {"effort": "max", "format": {"type": "json_schema", "schema": {
                 "type": "object", "required": ["a"], "additionalProperties": false, "properties": {"a": {"type": "integer"}}

@@ -8,6 +8,7 @@
 
 mod answer_tool;
 mod anthropic;
+mod asking;
 mod cassettes;
 mod codecs;
 mod connections;

@@ -167,7 +167,7 @@ fn responses_answers() {
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "half"}]},
             {"type": "function_call", "id": "f", "call_id": "a", "name": "find", "arguments": "{\"q\":1}"}
         ],
-        "usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2},
+        "usage": {"input_tokens": 9, "input_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 2, "cache_write_tokens_details": {"ttl_30m_tokens": 1, "ttl_12h_tokens": 1}},
             "output_tokens": 7, "output_tokens_details": {"reasoning_tokens": 3}}
     });
     let response = decoded(Protocol::OpenAiResponses, &body).unwrap();
@@ -176,6 +176,7 @@ fn responses_answers() {
         output_tokens: 7,
         cache_read_tokens: 5,
         cache_write_tokens: 2,
+        long_cache_write_tokens: 1,
         reasoning_tokens: 3,
     };
     assert_eq!((response.stop, response.usage), (StopReason::MaxTokens, usage));

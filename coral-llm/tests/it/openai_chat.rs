@@ -74,6 +74,7 @@ async fn a_whole_answer_with_all_that_a_request_can_say() {
         output_tokens: 20,
         cache_read_tokens: 60,
         cache_write_tokens: 30,
+        long_cache_write_tokens: 0,
         reasoning_tokens: 5,
     };
     assert_eq!(response.usage, usage);

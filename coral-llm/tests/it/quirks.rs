@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Message, ModelFault, Part, Role, StopReason,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Message, ModelFault, Part, Role, StopReason, ToolDef,
 };
 use coral_llm::{Dialect, Failure, Framing, Protocol, Provider};
 use serde_json::{Value, json};
@@ -221,6 +221,32 @@ fn caches_get_their_marks_and_keys() {
     assert!(content[1].get("cache_control").is_none() && content[2].get("cache_control").is_none());
     let messages = vec![Message { role: Role::Assistant, parts: vec![thought], cache: true }];
     assert_eq!(marks(&ChatRequest { messages, ..Default::default() }, &Dialect::default()), 0);
+
+    let tool = |cache: bool| {
+        let tool = ToolDef {
+            name: "find".into(),
+            description: "finds".into(),
+            input_schema: json!({"type": "object"}),
+            effect: Default::default(),
+        };
+        let system = Message { cache, ..Message::system("Be brief.") };
+        let messages = vec![system, Message::user("Who?")];
+        let request = ChatRequest { messages, tools: vec![tool.clone(), tool].into(), ..Default::default() };
+        body(Protocol::Anthropic, &request, &Dialect::default())["tools"].clone()
+    };
+    let marked = json!({"type": "ephemeral"});
+    assert_eq!((&tool(true)[0]["cache_control"], &tool(true)[1]["cache_control"]), (&Value::Null, &marked));
+    assert!(!tool(false).to_string().contains("cache_control"), "where nothing is to be cached, no tool is");
+
+    for protocol in [Protocol::OpenAiChat, Protocol::OpenAiResponses] {
+        let kept = |ttl: &str| {
+            let dialect = Dialect { cache_ttl: Some(ttl.into()), ..Default::default() };
+            let sent = body(protocol, &request, &dialect);
+            (sent["prompt_cache_options"].clone(), sent["prompt_cache_retention"].clone())
+        };
+        assert_eq!(kept("30m"), (json!({"ttl": "30m"}), Value::Null), "{protocol:?}");
+        assert_eq!(kept("24h"), (Value::Null, json!("24h")), "{protocol:?}");
+    }
 
     let keyed = Dialect { prompt_cache_key: true, ..Default::default() };
     let key = |request: &ChatRequest, dialect: &Dialect| {

@@ -59,6 +59,20 @@ async fn rate_limits_and_overload() {
 }
 
 #[tokio::test]
+async fn its_models_are_found() {
+    // It has no list in Gemini's words.
+    for (vendor, path) in VENDORS.into_iter().filter(|(vendor, _)| *vendor != "gemini") {
+        let builder = Provider::vendor(vendor).unwrap().base_url(format!("{}{path}", AIMOCK.url)).key("k");
+        let found = builder.discover().await.unwrap();
+        assert!(!found.models.is_empty(), "{vendor}");
+        assert!(
+            found.models.iter().all(|model| model.provider == vendor && !model.id.is_empty()),
+            "{vendor}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_stream_that_breaks_off() {
     for (vendor, path) in VENDORS {
         check(vendor, &refused(vendor, path, "break off", &[], true).await, ModelFault::Truncated);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use coral_core::{
     CallContext, ChatModel, ChatRequest, ErrorKind, ModelFault, OutputFormat, StopReason, ToolChoice, ToolDef,
 };
-use coral_llm::{Protocol, Provider};
+use coral_llm::{CountTokens, Protocol, Provider};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -75,6 +75,28 @@ async fn cached_tokens_count_alike_on_every_route() {
         }
     }
     assert!(totals[0] > 800 && totals.iter().all(|total| *total == totals[0]), "{totals:?}");
+}
+
+#[tokio::test]
+async fn the_server_counts_before_as_it_counts_after() {
+    let peer = llama();
+    let request = ChatRequest::new("Be brief.", "How many corals are there?");
+    let model = provider(&peer, Protocol::Anthropic);
+    let before = model.count_tokens(&request).await.unwrap();
+    let after = model.chat(&request, &CallContext::default()).await.unwrap().usage.input_tokens;
+    assert_eq!(before, Some(after));
+}
+
+#[tokio::test]
+async fn the_server_says_which_model_it_has() {
+    let peer = llama();
+    let builder = Provider::vendor("llamacpp").unwrap().base_url(format!("{}/v1", peer.url));
+    let found = builder.discover().await.unwrap();
+    let [model] = &found.models[..] else { panic!("{found:?}") };
+    let called = Provider::vendor("llamacpp").unwrap().base_url(format!("{}/v1", peer.url)).model(&model.id);
+    let answer = called.build().unwrap().chat(&ChatRequest::user("Hello?"), &CallContext::default()).await;
+    assert_eq!(answer.unwrap().message.text(), "Hi.");
+    assert!(model.context_tokens >= 4_096, "{model:?}");
 }
 
 #[tokio::test]

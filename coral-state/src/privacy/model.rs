@@ -1,11 +1,10 @@
 //! A model that never sees personal data.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Error, Message, ModelInfo, Part, ToolCall, ToolDef,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Error, Message, Part, ToolCall, ToolDef,
 };
 
 use super::Anonymizer;
@@ -38,16 +37,8 @@ impl<M: ChatModel> ChatModel for PrivateModel<M> {
         self.model.name()
     }
 
-    fn info(&self) -> ModelInfo {
-        self.model.info()
-    }
-
-    fn info_for(&self, request: &ChatRequest, cx: &CallContext) -> ModelInfo {
-        self.model.info_for(request, cx)
-    }
-
-    fn identity(&self, cx: &CallContext) -> Cow<'_, str> {
-        self.model.identity(cx)
+    fn inner(&self) -> Option<&dyn ChatModel> {
+        Some(&self.model)
     }
 
     async fn chat(&self, request: &ChatRequest, cx: &CallContext) -> Result<ChatResponse, Error> {
