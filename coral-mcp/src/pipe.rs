@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::RoleClient;
-use rmcp::model::{ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId};
+use rmcp::model::{ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId, ServerNotification};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::ChildStdout;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::health::Health;
+use crate::health::{Health, is_mere_answer};
 use crate::process::{Input, Process};
 
 /// How long a server may leave its input unread.
@@ -119,9 +119,7 @@ async fn write_lines(
 
 /// What a line means for the client; `None` for what is passed over.
 fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
-    // Most lines are answers to calls, of which nothing but the message is wanted.
-    // A name that is spelled by escapes is not to be overlooked.
-    if ["\"method\"", "\"tools\"", "\\u"].iter().all(|part| find(line, part.as_bytes()).is_none())
+    if is_mere_answer(line)
         && let Ok(message) = serde_json::from_slice(line)
     {
         let late = match &message {
@@ -148,16 +146,14 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
         Some("notifications/tools/list_changed") => health.tools_changed(),
         _ => {}
     }
-    if let Some(Value::Array(tools)) = value.pointer("/result/tools") {
-        health.saw_tools(tools);
-    }
+    health.saw_tools(&value);
     let id = value.get("id").cloned();
     let is_answer = value.get("method").is_none();
     if is_answer && id.as_ref().is_some_and(|id| health.is_late(id)) {
         return None;
     }
     match serde_json::from_value(value) {
-        Ok(message) => Some(message),
+        Ok(message) => is_new(&message, health).then_some(message),
         // The call that waits for it must not wait for ever.
         Err(error) if is_answer => {
             let id: RequestId = serde_json::from_value(id?).ok()?;
@@ -168,8 +164,29 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
     }
 }
 
-fn find(line: &[u8], part: &[u8]) -> Option<usize> {
-    line.windows(part.len()).position(|window| window == part)
+/// Whether a message is not a question that is open already, which it then is.
+pub(crate) fn is_new(message: &RxJsonRpcMessage<RoleClient>, health: &Health) -> bool {
+    match message {
+        JsonRpcMessage::Request(request) => health.asked().begin(request.id.clone()),
+        JsonRpcMessage::Notification(told) => {
+            if let ServerNotification::CancelledNotification(cancelled) = &told.notification
+                && let Some(id) = &cancelled.params.request_id
+            {
+                health.asked().end(id);
+            }
+            true
+        }
+        _ => true,
+    }
+}
+
+/// The question that a message to the server answers.
+pub(crate) fn answered(message: &TxJsonRpcMessage<RoleClient>) -> Option<RequestId> {
+    match message {
+        JsonRpcMessage::Response(answer) => Some(answer.id.clone()),
+        JsonRpcMessage::Error(answer) => answer.id.clone(),
+        _ => None,
+    }
 }
 
 fn is_late(id: &RequestId, health: &Health) -> bool {
@@ -186,7 +203,7 @@ impl Transport<RoleClient> for Pipe {
         &mut self,
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
-        let writer = self.writer.clone();
+        let (writer, health) = (self.writer.clone(), Arc::clone(&self.health));
         if let JsonRpcMessage::Request(request) = &item
             && let (ClientRequest::InitializeRequest(_), RequestId::Number(id)) =
                 (&request.request, &request.id)
@@ -199,12 +216,18 @@ impl Transport<RoleClient> for Pipe {
             line.push(b'\n');
             let (done, written) = oneshot::channel();
             writer.send((line, done)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-            written.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+            let written = written.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+            if let Some(id) = answered(&item) {
+                health.asked().end(&id);
+            }
+            written
         }
     }
 
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
+            // What is above it stays in the pipe.
+            self.health.asked().room().await;
             let line = self.next_line().await?;
             if let Some(message) = understand(&line, &self.health) {
                 return Some(message);

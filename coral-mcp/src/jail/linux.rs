@@ -224,7 +224,7 @@ fn inner(jail: &Jail, command: &[OsString]) -> Result<Infallible, String> {
         set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
     }
     fence_files(jail)?;
-    calls::fence()?;
+    calls::fence(jail.cgroup.is_some())?;
     let [program, args @ ..] = command else { std::process::exit(0) };
     let mut server = Command::new(program);
     server.args(args).env("HOME", SCRATCH).env("TMPDIR", SCRATCH);
@@ -296,7 +296,11 @@ fn fence_files(jail: &Jail) -> Result<(), String> {
     let there = |paths: &[PathBuf]| paths.iter().filter(|p| p.exists()).cloned().collect::<Vec<_>>();
     let system: Vec<&Path> = SYSTEM.iter().map(Path::new).filter(|path| path.exists()).collect();
     let mut writable = there(&jail.write);
-    writable.extend([SCRATCH, "/dev/null", "/dev/zero", "/dev/full"].map(PathBuf::from));
+    writable.extend([SCRATCH, "/dev/null", "/dev/full"].map(PathBuf::from));
+    if jail.cgroup.is_some() {
+        // Mapped, it is memory that no limit of a process counts.
+        writable.push(PathBuf::from("/dev/zero"));
+    }
     let build = || -> Result<_, landlock::RulesetError> {
         Ruleset::default()
             .set_compatibility(CompatLevel::HardRequirement)

@@ -52,6 +52,10 @@ impl Read {
     fn holder(&self) -> &str {
         self.labels.last().map(|label| label.holder.as_str()).unwrap_or_default()
     }
+
+    fn until_ms(&self) -> u64 {
+        self.labels.iter().map(|label| label.until_ms).min().unwrap_or(0)
+    }
 }
 
 /// [`Tokens`] as [Biscuits](https://www.biscuitsec.org): a chain of blocks, each signed with a key
@@ -277,13 +281,17 @@ impl Tokens for BiscuitTokens {
         Ok(self.read(token).map_err(failed)?.holder().to_owned())
     }
 
+    fn until_ms(&self, token: &Token) -> Result<u64, Error> {
+        Ok(self.read(token).map_err(failed)?.until_ms())
+    }
+
     fn check(&self, token: &Token, access: &Access<'_>) -> Result<(), String> {
         let read = self.read(token)?;
         let holder = read.holder();
         if holder != access.caller.agent.as_ref() {
             return Err(format!("the token is in the hand of `{holder}`"));
         }
-        let until_ms = read.labels.iter().map(|label| label.until_ms).min().unwrap_or(0);
+        let until_ms = read.until_ms();
         if access.now_ms >= until_ms {
             return Err(format!("the token ended at {}", coral_core::rfc3339(until_ms)));
         }
