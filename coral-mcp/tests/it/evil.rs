@@ -480,3 +480,20 @@ async fn a_run_and_an_agent_have_a_server_of_their_own_where_the_rules_say_so() 
         assert!(is_alive(&other) && other == pid("other", "free").await, "{per}");
     }
 }
+
+/// A call's time is over where it is, also while it waits for its turn.
+#[tokio::test]
+async fn a_call_waits_for_others_no_longer_than_its_time() {
+    let rules = PERMISSIONS.replace("  evil:\n    tools:", "  evil:\n    concurrency: 1\n    tools:");
+    let desk = Desk::with(&rules, |b| b.servers(evil("hang"))).await;
+    desk.tools.list(&Caller::agent("free")).await.unwrap();
+    let waited = async { tokio::time::timeout(Duration::from_secs(10), echo(&desk, 300)).await.unwrap() };
+    tokio::select! {
+        biased;
+        _ = echo(&desk, 60_000) => panic!("it hangs"),
+        waited = waited => {
+            let error = waited.unwrap_err();
+            assert!(error.to_string().contains("other calls took all the time"), "{error}");
+        }
+    }
+}
