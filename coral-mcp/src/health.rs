@@ -12,9 +12,8 @@ use crate::calls::Calls;
 /// Whether a message as it is on the wire is an answer to a call and nothing more: most are, and of these
 /// nothing but what the protocol's types hold is wanted. A name that is spelled by escapes is not to be
 /// overlooked.
-pub(crate) fn is_mere_answer(message: &[u8]) -> bool {
-    let holds = |part: &[u8]| message.windows(part.len()).any(|window| window == part);
-    !["\"method\"", "\"tools\"", "\\u"].iter().any(|part| holds(part.as_bytes()))
+pub(crate) fn is_mere_answer(message: &str) -> bool {
+    !["\"method\"", "\"tools\"", "\\u"].iter().any(|part| message.contains(part))
 }
 
 /// The state of one connection, shared between its transport and its user.

@@ -12,7 +12,7 @@ use rmcp::transport::Transport;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::ChildStdout;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::Mutex;
 
 use crate::health::{Health, is_mere_answer};
 use crate::process::{Input, Process};
@@ -21,8 +21,6 @@ use crate::process::{Input, Process};
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a server may take to end by itself once its input is closed.
 const GRACE: Duration = Duration::from_secs(2);
-
-type Line = (Vec<u8>, oneshot::Sender<io::Result<()>>);
 
 /// Reads and writes a process's pipes.
 ///
@@ -33,7 +31,8 @@ pub(crate) struct Pipe {
     /// What was read of a line so far: `receive` may be cancelled between two reads.
     line: Vec<u8>,
     max_line: usize,
-    writer: Option<mpsc::Sender<Line>>,
+    /// Taken out while a message is written, so that after half of one nothing follows.
+    input: Arc<Mutex<Option<Input>>>,
     process: Arc<Process>,
     health: Arc<Health>,
 }
@@ -46,13 +45,11 @@ impl Pipe {
         process: Arc<Process>,
         health: Arc<Health>,
     ) -> Self {
-        let (writer, lines) = mpsc::channel(64);
-        tokio::spawn(write_lines(stdin, lines, Arc::clone(&process), Arc::clone(&health)));
         Pipe {
             stdout: BufReader::new(stdout),
             line: Vec::new(),
             max_line,
-            writer: Some(writer),
+            input: Arc::new(Mutex::new(Some(stdin))),
             process,
             health,
         }
@@ -89,38 +86,11 @@ impl Pipe {
     }
 }
 
-async fn write_lines(
-    mut stdin: Input,
-    mut lines: mpsc::Receiver<Line>,
-    process: Arc<Process>,
-    health: Arc<Health>,
-) {
-    while let Some((line, done)) = lines.recv().await {
-        let write = async {
-            stdin.write_all(&line).await?;
-            stdin.flush().await
-        };
-        let result = match tokio::time::timeout(WRITE_DEADLINE, write).await {
-            Ok(result) => result,
-            Err(_) => {
-                health.broke(format!("the server has not read its input for {} s", WRITE_DEADLINE.as_secs()));
-                process.kill();
-                Err(io::ErrorKind::TimedOut.into())
-            }
-        };
-        let failed = result.is_err();
-        // Nobody waits any more for a call that was given up.
-        let _ = done.send(result);
-        if failed {
-            return;
-        }
-    }
-}
-
 /// What a line means for the client; `None` for what is passed over.
 fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
+    let line = std::str::from_utf8(line).unwrap_or_default();
     if is_mere_answer(line)
-        && let Ok(message) = serde_json::from_slice(line)
+        && let Ok(message) = serde_json::from_str(line)
     {
         let late = match &message {
             JsonRpcMessage::Response(answer) => is_late(&answer.id, health),
@@ -129,7 +99,7 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
         };
         return (!late).then_some(message);
     }
-    let Ok(value) = serde_json::from_slice::<Value>(line) else {
+    let Ok(value) = serde_json::from_str::<Value>(line) else {
         tracing::debug!(bytes = line.len(), "a line that is not JSON was passed over");
         return None;
     };
@@ -203,7 +173,8 @@ impl Transport<RoleClient> for Pipe {
         &mut self,
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
-        let (writer, health) = (self.writer.clone(), Arc::clone(&self.health));
+        let (input, health) = (Arc::clone(&self.input), Arc::clone(&self.health));
+        let process = Arc::clone(&self.process);
         if let JsonRpcMessage::Request(request) = &item
             && let (ClientRequest::InitializeRequest(_), RequestId::Number(id)) =
                 (&request.request, &request.id)
@@ -211,12 +182,26 @@ impl Transport<RoleClient> for Pipe {
             self.health.began_again(*id);
         }
         async move {
-            let writer = writer.ok_or(io::ErrorKind::BrokenPipe)?;
             let mut line = serde_json::to_vec(&item)?;
             line.push(b'\n');
-            let (done, written) = oneshot::channel();
-            writer.send((line, done)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-            let written = written.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()));
+            let mut input = input.lock().await;
+            let mut open = input.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            let write = async {
+                open.write_all(&line).await?;
+                open.flush().await
+            };
+            let written = match tokio::time::timeout(WRITE_DEADLINE, write).await {
+                Ok(written) => written,
+                Err(_) => {
+                    let waited = WRITE_DEADLINE.as_secs();
+                    health.broke(format!("the server has not read its input for {waited} s"));
+                    process.kill();
+                    Err(io::ErrorKind::TimedOut.into())
+                }
+            };
+            if written.is_ok() {
+                *input = Some(open);
+            }
             if let Some(id) = answered(&item) {
                 health.asked().end(&id);
             }
@@ -237,7 +222,9 @@ impl Transport<RoleClient> for Pipe {
 
     async fn close(&mut self) -> Result<(), io::Error> {
         // Closing its input asks the server to end; its output ends when it did.
-        self.writer = None;
+        if let Ok(mut input) = self.input.try_lock() {
+            *input = None;
+        }
         let mut rest = [0; 4_096];
         let ended = async { while self.stdout.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
         let _ = tokio::time::timeout(GRACE, ended).await;

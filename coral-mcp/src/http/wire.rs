@@ -147,7 +147,7 @@ impl Wire {
             let health = Arc::clone(&health);
             async move {
                 let Ok(mut event) = event else { return Some(event) };
-                let Some(data) = event.data.take_if(|data| !is_mere_answer(data.as_bytes())) else {
+                let Some(data) = event.data.take_if(|data| !is_mere_answer(data)) else {
                     return Some(Ok(event));
                 };
                 health.asked().room().await;
