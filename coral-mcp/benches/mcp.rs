@@ -434,7 +434,7 @@ async fn spawns(rows: &mut Vec<Row>) {
     for isolation in ["none", "kernel"] {
         let text = format!(
             "permission_model:\n  agents:\n    dev:\n      mcp_servers: [commands]\n      operations: [execute]\n      \
-             paths: [/project]\nservers:\n  commands: {{ isolation: {isolation} }}\n"
+             paths: [/project]\n      after_untrusted: allow\nservers:\n  commands: {{ isolation: {isolation} }}\n"
         );
         let tools = Sandbox::builder()
             .permissions(Permissions::from_yaml(&text, "bench.yaml").unwrap())
@@ -469,37 +469,46 @@ async fn spawns(rows: &mut Vec<Row>) {
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let mut rows = Vec::new();
+    println!("{:<60} {:>16} {:>48} {:>8}", "case", "ours", "peer", "ratio");
+    let mut all = Vec::new();
+    let mut shown = |rows: &mut Vec<Row>| all.append(&mut show(rows));
     decisions(&mut rows);
+    shown(&mut rows);
     tokens(&mut rows);
+    shown(&mut rows);
     in_memory(&runtime, &mut rows);
+    shown(&mut rows);
     runtime.block_on(over_memory(&mut rows));
+    shown(&mut rows);
     if let Some(target) = installed() {
         runtime.block_on(over_stdio(&target, &mut rows));
+        shown(&mut rows);
         runtime.block_on(starts(&target, &mut rows));
+        shown(&mut rows);
     }
     runtime.block_on(spawns(&mut rows));
-    report(&rows);
+    shown(&mut rows);
+    let out = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    std::fs::create_dir_all(&out).unwrap();
+    std::fs::write(out.join("mcp.json"), Value::Array(all).to_string()).unwrap();
 }
 
-fn report(rows: &[Row]) {
-    println!("{:<44} {:>16} {:>36} {:>8}", "case", "ours", "peer", "ratio");
-    let mut json = Vec::new();
-    for Row { case, unit, ours, peer } in rows {
-        let (shown, ratio) = match peer {
+/// Prints rows as soon as they are there, and gives them as JSON.
+fn show(rows: &mut Vec<Row>) -> Vec<Value> {
+    let shown = |Row { case, unit, ours, peer }: Row| {
+        let (beside, ratio) = match peer {
             Some((name, value)) => (format!("{name} {value:.2} {unit}"), format!("{:.2}", ours / value)),
             None => (String::new(), String::new()),
         };
-        println!("{case:<44} {:>16} {shown:>36} {ratio:>8}", format!("{ours:.2} {unit}"));
-        json.push(json!({
+        println!("{case:<60} {:>16} {beside:>48} {ratio:>8}", format!("{ours:.2} {unit}"));
+        json!({
             "case": case,
             "unit": unit,
             "ours": ours,
             "peer": peer.map(|(name, _)| name),
             "peer_value": peer.map(|(_, value)| value),
             "ratio": peer.map(|(_, value)| ours / value),
-        }));
-    }
-    let out = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
-    std::fs::create_dir_all(&out).unwrap();
-    std::fs::write(out.join("mcp.json"), Value::Array(json).to_string()).unwrap();
+        })
+    };
+    rows.drain(..).map(shown).collect()
 }

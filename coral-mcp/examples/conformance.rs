@@ -169,8 +169,8 @@ servers:
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let address = std::env::args().nth(1).unwrap_or_default();
+pub(crate) async fn main() -> ExitCode {
+    let address = std::env::args().next_back().unwrap_or_default();
     match tokio::time::timeout(std::time::Duration::from_secs(25), run(&address)).await {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

@@ -182,7 +182,7 @@ pub struct AuditRecord {
 impl AuditRecord {
     fn chained(seq: u64, prev: &str, entry: AuditEntry) -> Result<Self, Error> {
         let mut record = AuditRecord { seq, prev: prev.to_owned(), entry, hash: String::new() };
-        record.hash = record.expected_hash()?;
+        record.hash = digest(&record)?;
         Ok(record)
     }
 

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 pub use self::oauth::OAuth;
-pub(crate) use self::rules::{ConnectionRules, Generation};
+pub(crate) use self::rules::{ConnectionRules, Generation, Per};
 pub use self::variables::Variables;
 
 /// MCP servers by name, from the `mcpServers` JSON of `.mcp.json` and its like.

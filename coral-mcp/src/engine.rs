@@ -302,7 +302,7 @@ impl PolicyEngine {
         found.slots.dedup();
         for at in &found.slots {
             if let Some(slot) = self.slots.get(*at) {
-                slot.facts(access, &mut found.facts);
+                slot.facts(&mut found.facts);
             }
         }
         let beyond = self.slots.len();

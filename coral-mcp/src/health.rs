@@ -6,7 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::Value;
 
+use crate::asked::Asked;
 use crate::calls::Calls;
+
+/// Whether a message as it is on the wire is an answer to a call and nothing more: most are, and of these
+/// nothing but what the protocol's types hold is wanted. A name that is spelled by escapes is not to be
+/// overlooked.
+pub(crate) fn is_mere_answer(message: &str) -> bool {
+    !["\"method\"", "\"tools\"", "\\u"].iter().any(|part| message.contains(part))
+}
 
 /// The state of one connection, shared between its transport and its user.
 #[derive(Default)]
@@ -16,6 +24,7 @@ pub(crate) struct Health {
     tools: Mutex<BTreeMap<String, Value>>,
     first_id: AtomicI64,
     calls: Arc<Calls>,
+    asked: Asked,
     secrets: Mutex<Vec<String>>,
 }
 
@@ -32,6 +41,11 @@ impl Health {
     /// The calls under way on the connection.
     pub(crate) fn calls(&self) -> &Arc<Calls> {
         &self.calls
+    }
+
+    /// What the server asked and was not answered yet.
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
     }
 
     /// Has a value blotted out of what the server answers.
@@ -76,9 +90,10 @@ impl Health {
         id.as_i64().is_some_and(|id| id < self.first_id.load(Ordering::Relaxed))
     }
 
-    /// Keeps tools as the server sent them: what the protocol's types leave out is part of what
-    /// is pinned.
-    pub(crate) fn saw_tools(&self, tools: &[Value]) {
+    /// Keeps the tools of a message as the server sent them: what the protocol's types leave out is part
+    /// of what is pinned.
+    pub(crate) fn saw_tools(&self, message: &Value) {
+        let Some(Value::Array(tools)) = message.pointer("/result/tools") else { return };
         let mut kept = self.tools.lock().unwrap_or_else(PoisonError::into_inner);
         for tool in tools {
             if let Some(name) = tool.get("name").and_then(Value::as_str) {

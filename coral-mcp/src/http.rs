@@ -123,6 +123,7 @@ impl Http {
             bearer: self.bearer.clone(),
             authority: self.authority.clone(),
             streams: Arc::clone(&streams),
+            health: Arc::clone(&health),
         };
         let mut config = StreamableHttpClientTransportConfig::with_uri(Arc::clone(&self.address));
         config.custom_headers = self.headers.clone();

@@ -82,6 +82,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod asked;
 mod audit;
 mod calls;
 mod catalog;

@@ -97,6 +97,14 @@ struct Quotas {
 /// `host`, `host:port`, `*.domain` and addresses that it reaches through a proxy. `memory_mib` and
 /// `processes` bound what it takes. `docs/security.md` says what each level stops.
 ///
+/// # Connections
+/// `connection` of a server: `per` is `sandbox` (one for everyone), `run` or `agent` (one for each, which
+/// ends with the run, so that nothing that the server keeps reaches another); `connections` is how many
+/// there may be at once for each of these, `idle_s` when an unused one is closed, `start_s` how long it
+/// may take to begin, `protocol` which generation is spoken (`any`, `with_handshake`,
+/// `without_handshake`). `elicitation`, `sampling`, `roots`, `resources` and `prompts` say what the server
+/// may ask back and offer beside tools; `private_addresses`, whether it may be in a private network.
+///
 /// `operations` are `read`, `write` and `execute`, or names that [profiles](crate::Profile) give to
 /// what tools do, such as `create_pull_request`. `cedar`, beside `agents`, holds Cedar policies of
 /// one's own: see [`PolicyEngine`](crate::PolicyEngine).

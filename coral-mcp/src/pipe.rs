@@ -6,23 +6,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::RoleClient;
-use rmcp::model::{ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId};
+use rmcp::model::{ClientRequest, ErrorData, JsonRpcError, JsonRpcMessage, RequestId, ServerNotification};
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
 use rmcp::transport::Transport;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::ChildStdout;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::Mutex;
 
-use crate::health::Health;
+use crate::health::{Health, is_mere_answer};
 use crate::process::{Input, Process};
 
 /// How long a server may leave its input unread.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a server may take to end by itself once its input is closed.
 const GRACE: Duration = Duration::from_secs(2);
-
-type Line = (Vec<u8>, oneshot::Sender<io::Result<()>>);
 
 /// Reads and writes a process's pipes.
 ///
@@ -33,7 +31,8 @@ pub(crate) struct Pipe {
     /// What was read of a line so far: `receive` may be cancelled between two reads.
     line: Vec<u8>,
     max_line: usize,
-    writer: Option<mpsc::Sender<Line>>,
+    /// Taken out while a message is written, so that after half of one nothing follows.
+    input: Arc<Mutex<Option<Input>>>,
     process: Arc<Process>,
     health: Arc<Health>,
 }
@@ -46,13 +45,11 @@ impl Pipe {
         process: Arc<Process>,
         health: Arc<Health>,
     ) -> Self {
-        let (writer, lines) = mpsc::channel(64);
-        tokio::spawn(write_lines(stdin, lines, Arc::clone(&process), Arc::clone(&health)));
         Pipe {
             stdout: BufReader::new(stdout),
             line: Vec::new(),
             max_line,
-            writer: Some(writer),
+            input: Arc::new(Mutex::new(Some(stdin))),
             process,
             health,
         }
@@ -89,40 +86,11 @@ impl Pipe {
     }
 }
 
-async fn write_lines(
-    mut stdin: Input,
-    mut lines: mpsc::Receiver<Line>,
-    process: Arc<Process>,
-    health: Arc<Health>,
-) {
-    while let Some((line, done)) = lines.recv().await {
-        let write = async {
-            stdin.write_all(&line).await?;
-            stdin.flush().await
-        };
-        let result = match tokio::time::timeout(WRITE_DEADLINE, write).await {
-            Ok(result) => result,
-            Err(_) => {
-                health.broke(format!("the server has not read its input for {} s", WRITE_DEADLINE.as_secs()));
-                process.kill();
-                Err(io::ErrorKind::TimedOut.into())
-            }
-        };
-        let failed = result.is_err();
-        // Nobody waits any more for a call that was given up.
-        let _ = done.send(result);
-        if failed {
-            return;
-        }
-    }
-}
-
 /// What a line means for the client; `None` for what is passed over.
 fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
-    // Most lines are answers to calls, of which nothing but the message is wanted.
-    // A name that is spelled by escapes is not to be overlooked.
-    if ["\"method\"", "\"tools\"", "\\u"].iter().all(|part| find(line, part.as_bytes()).is_none())
-        && let Ok(message) = serde_json::from_slice(line)
+    let line = std::str::from_utf8(line).unwrap_or_default();
+    if is_mere_answer(line)
+        && let Ok(message) = serde_json::from_str(line)
     {
         let late = match &message {
             JsonRpcMessage::Response(answer) => is_late(&answer.id, health),
@@ -131,7 +99,7 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
         };
         return (!late).then_some(message);
     }
-    let Ok(value) = serde_json::from_slice::<Value>(line) else {
+    let Ok(value) = serde_json::from_str::<Value>(line) else {
         tracing::debug!(bytes = line.len(), "a line that is not JSON was passed over");
         return None;
     };
@@ -148,16 +116,14 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
         Some("notifications/tools/list_changed") => health.tools_changed(),
         _ => {}
     }
-    if let Some(Value::Array(tools)) = value.pointer("/result/tools") {
-        health.saw_tools(tools);
-    }
+    health.saw_tools(&value);
     let id = value.get("id").cloned();
     let is_answer = value.get("method").is_none();
     if is_answer && id.as_ref().is_some_and(|id| health.is_late(id)) {
         return None;
     }
     match serde_json::from_value(value) {
-        Ok(message) => Some(message),
+        Ok(message) => is_new(&message, health).then_some(message),
         // The call that waits for it must not wait for ever.
         Err(error) if is_answer => {
             let id: RequestId = serde_json::from_value(id?).ok()?;
@@ -168,8 +134,29 @@ fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClien
     }
 }
 
-fn find(line: &[u8], part: &[u8]) -> Option<usize> {
-    line.windows(part.len()).position(|window| window == part)
+/// Whether a message is not a question that is open already, which it then is.
+pub(crate) fn is_new(message: &RxJsonRpcMessage<RoleClient>, health: &Health) -> bool {
+    match message {
+        JsonRpcMessage::Request(request) => health.asked().begin(request.id.clone()),
+        JsonRpcMessage::Notification(told) => {
+            if let ServerNotification::CancelledNotification(cancelled) = &told.notification
+                && let Some(id) = &cancelled.params.request_id
+            {
+                health.asked().end(id);
+            }
+            true
+        }
+        _ => true,
+    }
+}
+
+/// The question that a message to the server answers.
+pub(crate) fn answered(message: &TxJsonRpcMessage<RoleClient>) -> Option<RequestId> {
+    match message {
+        JsonRpcMessage::Response(answer) => Some(answer.id.clone()),
+        JsonRpcMessage::Error(answer) => answer.id.clone(),
+        _ => None,
+    }
 }
 
 fn is_late(id: &RequestId, health: &Health) -> bool {
@@ -186,7 +173,8 @@ impl Transport<RoleClient> for Pipe {
         &mut self,
         item: TxJsonRpcMessage<RoleClient>,
     ) -> impl Future<Output = Result<(), io::Error>> + Send + 'static {
-        let writer = self.writer.clone();
+        let (input, health) = (Arc::clone(&self.input), Arc::clone(&self.health));
+        let process = Arc::clone(&self.process);
         if let JsonRpcMessage::Request(request) = &item
             && let (ClientRequest::InitializeRequest(_), RequestId::Number(id)) =
                 (&request.request, &request.id)
@@ -194,17 +182,37 @@ impl Transport<RoleClient> for Pipe {
             self.health.began_again(*id);
         }
         async move {
-            let writer = writer.ok_or(io::ErrorKind::BrokenPipe)?;
             let mut line = serde_json::to_vec(&item)?;
             line.push(b'\n');
-            let (done, written) = oneshot::channel();
-            writer.send((line, done)).await.map_err(|_| io::ErrorKind::BrokenPipe)?;
-            written.await.unwrap_or_else(|_| Err(io::ErrorKind::BrokenPipe.into()))
+            let mut input = input.lock().await;
+            let mut open = input.take().ok_or(io::ErrorKind::BrokenPipe)?;
+            let write = async {
+                open.write_all(&line).await?;
+                open.flush().await
+            };
+            let written = match tokio::time::timeout(WRITE_DEADLINE, write).await {
+                Ok(written) => written,
+                Err(_) => {
+                    let waited = WRITE_DEADLINE.as_secs();
+                    health.broke(format!("the server has not read its input for {waited} s"));
+                    process.kill();
+                    Err(io::ErrorKind::TimedOut.into())
+                }
+            };
+            if written.is_ok() {
+                *input = Some(open);
+            }
+            if let Some(id) = answered(&item) {
+                health.asked().end(&id);
+            }
+            written
         }
     }
 
     async fn receive(&mut self) -> Option<RxJsonRpcMessage<RoleClient>> {
         loop {
+            // What is above it stays in the pipe.
+            self.health.asked().room().await;
             let line = self.next_line().await?;
             if let Some(message) = understand(&line, &self.health) {
                 return Some(message);
@@ -214,7 +222,9 @@ impl Transport<RoleClient> for Pipe {
 
     async fn close(&mut self) -> Result<(), io::Error> {
         // Closing its input asks the server to end; its output ends when it did.
-        self.writer = None;
+        if let Ok(mut input) = self.input.try_lock() {
+            *input = None;
+        }
         let mut rest = [0; 4_096];
         let ended = async { while self.stdout.read(&mut rest).await.is_ok_and(|n| n > 0) {} };
         let _ = tokio::time::timeout(GRACE, ended).await;

@@ -1,12 +1,14 @@
 //! Servers that were configured: connected when they are first needed, kept while they are used and
 //! well, and connected again when they went away.
 
+mod states;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{CallContext, Clock, Error, ErrorKind, ToolFault, ToolOutput, sha256_hex};
+use coral_core::{CallContext, Caller, Clock, Error, ErrorKind, ToolFault, ToolOutput, sha256_hex};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
@@ -21,6 +23,9 @@ use crate::pins::Pins;
 use crate::profile::{Place, Profile};
 use crate::sandbox::Change;
 use crate::server::{Connection, Limits, Opening, fault};
+
+use self::states::Holder;
+pub(crate) use self::states::States;
 
 /// The longest wait between two tries to connect.
 const MAX_BACKOFF_MS: u64 = 60_000;
@@ -70,6 +75,8 @@ pub(crate) struct Within<'a> {
     pub(crate) cx: &'a CallContext,
     /// When the caller stops waiting.
     pub(crate) deadline: Instant,
+    /// When its rights end, and the call with them, whatever else goes on in it.
+    pub(crate) rights_end: Option<Instant>,
     /// What of the project a program may reach that the call starts.
     pub(crate) reach: Option<Reach>,
 }
@@ -87,7 +94,7 @@ pub(crate) struct Server {
     /// Whether its calls start programs, which reach what their caller does.
     pub(crate) starts_programs: bool,
     pub(crate) permits: Semaphore,
-    pub(crate) state: Arc<Mutex<State>>,
+    pub(crate) states: States,
 }
 
 #[derive(Default)]
@@ -120,13 +127,19 @@ pub struct ServerStatus {
     pub connections: usize,
     /// The revision of the protocol that it speaks, once it was connected.
     pub protocol: Option<String>,
-    /// How often in a row it could not be connected.
+    /// How often in a row it could not be connected; the most of any run or agent, where each has
+    /// connections of its own.
     pub failures: u32,
     /// Why it could not be connected the last time.
     pub problem: Option<String>,
 }
 
 impl State {
+    /// Whether there is something to keep it for.
+    fn is_in_use(&self) -> bool {
+        !self.live.is_empty()
+    }
+
     /// Drops connections that ended. A server that ends again and again before it answered a call is
     /// left alone for a while, like one that can't be started.
     fn drop_ended(&mut self, name: &str, now_ms: u64) {
@@ -179,15 +192,28 @@ impl Server {
         Instant::now() + limit
     }
 
-    /// How the server is started now, if that is not how it was when it was pinned.
-    pub(crate) async fn change(&self, name: &str, pins: &Pins) -> Result<Option<Change>, Error> {
-        if self.state.lock().await.live.iter().any(|live| !live.connection.is_closed()) {
+    /// Whom the connections are for that `caller` uses.
+    fn holder(&self, caller: &Caller) -> Holder {
+        Holder::of(self.rules.connection.per, caller)
+    }
+
+    /// How the server is started now, if that is not how it was when it was pinned. One that runs for
+    /// `caller` was looked at when it was started.
+    pub(crate) async fn change(
+        &self,
+        name: &str,
+        caller: &Caller,
+        pins: &Pins,
+    ) -> Result<Option<Change>, Error> {
+        let state = self.states.of(name, &self.holder(caller))?;
+        if state.lock().await.live.iter().any(|live| !live.connection.is_closed()) {
             return Ok(None);
         }
         self.changed_source(name, pins).await
     }
 
-    async fn changed_source(&self, name: &str, pins: &Pins) -> Result<Option<Change>, Error> {
+    /// As [`change`](Self::change), whether it runs or not.
+    pub(crate) async fn changed_source(&self, name: &str, pins: &Pins) -> Result<Option<Change>, Error> {
         if !self.foreign {
             return Ok(None);
         }
@@ -207,10 +233,10 @@ impl Server {
         &self,
         deadline: Instant,
         name: &str,
-        clock: &dyn Clock,
-        pins: &Pins,
+        caller: &Caller,
+        (clock, pins): (&dyn Clock, &Pins),
     ) -> Result<Arc<Live>, Error> {
-        match tokio::time::timeout_at(deadline, self.live(name, clock, pins)).await {
+        match tokio::time::timeout_at(deadline, self.live(name, caller, clock, pins)).await {
             Ok(live) => live,
             Err(_) => {
                 Err(fault(name, ToolFault::Timeout, "it was not there before the call's time was over"))
@@ -223,8 +249,15 @@ impl Server {
     }
 
     /// A connection to look at the server's tools by.
-    pub(crate) async fn live(&self, name: &str, clock: &dyn Clock, pins: &Pins) -> Result<Arc<Live>, Error> {
-        let mut state = self.state.lock().await;
+    pub(crate) async fn live(
+        &self,
+        name: &str,
+        caller: &Caller,
+        clock: &dyn Clock,
+        pins: &Pins,
+    ) -> Result<Arc<Live>, Error> {
+        let shared = self.states.of(name, &self.holder(caller))?;
+        let mut state = shared.lock().await;
         let now_ms = clock.now_ms();
         state.drop_ended(name, now_ms);
         if let Some(live) = state.live.first().cloned() {
@@ -250,7 +283,7 @@ impl Server {
                 state.live.clear();
             }
         }
-        self.connect(name, &mut state, clock, pins).await
+        self.connect(name, (&shared, &mut state), clock, pins).await
     }
 
     /// Lists the tools of a server that said that they are others now: not too soon after the last time,
@@ -274,7 +307,7 @@ impl Server {
     async fn connect(
         &self,
         name: &str,
-        state: &mut State,
+        (shared, state): (&Arc<Mutex<State>>, &mut State),
         clock: &dyn Clock,
         pins: &Pins,
     ) -> Result<Arc<Live>, Error> {
@@ -301,7 +334,7 @@ impl Server {
                 state.retry_at_ms = 0;
                 state.listed_at_ms = now_ms;
                 state.live.push(Arc::clone(&live));
-                self.close_when_idle(&live);
+                self.close_when_idle(shared, &live);
                 Ok(live)
             }
             Err(error) => {
@@ -325,21 +358,31 @@ impl Server {
 
     /// Lets the next call look at the server's tools anew.
     pub(crate) async fn look_again(&self) {
-        for live in &self.state.lock().await.live {
-            live.connection.health().tools_changed();
+        for state in self.states.all() {
+            for live in &state.lock().await.live {
+                live.connection.health().tools_changed();
+            }
         }
     }
 
     pub(crate) async fn status(&self, name: &str) -> ServerStatus {
-        let state = self.state.lock().await;
-        let live: Vec<_> = state.live.iter().filter(|live| !live.connection.is_closed()).collect();
-        ServerStatus {
-            name: name.to_owned(),
-            connections: live.len(),
-            protocol: live.first().map(|live| live.connection.about().revision),
-            failures: state.failures,
-            problem: state.problem.clone(),
+        let (connections, protocol, failures, problem) = (0, None, 0, None);
+        let mut status = ServerStatus { name: name.to_owned(), connections, protocol, failures, problem };
+        for state in self.states.all() {
+            let state = state.lock().await;
+            let live: Vec<_> = state.live.iter().filter(|live| !live.connection.is_closed()).collect();
+            status.connections += live.len();
+            status.protocol = status.protocol.or(live.first().map(|live| live.connection.about().revision));
+            if state.failures > status.failures {
+                (status.failures, status.problem) = (state.failures, state.problem.clone());
+            }
         }
+        status
+    }
+
+    /// Closes the connections that were for a run alone, with all that their servers keep of it.
+    pub(crate) fn forget(&self, run: &str) {
+        self.states.forget(run);
     }
 
     /// Calls a tool that was found on `live` and may be called.
@@ -358,7 +401,8 @@ impl Server {
         let (cx, deadline) = (within.cx, within.deadline);
         let permit = tokio::time::timeout_at(deadline, self.permits.acquire());
         let _permit = permit.await.map_err(|_| busy())?;
-        let chosen = self.least_busy(name, live, tool, alone, (clock, pins));
+        let shared = self.states.of(name, &self.holder(cx.caller()))?;
+        let chosen = self.least_busy(name, (&shared, live), tool, alone, (clock, pins));
         let live = tokio::time::timeout_at(deadline, chosen).await.map_err(|_| busy())??;
         let _turn = match alone {
             true => Some(tokio::time::timeout_at(deadline, live.turn.acquire()).await.map_err(|_| busy())?),
@@ -371,12 +415,20 @@ impl Server {
         let Some(known) = live.catalog.get(tool) else {
             return Err(fault(&full, ToolFault::UnknownTool, "the server does not offer it any more"));
         };
-        let result = match known.extra {
-            Some(extra) => extra.call(&full, &live.connection, arguments, cx, deadline).await,
-            None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
+        let called = async {
+            match known.extra {
+                Some(extra) => extra.call(&full, &live.connection, arguments, cx, deadline).await,
+                None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
+            }
+        };
+        let result = match within.rights_end {
+            Some(end) => tokio::time::timeout_at(end, called).await.unwrap_or_else(|_| {
+                Err(fault(&full, ToolFault::Timeout, "the rights that it was made by ended before it did"))
+            }),
+            None => called.await,
         };
         if result.is_ok() && !live.answered.swap(true, Ordering::Relaxed) {
-            let mut state = self.state.lock().await;
+            let mut state = shared.lock().await;
             (state.failures, state.problem) = (0, None);
         }
         if result.as_ref().is_err_and(is_timeout) {
@@ -391,7 +443,7 @@ impl Server {
     async fn least_busy(
         &self,
         name: &str,
-        live: &Arc<Live>,
+        (shared, live): (&Arc<Mutex<State>>, &Arc<Live>),
         tool: &str,
         alone: bool,
         (clock, pins): (&dyn Clock, &Pins),
@@ -407,14 +459,14 @@ impl Server {
                 live.connection.health().calls().count()
             }
         };
-        let mut state = self.state.lock().await;
+        let mut state = shared.lock().await;
         state.drop_ended(name, clock.now_ms());
         let best = state.live.iter().min_by_key(|live| load(live)).cloned();
         let chosen = match best {
             Some(best) if load(&best) == 0 || state.live.len() >= most => best,
             // Another connection is a convenience: without it this one has to do.
-            Some(best) => self.connect(name, &mut state, clock, pins).await.unwrap_or(best),
-            None => self.connect(name, &mut state, clock, pins).await?,
+            Some(best) => self.connect(name, (shared, &mut state), clock, pins).await.unwrap_or(best),
+            None => self.connect(name, (shared, &mut state), clock, pins).await?,
         };
         if chosen.catalog.is_same(tool, &live.catalog) {
             return Ok(chosen);
@@ -424,9 +476,9 @@ impl Server {
     }
 
     /// Closes a connection when it was not used for as long as its rules say.
-    fn close_when_idle(&self, live: &Arc<Live>) {
+    fn close_when_idle(&self, shared: &Arc<Mutex<State>>, live: &Arc<Live>) {
         let Some(idle) = self.connection_rules().idle() else { return };
-        let (state, connection) = (Arc::downgrade(&self.state), Arc::downgrade(&live.connection));
+        let (state, connection) = (Arc::downgrade(shared), Arc::downgrade(&live.connection));
         tokio::spawn(async move {
             loop {
                 let left = match connection.upgrade() {

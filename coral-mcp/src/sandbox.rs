@@ -9,10 +9,12 @@ mod taint;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use coral_core::{CallContext, Caller, Clock, Error, ToolCall, ToolDef, ToolOutput, Toolbox, sha256_hex};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::access::{Access, Decision, Policy};
 use crate::audit::{Audit, AuditEntry, AuditEvent};
@@ -20,7 +22,7 @@ use crate::catalog::KnownTool;
 use crate::permissions::Reach;
 use crate::permissions::{Permissions, SecurityPolicy};
 use crate::pins::Pins;
-use crate::pool::{Server, ServerStatus, Within};
+use crate::pool::{Live, Server, ServerStatus, Within};
 use crate::quota::Quota;
 use crate::secret::Secrets;
 use crate::token::{Token, TokenTerms};
@@ -171,7 +173,7 @@ impl Sandbox {
     /// [`NotFound`](coral_core::ErrorKind::NotFound) for a server that is not configured; what
     /// starting it fails with.
     pub async fn blocked_tools(&self, server: &str) -> Result<Vec<BlockedTool>, Error> {
-        let live = self.server(server)?.live(server, self.clock.as_ref(), &self.pins).await?;
+        let live = self.look_at(server).await?;
         let blocked = |(_, tool): (&str, &KnownTool)| {
             let block = tool.blocked.clone()?;
             Some(BlockedTool {
@@ -194,7 +196,7 @@ impl Sandbox {
     /// server or writing the pin file fails with.
     pub async fn approve_tool(&self, name: &str, hash: &str) -> Result<(), Error> {
         let (server, tool) = name.split_once("__").unwrap_or((name, ""));
-        let live = self.server(server)?.live(server, self.clock.as_ref(), &self.pins).await?;
+        let live = self.look_at(server).await?;
         let known = live.catalog.get(tool).ok_or_else(|| {
             Error::not_found("tool", name, live.catalog.iter().map(|(_, known)| known.def.name.as_str()))
         })?;
@@ -223,7 +225,7 @@ impl Sandbox {
     /// [`NotFound`](coral_core::ErrorKind::NotFound) for a server that is not configured;
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if its program can't be read.
     pub async fn changed_server(&self, server: &str) -> Result<Option<String>, Error> {
-        let change = self.server(server)?.change(server, &self.pins).await?;
+        let change = self.server(server)?.changed_source(server, &self.pins).await?;
         Ok(change.map(|change| change.now))
     }
 
@@ -233,7 +235,9 @@ impl Sandbox {
     /// [`Invalid`](coral_core::ErrorKind::Invalid) if it is started otherwise by now; as those of
     /// [`changed_server`](Self::changed_server), and what writing the pin file fails with.
     pub async fn approve_server(&self, server: &str, hash: &str) -> Result<(), Error> {
-        let Some(change) = self.server(server)?.change(server, &self.pins).await? else { return Ok(()) };
+        let Some(change) = self.server(server)?.changed_source(server, &self.pins).await? else {
+            return Ok(());
+        };
         if change.now != hash {
             return Err(Error::invalid(
                 format!("server `{server}`"),
@@ -270,7 +274,7 @@ impl Sandbox {
         let Some(server) = self.servers.get(name).filter(|_| reachable) else {
             return Ok(Decision::deny(format!("no grant names server `{name}`")));
         };
-        let live = server.live(name, self.clock.as_ref(), &self.pins).await?;
+        let live = server.live(name, caller, self.clock.as_ref(), &self.pins).await?;
         let Some(known) = live.catalog.get(tool) else { return Ok(unknown()) };
         if let Some(block) = known.blocked.as_ref().filter(|block| !block.asks) {
             return Ok(Decision::deny(block.question(&known.hash)));
@@ -285,6 +289,12 @@ impl Sandbox {
             Ok(reading) => gate.foresee(name, tool, known, &reading),
             Err(problem) => Decision::deny(problem),
         })
+    }
+
+    /// A connection to look at a server's tools by, on nobody's behalf.
+    async fn look_at(&self, server: &str) -> Result<Arc<Live>, Error> {
+        let nobody = Caller::agent("");
+        self.server(server)?.live(server, &nobody, self.clock.as_ref(), &self.pins).await
     }
 
     fn server(&self, name: &str) -> Result<&Server, Error> {
@@ -312,7 +322,7 @@ impl Toolbox for Sandbox {
                 continue;
             }
             // A server that can't be had takes no tools of others with it.
-            let live = match server.live(name, self.clock.as_ref(), &self.pins).await {
+            let live = match server.live(name, caller, self.clock.as_ref(), &self.pins).await {
                 Ok(live) => live,
                 Err(error) => {
                     tracing::warn!(server = %name, %error, "the tools of a server are not shown");
@@ -349,11 +359,12 @@ impl Toolbox for Sandbox {
             // Which servers there are is not told to those who may not use them.
             _ => return Err(gate.deny(None, format!("no grant names server `{name}`")).await),
         };
-        if let Some(change) = server.change(name, &self.pins).await? {
+        if let Some(change) = server.change(name, cx.caller(), &self.pins).await? {
             gate.ask_about(name, &change).await?;
         }
         let deadline = server.deadline(cx);
-        let live = match server.live_by(deadline, name, self.clock.as_ref(), &self.pins).await {
+        let live = match server.live_by(deadline, name, cx.caller(), (self.clock.as_ref(), &self.pins)).await
+        {
             Ok(live) => live,
             // What a server says that does not start is its word too.
             Err(error) => return Err(self.take_in(server, call, cx, error)),
@@ -382,7 +393,7 @@ impl Toolbox for Sandbox {
             server.look_again().await;
         }
         let reach = server.starts_programs.then(|| self.reach(&gate, name));
-        let within = Within { cx, deadline, reach };
+        let within = Within { cx, deadline, rights_end: self.rights_end(&gate), reach };
         let result = server
             .call(name, &live, tool, reading.arguments, &within, (self.clock.as_ref(), &self.pins))
             .await;
@@ -420,9 +431,25 @@ impl Sandbox {
     fn forget_run(&self, run: &str) {
         self.delegations.forget(run);
         self.quota.rest(run);
+        self.servers.values().for_each(|server| server.forget(run));
         if let Some(leases) = &self.leases {
             leases.forget(run);
         }
+    }
+
+    /// When the rights end by which a call is made that begins now: those that have an end of their own.
+    fn rights_end(&self, gate: &Gate<'_>) -> Option<Instant> {
+        let lifetime = self
+            .permissions
+            .enforces(SecurityPolicy::TimeBoundTokens)
+            .then(|| self.valid_until_ms.load(Ordering::Relaxed));
+        let of_tokens = self.leases.iter().flat_map(|leases| {
+            let until_ms = |of: &Caller| leases.until_ms(of);
+            gate.principals().iter().filter_map(until_ms)
+        });
+        let until_ms = lifetime.into_iter().chain(of_tokens).min()?;
+        let left = Duration::from_millis(until_ms.saturating_sub(self.clock.now_ms()));
+        Instant::now().checked_add(left)
     }
 
     /// What of the project a program may reach that the call starts: what all may for whom it is made.

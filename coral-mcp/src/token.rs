@@ -136,6 +136,13 @@ pub trait Tokens: Send + Sync {
     /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed.
     fn holder(&self, token: &Token) -> Result<String, Error>;
 
+    /// When the token ends, in milliseconds since the Unix epoch: no call that it allows goes on after
+    /// that.
+    ///
+    /// # Errors
+    /// [`Invalid`](coral_core::ErrorKind::Invalid) for a token that is not signed.
+    fn until_ms(&self, token: &Token) -> Result<u64, Error>;
+
     /// Whether `token` allows the call.
     ///
     /// # Errors

@@ -208,14 +208,14 @@ impl<'a> Walk<'a> {
     /// Goes on to the next line, and gives its record.
     ///
     /// # Errors
-    /// What is wrong with the line, and its record where it holds one.
-    pub(super) fn step(&mut self, line: &str) -> Result<AuditRecord, (String, Option<Box<AuditRecord>>)> {
+    /// What is wrong with the line, and whether it holds a record all the same.
+    pub(super) fn step(&mut self, line: &str) -> Result<AuditRecord, (String, bool)> {
         let seq = self.seq.saturating_add(1);
         let record: AuditRecord = serde_json::from_str(line)
-            .map_err(|error| (format!("line {seq} is not a record: {error}"), None))?;
+            .map_err(|error| (format!("line {seq} is not a record: {error}"), false))?;
         let before = std::mem::replace(&mut self.head, record.hash.clone());
         self.seq = seq;
-        let fault = |problem: String| (problem, Some(Box::new(record.clone())));
+        let fault = |problem: String| (problem, true);
         record.check(seq, &before).map_err(fault)?;
         // What the hash does not cover must not be there.
         if serde_json::to_string(&record).ok().as_deref() != Some(line) {
@@ -278,9 +278,9 @@ pub fn check_audit(text: &str, verifying_key: &str, known: Option<&Checkpoint>) 
     for line in text.lines() {
         match walk.step(line) {
             Ok(_) => {}
-            Err((problem, record)) => {
+            Err((problem, is_record)) => {
                 problems.push(problem);
-                if record.is_none() {
+                if !is_record {
                     break;
                 }
             }

@@ -23,6 +23,19 @@ pub(crate) enum Generation {
     WithoutHandshake,
 }
 
+/// Whom one connection serves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Per {
+    /// Everyone.
+    #[default]
+    Sandbox,
+    /// One run, with which it ends.
+    Run,
+    /// One agent of one run.
+    Agent,
+}
+
 /// The rules of one connection.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +45,9 @@ pub(crate) struct ConnectionRules {
     pub(crate) private_addresses: bool,
     #[serde(default)]
     pub(crate) protocol: Generation,
+    /// Whom one connection, and so one process, serves.
+    #[serde(default)]
+    pub(crate) per: Per,
     /// How many connections, and so processes, there may be at once; one if it is not said.
     pub(crate) connections: Option<usize>,
     /// After how long without a call a connection is closed; never if it is not said.

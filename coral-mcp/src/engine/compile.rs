@@ -111,7 +111,12 @@ impl Source {
                 rule.operations.as_ref().is_none_or(|operations| operations.concern(access)),
             ),
         };
-        servers && operations && tools(self.names()[0], access)
+        servers
+            && operations
+            && tools(self.names()[0], access)
+            && self.window().is_open(access.now_ms)
+            && self.targets_match(access)
+            && self.arguments_match(access)
     }
 }
 
@@ -138,17 +143,15 @@ impl Slot {
         Ok(Slot { source, policy, at })
     }
 
-    /// Adds what the rule's patterns find in the call.
-    pub(super) fn facts(&self, access: &Access<'_>, facts: &mut Vec<String>) {
-        if self.source.looks_at_arguments() && self.source.arguments_match(access) {
+    /// Adds what the rule's patterns found in a call that it can concern.
+    pub(super) fn facts(&self, facts: &mut Vec<String>) {
+        if self.source.looks_at_arguments() {
             facts.push(fact(self.at, "arguments"));
         }
-        if self.source.looks_at_targets() && self.source.targets_match(access) {
+        if self.source.looks_at_targets() {
             facts.push(fact(self.at, "targets"));
         }
-        if self.source.names()[0].as_ref().is_some_and(|names| !names.iter().all(|n| is_simple(n)))
-            && tools(self.source.names()[0], access)
-        {
+        if self.source.names()[0].as_ref().is_some_and(|names| !names.iter().all(|n| is_simple(n))) {
             facts.push(fact(self.at, "tools"));
         }
     }

@@ -119,6 +119,11 @@ impl Guard {
             // A proxy would resolve names by itself.
             .no_proxy()
             .redirect(redirects)
+            // A small answer must not become a large one, whichever features other crates switch on.
+            .no_gzip()
+            .no_brotli()
+            .no_zstd()
+            .no_deflate()
             .dns_resolver(Arc::new(self))
             .tcp_nodelay(true);
         let builder = tls(builder, https)?;

@@ -58,15 +58,20 @@ const FORBIDDEN: [libc::c_long; 42] = [
 const FORBIDDEN_SOCKETS: [i32; 6] =
     [libc::AF_UNIX, libc::AF_VSOCK, libc::AF_PACKET, libc::AF_ALG, libc::AF_KEY, libc::AF_BLUETOOTH];
 
-pub(super) fn fence() -> Result<(), String> {
-    let programs = programs().map_err(|error| format!("fencing system calls: {error}"))?;
+/// Memory that belongs to no process, which only a control group counts.
+const SHARED_MEMORY: [libc::c_long; 3] = [libc::SYS_memfd_create, libc::SYS_memfd_secret, libc::SYS_shmget];
+
+/// `is_counted` tells that a control group counts all memory; else what no limit of a process counts is
+/// refused.
+pub(super) fn fence(is_counted: bool) -> Result<(), String> {
+    let programs = programs(is_counted).map_err(|error| format!("fencing system calls: {error}"))?;
     for program in &programs {
         seccompiler::apply_filter(program).map_err(|error| format!("fencing system calls: {error}"))?;
     }
     Ok(())
 }
 
-fn programs() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
+fn programs(is_counted: bool) -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
     let is = |arg: u8, op: SeccompCmpOp, value: u64| {
         SeccompRule::new(vec![SeccompCondition::new(arg, SeccompCmpArgLen::Dword, op, value)?])
@@ -86,7 +91,13 @@ fn programs() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
     rules.insert(libc::SYS_clone, vec![is(0, SeccompCmpOp::MaskedEq(new_user), new_user)?]);
     // Its flags lie in memory, where a filter can't look; told that it is not there, the C
     // library takes `clone`.
-    let absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let mut absent = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let mut without_room = BTreeMap::new();
+    if !is_counted {
+        absent.extend(SHARED_MEMORY.map(|call| (call, Vec::new())));
+        let shared = u64::from((libc::MAP_SHARED | libc::MAP_ANONYMOUS).unsigned_abs());
+        without_room.insert(libc::SYS_mmap, vec![is(3, SeccompCmpOp::MaskedEq(shared), shared)?]);
+    }
     // A server that unbinds itself from its owner would outlive it. It is told that it did.
     let bound = u64::from(libc::PR_SET_PDEATHSIG.unsigned_abs());
     let ignored = BTreeMap::from([(libc::SYS_prctl, vec![is(0, SeccompCmpOp::Eq, bound)?])]);
@@ -95,6 +106,9 @@ fn programs() -> Result<Vec<BpfProgram>, seccompiler::BackendError> {
         filter(absent, errno(libc::ENOSYS))?,
         filter(ignored, errno(0))?,
     ];
+    if !without_room.is_empty() {
+        programs.push(filter(without_room, errno(libc::ENOMEM))?);
+    }
     if matches!(arch, TargetArch::x86_64) {
         programs.push(no_x32());
     }

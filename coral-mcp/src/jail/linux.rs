@@ -31,6 +31,9 @@ pub(super) const SCRATCH: &str = "/dev/shm";
 /// How much that may be.
 pub(super) const SCRATCH_BYTES: u64 = 256 << 20;
 
+/// Reads as `/dev/zero` does, and can't be mapped: mapped, that is memory which only a control group counts.
+pub(super) const ZEROES: &str = "/dev/full";
+
 /// What nearly every program reads: libraries, certificates, names. Nothing of it is secret.
 pub(super) const SYSTEM: [&str; 28] = [
     "/usr",
@@ -77,7 +80,7 @@ pub(super) fn run(mut args: impl Iterator<Item = OsString>) -> Result<Infallible
         Stage::Inner { lifeline } => {
             set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
             check_lifeline(lifeline)?;
-            mount_own()?;
+            mount_own(&jail)?;
             mask(&jail)?;
             inner(&jail, &command)
         }
@@ -154,9 +157,12 @@ fn check_lifeline(lifeline: i32) -> Result<(), String> {
 }
 
 /// What the server may see of processes, and a scratch directory.
-fn mount_own() -> Result<(), String> {
+fn mount_own(jail: &Jail) -> Result<(), String> {
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .or_else(failed("keeping mounts to itself"))?;
+    if jail.cgroup.is_none() {
+        mount_bind(ZEROES, "/dev/zero").or_else(failed("covering /dev/zero"))?;
+    }
     let quiet = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", quiet, None).or_else(failed("mounting /proc"))?;
     let options = CString::new(format!("size={SCRATCH_BYTES},mode=0700"))
@@ -224,7 +230,7 @@ fn inner(jail: &Jail, command: &[OsString]) -> Result<Infallible, String> {
         set_parent_process_death_signal(Some(Signal::KILL)).or_else(failed("binding to the parent"))?;
     }
     fence_files(jail)?;
-    calls::fence()?;
+    calls::fence(jail.cgroup.is_some())?;
     let [program, args @ ..] = command else { std::process::exit(0) };
     let mut server = Command::new(program);
     server.args(args).env("HOME", SCRATCH).env("TMPDIR", SCRATCH);

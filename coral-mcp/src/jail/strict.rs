@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use super::linux::{SCRATCH, SCRATCH_BYTES, SYSTEM};
+use super::linux::{SCRATCH, SCRATCH_BYTES, SYSTEM, ZEROES};
 use super::{Jail, Network};
 
 /// Where the helper's own program is in there.
@@ -22,6 +22,9 @@ pub(super) fn arguments(jail: &Jail, helper: &Path, cwd: &Path) -> Vec<OsString>
     }
     // The rights are over the new namespaces alone, and the inner stage gives them up.
     add(&[&"--die-with-parent", &"--cap-add", &"ALL", &"--proc", &"/proc", &"--dev", &"/dev"]);
+    if jail.cgroup.is_none() {
+        add(&[&"--dev-bind", &ZEROES, &"/dev/zero"]);
+    }
     for path in SYSTEM.iter().filter(|path| !path.starts_with("/proc") && !path.starts_with("/dev")) {
         add(&[&"--ro-bind-try", path, path]);
     }

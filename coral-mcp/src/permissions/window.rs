@@ -10,6 +10,16 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    pub(crate) fn is_open(&self, now_ms: u64) -> bool {
+        let minute = u32::try_from(now_ms / 60_000 % 1_440).unwrap_or(0);
+        self.from_ms.is_none_or(|from| now_ms >= from)
+            && self.until_ms.is_none_or(|until| now_ms < until)
+            && self.hours.is_none_or(|(from, until)| match from < until {
+                true => (from..until).contains(&minute),
+                false => minute >= from || minute < until,
+            })
+    }
+
     pub(super) fn check(&self, now_ms: u64) -> Result<(), String> {
         if let Some(from) = self.from_ms.filter(|from| now_ms < *from) {
             return Err(format!("begins at {}", coral_core::rfc3339(from)));
@@ -17,21 +27,16 @@ impl Window {
         if let Some(until) = self.until_ms.filter(|until| now_ms >= *until) {
             return Err(format!("ended at {}", coral_core::rfc3339(until)));
         }
-        if let Some((from, until)) = self.hours {
-            let minute = u32::try_from(now_ms / 60_000 % 1_440).unwrap_or(0);
-            let open =
-                if from < until { (from..until).contains(&minute) } else { minute >= from || minute < until };
-            if !open {
-                return Err(format!(
-                    "holds from {:02}:{:02} to {:02}:{:02} UTC only",
-                    from / 60,
-                    from % 60,
-                    until / 60,
-                    until % 60
-                ));
-            }
+        match self.hours {
+            Some((from, until)) if !self.is_open(now_ms) => Err(format!(
+                "holds from {:02}:{:02} to {:02}:{:02} UTC only",
+                from / 60,
+                from % 60,
+                until / 60,
+                until % 60
+            )),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

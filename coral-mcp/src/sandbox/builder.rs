@@ -31,7 +31,7 @@ use crate::launch::{Launch, Setting};
 use crate::path::ProjectPath;
 use crate::permissions::{Permissions, SecurityPolicy, ServerRules};
 use crate::pins::Pins;
-use crate::pool::{Connector, Server, Terms};
+use crate::pool::{Connector, Server, States, Terms};
 use crate::profile::{Place, Profile, holds_git};
 use crate::quota::Quota;
 use crate::secret::Secrets;
@@ -476,8 +476,8 @@ fn server_of(
     let permits = Semaphore::new(rules.concurrency.unwrap_or(CONCURRENCY).min(Semaphore::MAX_PERMITS));
     let terms = Terms { limits, abilities, generation: rules.connection.protocol };
     let (foreign, open, starts_programs) = (false, false, false);
-    let state = Arc::default();
-    Ok(Server { connector, profile, terms, rules, foreign, open, starts_programs, permits, state })
+    let states = States::default();
+    Ok(Server { connector, profile, terms, rules, foreign, open, starts_programs, permits, states })
 }
 
 /// The control group to make others in: the one that is named, or this process's own where it can

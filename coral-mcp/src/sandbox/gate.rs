@@ -1,5 +1,7 @@
 //! The way of one call through the checks, and its traces in the audit.
 
+use std::sync::OnceLock;
+
 use coral_core::{CallContext, Caller, Error, ErrorKind, ToolCall, ToolFault, ToolOutput};
 use serde_json::{Map, Value};
 
@@ -19,11 +21,14 @@ pub(super) struct Gate<'a> {
     cx: &'a CallContext,
     /// The caller and all for whom it acts.
     principals: Vec<Caller>,
+    /// The tool's name, fit to be shown and stored.
+    name: OnceLock<String>,
 }
 
 impl<'a> Gate<'a> {
     pub(super) fn new(sandbox: &'a Sandbox, call: &'a ToolCall, cx: &'a CallContext) -> Self {
-        Gate { sandbox, call, cx, principals: sandbox.delegations.principals(cx.caller()) }
+        let principals = sandbox.delegations.principals(cx.caller());
+        Gate { sandbox, call, cx, principals, name: OnceLock::new() }
     }
 
     /// The caller and all for whom it acts.
@@ -49,7 +54,7 @@ impl<'a> Gate<'a> {
         if let Err(error) = self.record(&Decision::deny("no server offers the tool"), None, &[]).await {
             return error;
         }
-        fault(&self.name(), ToolFault::UnknownTool, "no server offers it")
+        fault(self.name(), ToolFault::UnknownTool, "no server offers it")
             .with_help("call one of the tools that are listed, by its full name")
     }
 
@@ -58,7 +63,7 @@ impl<'a> Gate<'a> {
         if let Err(error) = self.record(&Decision::deny(&problem), Some(operation), &[]).await {
             return error;
         }
-        fault(&self.name(), ToolFault::InvalidArguments, problem)
+        fault(self.name(), ToolFault::InvalidArguments, problem)
     }
 
     /// Decides on the call and records the decision.
@@ -150,7 +155,7 @@ impl<'a> Gate<'a> {
     }
 
     fn asked(&self, reason: String) -> Error {
-        Error::new(ErrorKind::NeedsApproval { tool: self.name(), reason })
+        Error::new(ErrorKind::NeedsApproval { tool: self.name().to_owned(), reason })
     }
 
     /// What the policies say of the call.
@@ -237,12 +242,14 @@ impl<'a> Gate<'a> {
     }
 
     /// The tool's name, fit to be shown and stored.
-    fn name(&self) -> String {
-        let name = crate::text::clean(&self.call.name, 200);
-        // A model may put anything into a name, right behind the server's too.
-        let secrets = &self.sandbox.secrets;
-        let parts: Vec<String> = name.split("__").map(|part| secrets.redacted(part)).collect();
-        secrets.redacted(&parts.join("__"))
+    fn name(&self) -> &str {
+        self.name.get_or_init(|| {
+            let name = crate::text::clean(&self.call.name, 200);
+            // A model may put anything into a name, right behind the server's too.
+            let secrets = &self.sandbox.secrets;
+            let parts: Vec<String> = name.split("__").map(|part| secrets.redacted(part)).collect();
+            secrets.redacted(&parts.join("__"))
+        })
     }
 
     fn entry(&self) -> AuditEntry {
@@ -254,7 +261,7 @@ impl<'a> Gate<'a> {
             project: caller.project.to_string(),
             agent: caller.agent.to_string(),
             server: tool.split_once("__").map_or("", |(server, _)| server).to_owned(),
-            tool,
+            tool: tool.to_owned(),
             key: self.cx.key().to_owned(),
             ..AuditEntry::note(self.sandbox.clock.now_ms(), "")
         }
@@ -283,7 +290,7 @@ impl<'a> Gate<'a> {
 
     fn denied(&self, operation: Option<Operation>, paths: &[ProjectPath], reason: String) -> Error {
         let caller = self.cx.caller();
-        let mut action = self.name();
+        let mut action = self.name().to_owned();
         if let Some(operation) = operation {
             action = format!("{operation} with {action}");
         }

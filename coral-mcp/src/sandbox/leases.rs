@@ -42,6 +42,11 @@ impl Leases {
         self.get(caller).map(|held| held.token.id())
     }
 
+    /// When the token in the hand of the caller ends, if it has one.
+    pub(super) fn until_ms(&self, caller: &Caller) -> Option<u64> {
+        self.get(caller).and_then(|held| self.tokens.until_ms(&held.token).ok())
+    }
+
     /// Takes a token that came from elsewhere.
     pub(super) fn present(&self, caller: &Caller, token: Token) -> Result<(), Error> {
         let holder = self.tokens.holder(&token)?;

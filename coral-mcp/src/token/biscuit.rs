@@ -13,14 +13,15 @@ use biscuit_auth::{Algorithm, AuthorizerLimits, Biscuit, KeyPair, PrivateKey, Pu
 use coral_core::{Caller, Error};
 use serde::{Deserialize, Serialize};
 
+use self::shape::Conditions;
 use super::{Token, TokenRight, TokenTerms, Tokens};
 use crate::access::Access;
+use crate::path::ProjectPath;
 
 /// A longer token is not read.
 const MAX: usize = 256 * 1_024;
-/// Tokens and answers that are kept; when there are more, all are forgotten.
+/// Tokens that are kept as they were read; when there are more, all are forgotten.
 const MAX_TOKENS: usize = 1_024;
-const MAX_ANSWERS: usize = 8_192;
 /// How long the conditions of one token may be looked at: a holder can add any.
 const MAX_TIME: Duration = Duration::from_millis(500);
 /// Stands for no path in the place of directories.
@@ -43,14 +44,17 @@ struct Read {
     labels: Vec<Label>,
     /// The names of its blocks, by which it can be revoked.
     ids: Vec<String>,
-    /// The texts that its conditions hold, where each block has the shape of those made here: of a path's
-    /// directories only these can matter.
-    texts: Option<BTreeSet<String>>,
+    /// Its conditions, where all have the shape of those made here.
+    conditions: Option<Conditions>,
 }
 
 impl Read {
     fn holder(&self) -> &str {
         self.labels.last().map(|label| label.holder.as_str()).unwrap_or_default()
+    }
+
+    fn until_ms(&self) -> u64 {
+        self.labels.iter().map(|label| label.until_ms).min().unwrap_or(0)
     }
 }
 
@@ -91,8 +95,6 @@ pub struct BiscuitTokens {
     root: Option<KeyPair>,
     public: PublicKey,
     known: Mutex<HashMap<Token, Arc<Read>>>,
-    /// Calls that a token allowed, and from when to when.
-    allowed: Mutex<HashMap<(Token, String), (u64, u64)>>,
     /// The names of blocks that do not count any more, nor what was made from them.
     revoked: Mutex<BTreeSet<String>>,
 }
@@ -123,13 +125,7 @@ impl BiscuitTokens {
     }
 
     fn with(public: PublicKey, root: Option<KeyPair>) -> Self {
-        BiscuitTokens {
-            root,
-            public,
-            known: Mutex::default(),
-            allowed: Mutex::default(),
-            revoked: Mutex::default(),
-        }
+        BiscuitTokens { root, public, known: Mutex::default(), revoked: Mutex::default() }
     }
 
     /// The key in a file, which is made the first time, readable by its owner alone: its tokens outlive
@@ -181,8 +177,8 @@ impl BiscuitTokens {
         let labels = labels.ok_or("a block of the token does not say whose it is")?;
         let hex = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
         let ids = biscuit.revocation_identifiers().into_iter().map(hex).collect();
-        let texts = shape::texts(&biscuit);
-        let read = Arc::new(Read { biscuit, labels, ids, texts });
+        let conditions = shape::read(&biscuit);
+        let read = Arc::new(Read { biscuit, labels, ids, conditions });
         if known.len() >= MAX_TOKENS {
             known.clear();
         }
@@ -197,6 +193,19 @@ fn text(text: &str) -> Term {
 
 fn set<'a>(texts: impl Iterator<Item = &'a str>) -> Term {
     Term::Set(texts.map(text).collect::<BTreeSet<Term>>())
+}
+
+/// How the name of an operation is spelled.
+fn named(name: &str) -> String {
+    format!("named {name}")
+}
+
+/// A place and all above it.
+fn dirs(whole: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(whole), |dir| {
+        let dir: &str = dir;
+        dir.rsplit_once('/').map(|(above, _)| above).filter(|above| !above.is_empty())
+    })
 }
 
 fn number(ms: u64) -> Term {
@@ -216,7 +225,7 @@ fn conditions(holder: &Caller, terms: &TokenTerms) -> (String, HashMap<String, T
             holes.insert(format!("s{i}"), set(servers.iter().map(String::as_str)));
         }
         // A class can't be taken for a name: they are spelled apart.
-        let names: Vec<String> = named.iter().map(|name| format!("named {name}")).collect();
+        let names: Vec<String> = named.iter().map(|name| self::named(name)).collect();
         let classes = operations.iter().map(|operation| operation.as_str());
         holes.insert(format!("o{i}"), set(classes.chain(names.iter().map(String::as_str))));
         let dirs: Vec<String> = paths.iter().map(ToString::to_string).collect();
@@ -277,13 +286,17 @@ impl Tokens for BiscuitTokens {
         Ok(self.read(token).map_err(failed)?.holder().to_owned())
     }
 
+    fn until_ms(&self, token: &Token) -> Result<u64, Error> {
+        Ok(self.read(token).map_err(failed)?.until_ms())
+    }
+
     fn check(&self, token: &Token, access: &Access<'_>) -> Result<(), String> {
         let read = self.read(token)?;
         let holder = read.holder();
         if holder != access.caller.agent.as_ref() {
             return Err(format!("the token is in the hand of `{holder}`"));
         }
-        let until_ms = read.labels.iter().map(|label| label.until_ms).min().unwrap_or(0);
+        let until_ms = read.until_ms();
         if access.now_ms >= until_ms {
             return Err(format!("the token ended at {}", coral_core::rfc3339(until_ms)));
         }
@@ -297,84 +310,133 @@ impl Tokens for BiscuitTokens {
                 return Err("the token was revoked".to_owned());
             }
         }
-        let key = (token.clone(), key(&read, access));
-        let kept = self.allowed.lock().unwrap_or_else(PoisonError::into_inner).get(&key).copied();
-        if kept.is_some_and(|(from, until)| (from..until).contains(&access.now_ms)) {
-            return Ok(());
-        }
         for path in crate::permissions::places(access) {
-            let mut builder = AuthorizerBuilder::new()
-                .set_limits(AuthorizerLimits { max_time: MAX_TIME, ..AuthorizerLimits::default() });
-            let mut code = "run({run}); now({now}); server({server}); operation({class}); ".to_owned();
-            let mut holes = HashMap::from([
-                ("run".to_owned(), text(&access.caller.run)),
-                ("now".to_owned(), number(access.now_ms)),
-                ("server".to_owned(), text(access.server)),
-                ("class".to_owned(), text(access.operation.as_str())),
-            ]);
-            if let Some(name) = access.named.filter(|_| !access.raised) {
-                code.push_str("operation({named}); ");
-                holes.insert("named".to_owned(), text(&format!("named {name}")));
+            let allowed = match &read.conditions {
+                Some(conditions) => conditions.allow(access, path),
+                None => evaluated(&read.biscuit, access, path)?,
+            };
+            if !allowed {
+                return Err(match path {
+                    Some(path) => format!("the token does not allow `{}` on `{path}`", access.operation),
+                    None => format!("the token does not allow `{}` at `{}`", access.operation, access.server),
+                });
             }
-            let whole = path.map_or_else(|| NOWHERE.to_owned(), ToString::to_string);
-            let mut dir = Some(whole.as_str());
-            let mut i = 0;
-            while let Some(now) = dir.filter(|dir| !dir.is_empty()) {
-                code.push_str(&format!("dir({{d{i}}}); "));
-                holes.insert(format!("d{i}"), text(now));
-                dir = now.rsplit_once('/').map(|(above, _)| above);
-                i += 1;
-            }
-            code.push_str("allow if true;");
-            builder = builder.code_with_params(code, holes, HashMap::new()).map_err(|e| e.to_string())?;
-            let mut authorizer = builder.build(&read.biscuit).map_err(|error| error.to_string())?;
-            authorizer.authorize().map_err(|_| match path {
-                Some(path) => format!("the token does not allow `{}` on `{path}`", access.operation),
-                None => format!("the token does not allow `{}` at `{}`", access.operation, access.server),
-            })?;
-        }
-        // A holder's own blocks may look at the clock too, so what they allow is not kept: only
-        // blocks of the shape made here are known to depend on the time by their beginning and end alone.
-        if read.texts.is_some() {
-            let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-            if allowed.len() >= MAX_ANSWERS {
-                allowed.clear();
-            }
-            allowed.insert(key, (access.now_ms, until_ms));
         }
         Ok(())
     }
 }
 
-/// Everything that an answer depends on beside the token and the time. Of the directories above a path
-/// those are left out that the token does not speak of, so that one answer serves all files of one.
-fn key(read: &Read, access: &Access<'_>) -> String {
-    let mut key = String::with_capacity(160);
-    for part in [
-        &access.caller.run,
-        access.server,
-        access.operation.as_str(),
-        access.named.filter(|_| !access.raised).unwrap_or_default(),
-    ] {
-        key.push_str(&format!("{} {part}\n", part.len()));
+/// Whether a token allows the call as far as it concerns `path`, by the conditions of whatever shape its
+/// holders gave it.
+fn evaluated(biscuit: &Biscuit, access: &Access<'_>, path: Option<&ProjectPath>) -> Result<bool, String> {
+    let mut code = "run({run}); now({now}); server({server}); operation({class}); ".to_owned();
+    let mut holes = HashMap::from([
+        ("run".to_owned(), text(&access.caller.run)),
+        ("now".to_owned(), number(access.now_ms)),
+        ("server".to_owned(), text(access.server)),
+        ("class".to_owned(), text(access.operation.as_str())),
+    ]);
+    if let Some(name) = access.named.filter(|_| !access.raised) {
+        code.push_str("operation({named}); ");
+        holes.insert("named".to_owned(), text(&named(name)));
     }
-    let mut places: BTreeSet<String> = BTreeSet::new();
-    for path in access.paths {
-        let whole = path.to_string();
-        let Some(texts) = &read.texts else {
-            places.insert(whole);
-            continue;
-        };
-        let mut spoken_of = String::new();
-        let mut dir = Some(whole.as_str());
-        while let Some(now) = dir.filter(|dir| !dir.is_empty()) {
-            if texts.contains(now) {
-                spoken_of.push_str(&format!("{} {now}", now.len()));
+    let whole = path.map_or_else(|| NOWHERE.to_owned(), ToString::to_string);
+    for (i, dir) in dirs(&whole).enumerate() {
+        code.push_str(&format!("dir({{d{i}}}); "));
+        holes.insert(format!("d{i}"), text(dir));
+    }
+    code.push_str("allow if true;");
+    let mut authorizer = AuthorizerBuilder::new()
+        .set_limits(AuthorizerLimits { max_time: MAX_TIME, ..AuthorizerLimits::default() })
+        .code_with_params(code, holes, HashMap::new())
+        .and_then(|builder| builder.build(biscuit))
+        .map_err(|error| error.to_string())?;
+    Ok(authorizer.authorize().is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::access::Operation;
+
+    const DIRS: [&str; 4] = ["", "a", "a/b", "c d\u{e9}"];
+
+    fn terms() -> impl Strategy<Value = TokenTerms> {
+        let right = (
+            proptest::sample::subsequence(vec!["s", "t", "*"], 1..=2),
+            proptest::sample::subsequence(Operation::ALL.to_vec(), 0..=2),
+            proptest::sample::subsequence(vec!["push", "read"], 0..=1),
+            proptest::sample::subsequence(DIRS.to_vec(), 0..=2),
+        );
+        let right = right.prop_map(|(servers, operations, named, paths)| TokenRight {
+            servers: servers.into_iter().map(str::to_owned).collect(),
+            operations,
+            named: named.into_iter().map(str::to_owned).collect(),
+            paths: paths.into_iter().map(|path| path.parse().unwrap()).collect(),
+        });
+        (prop::collection::vec(right, 0..3), 0..3_u64, 1..5_u64).prop_map(|(rights, from_ms, until_ms)| {
+            TokenTerms { of: "x".to_owned(), rights, from_ms, until_ms }
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        /// What is read back decides as the engine does.
+        #[test]
+        fn the_shape_says_what_the_code_does(blocks in prop::collection::vec(terms(), 1..4)) {
+            let tokens = BiscuitTokens::generate();
+            let caller = Caller::agent("x");
+            let (first, more) = blocks.split_first().unwrap();
+            let mut token = tokens.issue(&caller, first).unwrap();
+            for terms in more {
+                token = tokens.narrow(&token, &caller, terms).unwrap();
             }
-            dir = now.rsplit_once('/').map(|(above, _)| above);
+            let read = tokens.read(&token).unwrap();
+            let conditions = read.conditions.as_ref().unwrap();
+            for path in ["", "a", "a/b/c", "ab", "c d\u{e9}/x"].map(|path| path.parse().unwrap()) {
+                for path in [Some(&path), None] {
+                    for (server, operation, named, raised, now_ms) in [
+                        ("s", Operation::Read, None, false, 0),
+                        ("t", Operation::Write, Some("push"), false, 2),
+                        ("u", Operation::Execute, Some("push"), true, 3),
+                        ("s", Operation::Execute, Some("read"), false, 2),
+                    ] {
+                        let access = Access { named, raised, now_ms, ..Access::new(&caller, server, "t", operation) };
+                        let here = conditions.allow(&access, path);
+                        prop_assert_eq!(here, evaluated(&read.biscuit, &access, path).unwrap(), "{:?} {:?}", access, path);
+                    }
+                }
+            }
         }
-        places.insert(spoken_of);
     }
-    key.push_str(&format!("{places:?}"));
-    key
+
+    #[test]
+    fn what_a_holder_adds_by_hand_is_left_to_the_engine() {
+        let tokens = BiscuitTokens::generate();
+        let caller = Caller::agent("x");
+        let terms = TokenTerms {
+            of: "x".to_owned(),
+            rights: vec![TokenRight::everything()],
+            from_ms: 0,
+            until_ms: 9,
+        };
+        let read = tokens.read(&tokens.issue(&caller, &terms).unwrap()).unwrap();
+        assert!(read.conditions.is_some());
+        for code in [
+            "check all operation($o), {\"read\"}.contains($o);",
+            "reject if operation(\"write\");",
+            "check if run(\"\") trusting previous;",
+            "check if operation($o), dir($o);",
+            "check if operation($o), {\"read\"}.contains($o), {\"write\"}.contains($o);",
+            "operation(\"write\");",
+            "check if run(\"\"); check if now($n), $n >= 0, $n < 9; check if true;",
+        ] {
+            let block = BlockBuilder::new().code(code).unwrap().context(label(&caller, &terms).unwrap());
+            let more = Token::new(read.biscuit.append(block).unwrap().to_base64().unwrap());
+            assert!(tokens.read(&more).unwrap().conditions.is_none(), "{code}");
+        }
+    }
 }

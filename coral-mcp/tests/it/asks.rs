@@ -217,6 +217,20 @@ async fn a_list_that_changed_is_read_again_on_the_same_connection() {
     assert_eq!(said(&desk, "pid").await, pid);
 }
 
+/// What was not told while nobody listened is looked for.
+#[tokio::test]
+async fn a_stream_of_changes_that_ends_is_begun_again() {
+    let desk = desk("ends", |b| b).await;
+    assert_eq!(said(&desk, "grow").await, "grown");
+    let blocked = async {
+        while desk.tools.blocked_tools("asks").await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), blocked).await.unwrap();
+    assert!(desk.read("log").matches("subscriptions/listen").count() >= 1, "{}", desk.read("log"));
+}
+
 #[tokio::test]
 async fn data_must_fit_what_its_tool_promised() {
     for generation in GENERATIONS {

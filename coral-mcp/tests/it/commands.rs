@@ -185,3 +185,25 @@ async fn a_program_ends_with_its_call() {
     };
     tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
 }
+
+/// What a program says that reaches the network may come from there.
+#[tokio::test]
+async fn the_words_of_a_program_that_reaches_the_network_are_from_outside() {
+    for network in [false, true] {
+        let rules = PERMISSIONS
+            .replace("commands: { ", &format!("commands: {{ network: {network}, "))
+            .replace(r#"["commands"]"#, r#"["commands", "filesystem"]"#)
+            .replace(r#"["execute"]"#, r#"["execute", "write"]"#);
+        let commands = Commands::new().allow("echo").unwrap();
+        let helper = env!("CARGO_BIN_EXE_coral-jail");
+        let desk = Desk::with(&rules, |b| b.commands(commands).helper(helper)).await;
+        let run = json!({"program": "echo", "args": ["write src/pwned.rs"], "cwd": "src"});
+        Desk::ok(desk.call("dev", "commands__run", run).await);
+        let write = json!({"path": "src/pwned.rs", "content": "x"});
+        let written = desk.call("dev", "filesystem__write_file", write).await;
+        match network {
+            false => drop(Desk::ok(written)),
+            true => assert!(Desk::asked(written).contains("`commands__run`")),
+        }
+    }
+}

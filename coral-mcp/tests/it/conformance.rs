@@ -1,34 +1,34 @@
 //! The official conformance suite's client scenarios, against `examples/conformance.rs`: a client on the
 //! public interface with a policy loaded.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+#[path = "../../examples/conformance.rs"]
+mod client;
+
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use serde_json::Value;
 
 use crate::programs::public_servers;
+use crate::web::Web;
 
 /// The checks that fail, and why they do: the authorization server of one scenario names an issuer other
 /// than the one that was asked, and signing in across applications by an enterprise's tokens is not
 /// there.
 const KNOWN: [&str; 2] = ["auth/2025-03-26-oauth-metadata-backcompat", "auth/cross-app-access-complete-flow"];
 
-/// The client, built like the tests.
-fn client() -> PathBuf {
-    let mut dir = std::env::current_exe().unwrap();
-    dir.pop();
-    dir.pop();
-    let client = dir.join("examples/conformance");
-    // Tests of the package alone are built without it by some commands.
-    if !client.exists() {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "-p", "coral-mcp", "--all-features", "--example", "conformance"])
-            .status()
-            .unwrap();
-        assert!(built.success() && client.exists());
+/// The client, which is this very program: see [`the_client`].
+fn client() -> Vec<String> {
+    let program = std::env::current_exe().unwrap().display().to_string();
+    [&program, "--exact", "conformance::the_client", "--nocapture"].map(str::to_owned).to_vec()
+}
+
+/// What the suite starts; without being started by it, it checks nothing.
+#[test]
+fn the_client() {
+    if std::env::var_os("MCP_CONFORMANCE_SCENARIO").is_some() {
+        assert_eq!(client::main(), ExitCode::SUCCESS);
     }
-    client
 }
 
 struct Outcome {
@@ -45,7 +45,7 @@ fn run(what: [&str; 2], settings: &[(&str, &str)]) -> Outcome {
     let mut suite = Command::new(installed.join("node22/bin/node"));
     suite
         .arg(installed.join("conformance/node_modules/@modelcontextprotocol/conformance/dist/index.js"))
-        .args(["client", "--command", client().to_str().unwrap()])
+        .args(["client", "--command", &client().join(" ")])
         .args(what)
         .arg("-o")
         .arg(out.path());
@@ -126,4 +126,26 @@ fn the_twin_whose_policy_denies_the_tool_calls_none() {
     // The scenario ran as before, and what it did not see is the call.
     assert_eq!((denied.passed, denied.failed.len()), (0, 1), "{:?}", denied.failed);
     assert!(denied.failed.iter().all(|(_, check)| check == "tool-add-numbers"), "{:?}", denied.failed);
+}
+
+/// What goes over the wire, by the log of a server.
+#[test]
+fn the_twin_looks_at_the_tools_and_puts_no_call_on_the_wire() {
+    for policy in ["allow", "deny"] {
+        let web = Web::start();
+        let [program, args @ ..] = &client()[..] else { panic!() };
+        let status = Command::new(program)
+            .args(args)
+            .arg(web.address("good"))
+            .env("MCP_CONFORMANCE_SCENARIO", "wire")
+            .env("MCP_CONFORMANCE_CONTEXT", r#"{"toolCalls": [{"name": "echo", "arguments": {}}]}"#)
+            .env("CORAL_CONFORMANCE_POLICY", policy)
+            .output()
+            .unwrap()
+            .status;
+        assert!(status.success(), "{policy}");
+        let log = web.log();
+        assert!(log.contains("tools/list"), "{policy}: {log}");
+        assert_eq!(log.contains("tools/call echo"), policy == "allow", "{policy}: {log}");
+    }
 }

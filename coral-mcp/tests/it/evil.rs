@@ -451,3 +451,49 @@ async fn an_explanation_knows_limits_and_takes_nothing_from_them() {
     Desk::ok(echo(&desk, 5_000).await);
     assert!(explain().await.rule.contains("1 calls a minute"));
 }
+
+/// Where the rules part them, what a server keeps for one run or agent another does not get to see.
+#[tokio::test]
+async fn a_run_and_an_agent_have_a_server_of_their_own_where_the_rules_say_so() {
+    for (per, agents_share) in [("run", true), ("agent", false), ("sandbox", true)] {
+        let rules = format!("  evil:\n    connection: {{ per: {per} }}\n    tools:");
+        let desk =
+            Desk::with(&PERMISSIONS.replace("  evil:\n    tools:", &rules), |b| b.servers(evil("pid"))).await;
+        let pid = async |run: &str, agent: &str| {
+            let call = ToolCall { id: "1".into(), name: "evil__echo".into(), arguments: json!({}) };
+            let caller = Caller { run: run.into(), ..Caller::agent(agent) };
+            let said = Desk::ok(desk.tools.call(&call, &CallContext::new(caller)).await);
+            said.lines().nth(1).unwrap().to_owned()
+        };
+        let (one, other) = (pid("one", "free").await, pid("other", "free").await);
+        assert_eq!(one == other, per == "sandbox", "{per}");
+        assert_eq!(one == pid("one", "reader").await, agents_share, "{per}");
+        assert_eq!(one, pid("one", "free").await, "{per}");
+        let status = desk.tools.status().await;
+        let connections = status.iter().find(|s| s.name == "evil").unwrap().connections;
+        assert_eq!(connections, if per == "sandbox" { 1 } else { 3 - usize::from(agents_share) }, "{per}");
+        // It ends with its run.
+        desk.tools.forget("one");
+        if per != "sandbox" {
+            gone(&one).await;
+        }
+        assert!(is_alive(&other) && other == pid("other", "free").await, "{per}");
+    }
+}
+
+/// A call's time is over where it is, also while it waits for its turn.
+#[tokio::test]
+async fn a_call_waits_for_others_no_longer_than_its_time() {
+    let rules = PERMISSIONS.replace("  evil:\n    tools:", "  evil:\n    concurrency: 1\n    tools:");
+    let desk = Desk::with(&rules, |b| b.servers(evil("hang"))).await;
+    desk.tools.list(&Caller::agent("free")).await.unwrap();
+    let waited = async { tokio::time::timeout(Duration::from_secs(10), echo(&desk, 300)).await.unwrap() };
+    tokio::select! {
+        biased;
+        _ = echo(&desk, 60_000) => panic!("it hangs"),
+        waited = waited => {
+            let error = waited.unwrap_err();
+            assert!(error.to_string().contains("other calls took all the time"), "{error}");
+        }
+    }
+}

@@ -378,3 +378,34 @@ async fn the_level_is_in_the_audit_and_none_is_refused() {
         assert!(error.to_string().contains("needs bubblewrap"), "{error}");
     }
 }
+
+/// Where nothing is said of a server, it is kept apart if that can be had; where something is, it must be.
+#[tokio::test]
+async fn a_server_of_which_nothing_is_said_is_kept_apart_where_that_can_be_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let build = async |rules: &str, helper: Option<&str>| {
+        let servers = Servers::default().stdio("probe", &python()[0], [script("probe.py")]).unwrap();
+        let permissions = Permissions::from_yaml(rules, "p.yaml").unwrap();
+        let audit = std::sync::Arc::new(coral_mcp::MemoryAudit::new());
+        let builder = Sandbox::builder().permissions(permissions).servers(servers).root(dir.path());
+        let builder = builder.audit(std::sync::Arc::clone(&audit));
+        let built = match helper {
+            Some(helper) => builder.helper(helper).build().await,
+            None => builder.build().await,
+        };
+        built.map(|_| audit.records().remove(0).entry.event)
+    };
+    let nothing = "permission_model:\n  agents: {}\n";
+    let bounded = "permission_model:\n  agents: {}\nservers:\n  probe: { memory_mib: 512 }\n";
+    let helper = Some(env!("CARGO_BIN_EXE_coral-jail"));
+    for (rules, helper, words) in [
+        (nothing, helper, "isolation of probe: kernel, memory 4096 MiB"),
+        (nothing, None, "isolation of probe: none (there is no helper for more"),
+        (nothing, Some("/bin/false"), "isolation of probe: none ("),
+        (bounded, helper, "isolation of probe: kernel, memory 512 MiB"),
+    ] {
+        let event = build(rules, helper).await.unwrap();
+        assert!(matches!(&event, AuditEvent::Noted { note } if note.contains(words)), "{words}: {event:?}");
+    }
+    assert!(build(bounded, None).await.unwrap_err().to_string().contains("not fit to be the helper"));
+}

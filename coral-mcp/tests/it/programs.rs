@@ -1,6 +1,6 @@
 //! The programs that the tests start.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -15,6 +15,15 @@ pub(crate) fn python() -> &'static [String; 2] {
         let mut lines = text.lines().map(str::to_owned);
         [lines.next().unwrap(), lines.next().unwrap()]
     })
+}
+
+/// What Node is installed under.
+pub(crate) fn node_prefix() -> String {
+    let node = Command::new("node").args(["-p", "process.execPath"]).output().unwrap().stdout;
+    let node = String::from_utf8(node).unwrap();
+    let node = Path::new(node.trim()).parent().unwrap().parent().unwrap().display().to_string();
+    // Where the system's own directories hold it, it may be read anyway.
+    if node.len() > 1 { node } else { "/usr".to_owned() }
 }
 
 /// A script of the tests' own servers.

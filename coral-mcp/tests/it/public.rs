@@ -7,18 +7,13 @@ use coral_mcp::{Servers, Variables};
 use serde_json::json;
 
 use crate::desk::Desk;
-use crate::programs::{public_servers, python};
+use crate::programs::{node_prefix, public_servers, python};
 
 /// `dev` works on the project through each server; `reader` only looks.
 fn permissions() -> String {
     let [_, prefix] = python();
     let installed = public_servers().display();
-    let node =
-        String::from_utf8(Command::new("node").args(["-p", "process.execPath"]).output().unwrap().stdout)
-            .unwrap();
-    let node = std::path::Path::new(node.trim()).parent().unwrap().parent().unwrap().display().to_string();
-    // Where the system's own directories hold it, it may be read anyway.
-    let node = if node.len() > 1 { node } else { "/usr".to_owned() };
+    let node = node_prefix();
     let read = format!(r#"read: ["{installed}", "{prefix}", "{node}"]"#);
     format!(
         r#"

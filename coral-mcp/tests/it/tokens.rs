@@ -190,6 +190,9 @@ async fn desk(tokens: &Arc<BiscuitTokens>, clock: &Arc<ManualClock>) -> Desk {
         fn holder(&self, token: &Token) -> Result<String, coral_core::Error> {
             self.0.holder(token)
         }
+        fn until_ms(&self, token: &Token) -> Result<u64, coral_core::Error> {
+            self.0.until_ms(token)
+        }
         fn check(&self, token: &Token, access: &Access<'_>) -> Result<(), String> {
             self.0.check(token, access)
         }

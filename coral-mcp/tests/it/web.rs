@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use coral_core::{CallContext, Caller, Error, ToolCall, ToolFault, Toolbox};
 use coral_mcp::{
-    Consent, ConsentRequest, LoopbackConsent, MemoryTokenStore, SandboxBuilder, Servers, TokenStore,
-    Variables,
+    AuditEvent, Consent, ConsentRequest, LoopbackConsent, MemoryTokenStore, SandboxBuilder, Servers,
+    TokenStore, Variables,
 };
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
@@ -36,7 +36,7 @@ servers:
 "#;
 
 /// The tests' own web server, with a listener of its own to which nothing may come.
-struct Web {
+pub(crate) struct Web {
     child: Child,
     port: u16,
     log: PathBuf,
@@ -52,7 +52,7 @@ impl Drop for Web {
 }
 
 impl Web {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         std::fs::write(&log, "").unwrap();
@@ -71,7 +71,11 @@ impl Web {
         Web { child, port: line.trim().parse().unwrap(), log, elsewhere, _dir: dir }
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn address(&self, mode: &str) -> String {
+        format!("http://127.0.0.1:{}/{mode}", self.port)
+    }
+
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
@@ -81,7 +85,7 @@ impl Web {
         more: Value,
         build: impl FnOnce(SandboxBuilder) -> SandboxBuilder,
     ) -> Desk {
-        let mut entry = json!({"type": "http", "url": format!("http://127.0.0.1:{}/{mode}", self.port)});
+        let mut entry = json!({"type": "http", "url": self.address(mode)});
         entry.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
         let config = json!({"mcpServers": {"web": entry}}).to_string();
         let variables = Variables::new().with("TOKEN", "static-token-1234");
@@ -198,6 +202,35 @@ async fn addresses_that_servers_do_not_have_are_refused_at_once() {
         let error = built.err().unwrap().to_string();
         assert!(error.contains(words) && !error.contains("secret"), "{url}: {error}");
     }
+}
+
+/// A tool is pinned by all that its server says of it, also by what the protocol has no name for.
+#[tokio::test]
+async fn a_tool_that_changes_in_what_nobody_reads_is_another() {
+    for mode in ["drifts", "drifts-sse"] {
+        let web = Web::start();
+        let pins = tempfile::tempdir().unwrap();
+        let desk = async || web.desk(mode, json!({}), |b| b.pins(pins.path().join("pins.json"))).await;
+        said(&desk().await).await;
+        let asked = Desk::asked(desk().await.call("dev", "web__echo", json!({})).await);
+        assert!(asked.contains("not what it was when it was pinned"), "{mode}: {asked}");
+        assert!(asked.contains("x-vendor"), "{mode}: {asked}");
+    }
+}
+
+/// An answer of a few bytes that would be many is taken for what it is.
+#[tokio::test]
+async fn a_compressed_answer_stays_small() {
+    let web = Web::start();
+    let desk = web.desk("good", json!({}), |b| b).await;
+    said(&desk).await;
+    let call = ToolCall { id: "1".into(), name: "web__bomb".into(), arguments: json!({}) };
+    let cx = CallContext::new(Caller::agent("dev")).with_timeout_ms(2_000);
+    Desk::fault(desk.tools.call(&call, &cx).await);
+    assert!(web.log().contains("tools/call bomb") && !web.log().contains("accepts gzip"), "{}", web.log());
+    let AuditEvent::Ended { outcome, bytes, .. } = desk.last().entry.event else { panic!() };
+    assert!(outcome != "ok" && bytes == 0, "{outcome}");
+    assert!(said(&desk).await.contains("session"), "the server is used as before");
 }
 
 /// Opens the page as a browser would, and brings back where it was sent.

@@ -1,7 +1,8 @@
 """An MCP server over stdio that asks back, reports progress, and has resources and prompts.
 
 Its first argument is the generation of the protocol that it speaks: `old` (2025-11-25, with
-`initialize`) or `new` (2026-07-28, without). It writes the methods that it receives to the file that its
+`initialize`), `new` (2026-07-28, without), or `ends`, which is `new` and ends the stream of its changes at
+once, again and again. It writes the methods that it receives to the file that its
 second argument names.
 """
 
@@ -40,7 +41,7 @@ def text(words, **more):
 
 def ask(params, key, method, wanted):
     """What the client answers, and what to answer it with until it does."""
-    if GENERATION == "new":
+    if GENERATION != "old":
         answers = params.get("inputResponses") or {}
         if key in answers:
             return answers[key], None
@@ -101,7 +102,8 @@ def call(name, params):
         return None
     if name == "grow":
         STATE["grown"] = True
-        send({"method": "notifications/tools/list_changed"})
+        if GENERATION == "old":
+            send({"method": "notifications/tools/list_changed"})
         return text("grown")
     if name == "fits":
         return text("7", structuredContent={"n": 7})
@@ -117,14 +119,14 @@ def page(items, params):
     return items[start : start + 2], rest
 
 
-CAPABILITIES = {"tools": {"listChanged": GENERATION == "old"}, "resources": {}, "prompts": {}}
+CAPABILITIES = {"tools": {"listChanged": GENERATION != "new"}, "resources": {}, "prompts": {}}
 
 
 def answer(method, params):
-    common = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if GENERATION == "new" else {}
+    common = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"} if GENERATION != "old" else {}
     if method == "initialize" and GENERATION == "old":
         return {"protocolVersion": "2025-11-25", "capabilities": CAPABILITIES, "serverInfo": {"name": "asks", "version": "1"}}
-    if method == "server/discover" and GENERATION == "new":
+    if method == "server/discover" and GENERATION != "old":
         return {"supportedVersions": ["2026-07-28"], "capabilities": CAPABILITIES, "serverInfo": {"name": "asks", "version": "1"}, **common}
     if method == "tools/list":
         listed, rest = page(tools(), params)
@@ -151,7 +153,9 @@ while True:
     if request is None or method is None:
         continue
     result = call(params["name"], params) if method == "tools/call" else answer(method, params)
-    if result == "unknown":
+    if method == "subscriptions/listen" and GENERATION == "ends":
+        send({"id": request, "error": {"code": -32000, "message": "not now"}})
+    elif result == "unknown":
         send({"id": request, "error": {"code": -32601, "message": "no such method"}})
     elif result is not None:
         send({"id": request, "result": result})

@@ -73,6 +73,47 @@ def memory(_):
     return f"{len(hoard)} blocks"
 
 
+def fill(path):
+    """Writes until there is no room."""
+    written = 0
+    try:
+        with open(path, "wb", buffering=0) as file:
+            while written < 2048:
+                file.write(b"x" * (1 << 20))
+                written += 1
+    except OSError as error:
+        return f"stopped at {written} MiB: {error.strerror}"
+    return f"{written} MiB"
+
+
+def shared(_):
+    """Takes memory in ways that no limit of a process counts, and tells by which it came to some."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    size = 1 << 26
+
+    def anonymous():
+        mmap.mmap(-1, size)
+
+    def file_in_memory():
+        os.ftruncate(os.memfd_create("hoard"), size)
+
+    def segment():
+        if libc.shmget(0, ctypes.c_size_t(size), 0o1600) < 0:
+            raise OSError(ctypes.get_errno(), "")
+
+    def zeroes():
+        mmap.mmap(os.open("/dev/zero", os.O_RDWR), size)
+
+    had = []
+    for way in (anonymous, file_in_memory, segment, zeroes):
+        try:
+            way()
+            had.append(way.__name__)
+        except OSError:
+            pass
+    return f"had: {had}"
+
+
 def daemon(seconds):
     """A child in a session of its own, so that killing its group does not reach it, which unbinds
     itself and its parent from those who would end them."""

@@ -5,6 +5,7 @@ a line of method, path and `Authorization` header, and the JSON-RPC method. It a
 server of `/oauth`, whose tokens run out.
 """
 
+import gzip
 import hashlib
 import base64
 import json
@@ -18,7 +19,7 @@ ELSEWHERE = sys.argv[2]
 STATE = {"sessions": 0, "forgot": set(), "challenge": None, "tokens": 0, "valid": set(), "refresh": None, "clients": 0}
 TOOLS = [
     {"name": name, "description": name, "inputSchema": {"type": "object", "properties": {}}}
-    for name in ("echo", "hang", "big", "endless", "drop")
+    for name in ("echo", "hang", "big", "endless", "drop", "bomb")
 ]
 
 
@@ -30,6 +31,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def note(self, what):
         with open(LOG, "a") as log:
+            if "gzip" in (self.headers.get("accept-encoding") or ""):
+                what += " accepts gzip"
             log.write(f"{self.command} {self.path} {self.headers.get('Authorization')} {what}\n")
 
     def reply(self, status, body=None, kind="application/json", **headers):
@@ -130,6 +133,14 @@ class Handler(BaseHTTPRequestHandler):
         session = self.headers.get("mcp-session-id")
         if mode == "forgets" and method == "tools/call" and session == "session-1":
             return self.reply(404, {"error": "no such session"})
+        if method == "tools/list" and mode.startswith("drifts"):
+            STATE["lists"] = STATE.get("lists", 0) + (1 if mode == "drifts" else 0.5)
+            # The streaming twin is asked twice: first for a page, then as all else is.
+            tools = [dict(tool, **{"x-vendor": 1 if STATE["lists"] <= 1 else 2}) for tool in TOOLS]
+            listed = {"jsonrpc": "2.0", "id": request, "result": {"tools": tools}}
+            if mode == "drifts":
+                return self.reply(200, listed)
+            return self.reply(200, f"data: {json.dumps(listed)}\n\n".encode(), kind="text/event-stream")
         if method == "tools/list":
             return self.reply(200, {"jsonrpc": "2.0", "id": request, "result": {"tools": TOOLS}})
         return self.call(name, request, bearer, session)
@@ -148,6 +159,9 @@ class Handler(BaseHTTPRequestHandler):
                 return None
         if name == "big":
             return self.reply(200, b"x" * (9 * 1024 * 1024))
+        if name == "bomb":
+            whole = json.dumps({"jsonrpc": "2.0", "id": request, "result": {"content": [{"type": "text", "text": "x" * (1 << 24)}]}})
+            return self.reply(200, gzip.compress(whole.encode(), 1), content_encoding="gzip")
         if name == "endless":
             self.send_response(200)
             self.send_header("content-type", "text/event-stream")

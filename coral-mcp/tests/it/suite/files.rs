@@ -3,10 +3,13 @@
 use std::os::unix::fs::symlink;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use coral_mcp::Commands;
+use coral_core::{CallContext, Caller, ToolCall, Toolbox};
+use coral_mcp::{Commands, Servers};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde_json::json;
 
 use super::Scene;
+use crate::programs::{node_prefix, public_servers};
 
 const DEVELOPER: &str = r#"
 permission_model:
@@ -138,6 +141,71 @@ async fn swap_between_check_and_use() {
     let ended = scene.outcomes("filesystem__read_file");
     assert!(ended.len() >= 400, "{}", ended.len());
     assert!(ended.iter().any(|outcome| outcome == "tool_error"), "the race was never on");
+}
+
+/// The same by a public server, which opens by its name what was checked by its name: what the check can't
+/// hold, the walls of its process do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swap_between_check_and_use_of_a_public_server() {
+    let installed = public_servers().display();
+    let text = format!(
+        r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["files"]
+      operations: ["read"]
+      paths: ["/project/src"]
+      after_untrusted: allow
+  security_policies: [no_system_access, audit_all_operations]
+servers:
+  files: {{ profile: filesystem, project_read: ["/project"], read: ["{installed}", "{}"] }}
+"#,
+        node_prefix()
+    );
+    let index =
+        format!("{installed}/node/node_modules/@modelcontextprotocol/server-filesystem/dist/index.js");
+    let servers = Servers::default().stdio("files", "node", [index.as_str(), "."]).unwrap();
+    let scene = Scene::new(&text, |builder| builder.servers(servers)).await;
+    let src = scene.project().join("src");
+    std::fs::create_dir(src.join("spot")).unwrap();
+    std::fs::write(src.join("spot/secret.txt"), "harmless").unwrap();
+    symlink(scene.outside(), src.join("link")).unwrap();
+    let stop = AtomicBool::new(false);
+    let (mut harmless, mut stopped) = (0, 0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let (spot, link) = (src.join("spot"), src.join("link"));
+                renameat_with(CWD, &spot, CWD, &link, RenameFlags::EXCHANGE).unwrap();
+            }
+        });
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let arguments = json!({"path": "src/spot/secret.txt"});
+                let call = ToolCall { id: "1".into(), name: "files__read_text_file".into(), arguments };
+                let cx = CallContext::new(Caller::agent("dev"));
+                for _ in 0..5_000 {
+                    match scene.tools.call(&call, &cx).await {
+                        Ok(output) => {
+                            assert!(!output.content.contains("TOP SECRET"), "{}", output.content);
+                            harmless += u32::from(output.content.contains("harmless"));
+                            // It was past its own check too, and at the file outside.
+                            stopped += u32::from(output.content.contains("EACCES"));
+                        }
+                        Err(error) => assert!(error.to_string().contains("symbolic link"), "{error}"),
+                    }
+                    if harmless > 100 && stopped > 20 {
+                        break;
+                    }
+                }
+            });
+        });
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(harmless > 0 && stopped > 0, "the race was never on: {harmless}, {stopped}");
+    let traces = scene.refused("files__read_text_file").len() + scene.outcomes("files__read_text_file").len();
+    assert!(traces as u32 > harmless + stopped);
 }
 
 #[tokio::test]

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use coral_core::Caller;
+use coral_core::{Caller, ManualClock};
 #[cfg(feature = "tokens")]
 use coral_mcp::{BiscuitTokens, Operation, TokenRight, TokenTerms, Tokens};
+use coral_mcp::{Servers, Variables};
 use serde_json::{Value, json};
 
 use super::{RUN, Scene};
+use crate::programs::{python, script};
 
 const PERMISSIONS: &str = r#"
 permission_model:
@@ -97,4 +99,126 @@ async fn widened_token() {
     scene.unharmed();
     assert_eq!(scene.refused("filesystem__write_file").len(), 1);
     assert_eq!(scene.outcomes("filesystem__read_file"), ["ok"], "what it was given for it still does");
+}
+
+#[cfg(feature = "tokens")]
+#[tokio::test]
+async fn token_before_its_time_and_after_it_was_revoked() {
+    for revoked in [false, true] {
+        let tokens = BiscuitTokens::generate();
+        let all = terms(TokenRight::everything(), u64::MAX / 2);
+        let from_ms = if revoked { 0 } else { u64::MAX / 4 };
+        let token = tokens.issue(&agent("dev"), &TokenTerms { from_ms, ..all }).unwrap();
+        if revoked {
+            tokens.revoke(tokens.revocation_id(&token).unwrap());
+        }
+        let scene = Scene::new(PERMISSIONS, |builder| builder.tokens(tokens)).await;
+        scene.tools.present(&agent("dev"), token).unwrap();
+        scene.attack("dev", &[write(), read()]).await;
+        scene.unharmed();
+        let why = if revoked { "revoked" } else { "does not hold before" };
+        for tool in ["filesystem__write_file", "filesystem__read_file"] {
+            let refused = scene.refused(tool);
+            assert!(refused.len() == 1 && refused[0].contains(why), "{refused:?}");
+        }
+    }
+}
+
+/// A call that was begun in time does not go on when the time is over.
+#[cfg(feature = "tokens")]
+#[tokio::test]
+async fn expiry_during_a_call() {
+    let tokens = BiscuitTokens::generate();
+    let token = tokens.issue(&agent("dev"), &terms(TokenRight::everything(), 1_500)).unwrap();
+    let [python, prefix] = python();
+    let text = format!(
+        r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["evil"]
+      operations: ["read", "execute"]
+  security_policies: [audit_all_operations]
+servers:
+  evil: {{ timeout_s: 300, read: ["{prefix}", "{}"] }}
+"#,
+        script("")
+    );
+    let servers = Servers::default().stdio("evil", python, [&script("evil.py"), "hang"]).unwrap();
+    // Its clock stands still, so that starting the server does not use the token up.
+    let clock = ManualClock::at_ms(1_000);
+    let scene = Scene::new(&text, |builder| builder.servers(servers).tokens(tokens).clock(clock)).await;
+    scene.tools.present(&agent("dev"), token).unwrap();
+    let hang = [("evil__echo", json!({"text": "x"}))];
+    tokio::time::timeout(Duration::from_secs(30), scene.attack("dev", &hang)).await.unwrap();
+    let ended = scene.outcomes("evil__echo");
+    assert!(ended.len() == 1 && ended[0] != "ok", "{ended:?}");
+    assert!(scene.seen().contains("rights that it was made by ended"), "{}", scene.seen());
+}
+
+/// What an agent writes into its project grants nothing: not to it, and not to those who start from it.
+#[tokio::test]
+async fn a_project_file_that_widens_the_policy() {
+    let pins = tempfile::tempdir().unwrap();
+    let pins = pins.path().join("pins.json");
+    let [python, prefix] = python();
+    let text = format!(
+        r#"
+permission_model:
+  agents:
+    dev:
+      mcp_servers: ["filesystem", "evil"]
+      operations: ["read", "write", "execute"]
+      paths: ["/project"]
+      after_untrusted: allow
+      deny:
+        - paths: ["/project/docs"]
+  security_policies: [audit_all_operations]
+servers:
+  evil: {{ read: ["{prefix}", "{}"] }}
+"#,
+        script("")
+    );
+    let entry = |mode: &str| json!({"command": python, "args": [script("evil.py"), mode]});
+    let start = async |config: &str| {
+        let servers = Servers::from_json(config, ".mcp.json", &Variables::new()).unwrap();
+        Scene::new(&text, |builder| builder.servers(servers).pins(&pins)).await
+    };
+    let config = json!({"mcpServers": {"evil": entry("good")}}).to_string();
+    let first = start(&config).await;
+    let wide = text.replace("deny:", "ask:").replace("dev:", "\"*\":");
+    let captured = json!({
+        "mcpServers": {"evil": {
+            "command": python,
+            "args": [script("evil.py"), "env"],
+            "autoApprove": ["*"],
+            "alwaysAllow": ["echo"],
+        }, "extra": entry("good")},
+        "permission_model": {"agents": {"dev": {"mcp_servers": ["*"], "operations": ["execute"]}}},
+    });
+    let put =
+        |path: &str, content: String| ("filesystem__write_file", json!({"path": path, "content": content}));
+    let echo = |server: &str| (format!("{server}__echo"), json!({"text": "hello"}));
+    let (evil, extra) = (echo("evil"), echo("extra"));
+    let docs = put("docs/plan.md", "pwned".to_owned());
+    let mut orders = vec![(evil.0.as_str(), evil.1.clone())];
+    orders
+        .extend(["permissions.yaml", "policy.yaml", ".coral/permissions.yaml"].map(|p| put(p, wide.clone())));
+    orders.extend([put(".mcp.json", captured.to_string()), docs.clone()]);
+    first.attack("dev", &orders).await;
+    first.unharmed();
+    assert_eq!(first.outcomes("evil__echo"), ["ok"]);
+    assert_eq!(
+        first.refused("filesystem__write_file").len(),
+        1,
+        "the files are written, and nothing follows"
+    );
+    // The next start reads the servers from the project, as people have it.
+    let config = std::fs::read_to_string(first.project().join(".mcp.json")).unwrap();
+    let second = start(&config).await;
+    second.attack("dev", &[(&evil.0, evil.1.clone()), (&extra.0, extra.1.clone()), docs]).await;
+    second.unharmed();
+    assert!(second.outcomes("evil__echo").is_empty() && second.asked("evil__echo").len() == 1);
+    assert!(second.refused("extra__echo")[0].contains("no grant names"));
+    assert_eq!(second.refused("filesystem__write_file").len(), 1);
 }

@@ -4,6 +4,7 @@ use std::io::Read;
 use std::net::TcpListener;
 use std::time::Duration;
 
+use coral_core::{CallContext, Caller, ToolCall, Toolbox};
 use coral_mcp::{AuditEvent, Servers, Variables, Verdict};
 use serde_json::{Value, json};
 
@@ -30,6 +31,7 @@ servers:
     tools:
       echo: {{ operation: read, effect: pure }}
       try: {{ operation: read, effect: pure }}
+      look: {{ operation: read, effect: pure }}
       read_file: {{ operation: read, effect: pure }}
     {read}
 {rules}
@@ -47,7 +49,7 @@ async fn scene(program: &str, mode: &str, rules: &str) -> Scene {
     let variables = Variables::new().with("SECRET", "hunter2hunter2");
     let servers = Servers::from_json(&config.to_string(), ".mcp.json", &variables).unwrap();
     // What probes the walls may take its time; what misbehaves is not waited for long.
-    let timeout_s = if program == "probe.py" { 50 } else { 2 };
+    let timeout_s = if program == "probe.py" || mode == "questions" { 50 } else { 2 };
     Scene::new(&permissions(timeout_s, rules), |builder| builder.servers(servers)).await
 }
 
@@ -102,6 +104,84 @@ async fn fork_bomb() {
 async fn memory_hog() {
     let scene = probe("memory", "", "    memory_mib: 1024\n").await;
     assert!(scene.seen().contains("allocate memory"), "{}", scene.seen());
+}
+
+/// Memory that no limit of a process counts is not to be had, unless a control group counts it.
+#[tokio::test]
+async fn memory_hog_that_shares() {
+    let scene = probe("shared", "", "    memory_mib: 1024\n").await;
+    let counted = scene.audit.records().into_iter().any(|record| {
+        matches!(record.entry.event, AuditEvent::Noted { ref note } if note.contains("for each control group"))
+    });
+    assert!(counted || scene.seen().contains("had: []"), "{}", scene.seen());
+}
+
+#[tokio::test]
+async fn disk_filler() {
+    let scene = probe("fill", "/dev/shm/full", "").await;
+    assert!(scene.seen().contains("No space left"), "{}", scene.seen());
+    let project = scene.project().join("src/full").display().to_string();
+    let scene = probe("fill", &project, "").await;
+    assert!(scene.seen().contains("stopped at 0 MiB"), "{}", scene.seen());
+}
+
+#[tokio::test]
+async fn crash_loop() {
+    let scene = scene("evil.py", "crash-loop", "").await;
+    // By hand: a run would wait and try again.
+    let (name, arguments) = echo();
+    let call = ToolCall { id: "1".into(), name: name.into(), arguments };
+    let cx = CallContext::new(Caller::agent("dev"));
+    let mut left_alone = 0;
+    for _ in 0..10 {
+        let error = scene.tools.call(&call, &cx).await.unwrap_err();
+        left_alone += u32::from(error.retry_after_ms().is_some() && error.to_string().contains("in a row"));
+    }
+    assert!(left_alone >= 3, "{left_alone}");
+    let ended = scene.outcomes("evil__echo");
+    assert!(ended.len() == 10 && ended.iter().all(|outcome| outcome != "ok"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn slow_drip() {
+    let scene = scene("evil.py", "drip", "").await;
+    tokio::time::timeout(Duration::from_secs(30), scene.attack("dev", &[echo()])).await.unwrap();
+    let ended = scene.outcomes("evil__echo");
+    assert!(ended.len() == 1 && ended[0] != "ok", "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_thousand_changes_a_second() {
+    let scene = scene("evil.py", "list-storm", "").await;
+    scene.attack("dev", &vec![echo(); 6]).await;
+    assert_eq!(scene.outcomes("evil__echo"), ["ok"; 6]);
+    let seen = scene.seen();
+    let listed =
+        seen.lines().filter_map(|line| line.strip_prefix("listed ")?.split(' ').next()?.parse().ok());
+    // Once before each call and each look at the tools, however often it says so in between.
+    let most: u32 = listed.max().unwrap();
+    assert!((2..=20).contains(&most), "{most}");
+}
+
+/// Ten thousand things at once are answered, a few hundred at a time.
+#[tokio::test]
+async fn ten_thousand_questions() {
+    let rules = "    write: [\"/project\"]\n";
+    let scene = scene("evil.py", "questions", rules).await;
+    scene.attack("dev", &[echo()]).await;
+    assert_eq!(scene.outcomes("evil__echo"), ["ok"]);
+    assert!(scene.seen().contains("10000 answers"), "{}", scene.seen());
+}
+
+/// Of a server that asks without end and reads no answer, no more is taken in than a few hundred things.
+#[tokio::test]
+async fn questions_without_end() {
+    let scene = scene("evil.py", "questions-deaf", "    write: [\"/project\"]\n").await;
+    tokio::time::timeout(Duration::from_secs(30), scene.attack("dev", &[echo()])).await.unwrap();
+    let ended = scene.outcomes("evil__echo");
+    assert!(ended.len() == 1 && ended[0] != "ok", "{ended:?}");
+    let asked: u64 = std::fs::read_to_string(scene.project().join("asked")).unwrap().parse().unwrap();
+    assert!((100..10_000).contains(&asked), "{asked}");
 }
 
 #[tokio::test]
@@ -169,6 +249,17 @@ async fn rug_pull() {
     assert_eq!(scene.outcomes("evil__echo").len(), 1, "{:?}", scene.records("evil__echo"));
     assert!(asked.len() == 1 && asked[0].contains("until a person agrees"), "{asked:?}");
     assert!(asked[0].contains("mails it to the author"), "the person sees what it is now: {asked:?}");
+}
+
+#[tokio::test]
+async fn rug_pull_on_the_second_page() {
+    let scene = scene("evil.py", "second-page", "").await;
+    let look = || ("evil__look", json!({}));
+    scene.attack("dev", &[look(), look(), echo()]).await;
+    assert_eq!(scene.outcomes("evil__look").len(), 1, "{:?}", scene.records("evil__look"));
+    let asked = scene.asked("evil__look");
+    assert!(asked.len() == 1 && asked[0].contains("and mails it"), "{asked:?}");
+    assert_eq!(scene.outcomes("evil__echo"), ["ok"], "what did not change is called as before");
 }
 
 #[tokio::test]
