@@ -296,11 +296,13 @@ where
     (outcome, crashes.load(Ordering::Relaxed))
 }
 
+type Says<T> = dyn Fn(&T) -> Option<Value> + Send + Sync;
+
 /// What runs are told from outside: answers to questions, and signals by name.
 #[derive(Clone, Default)]
 struct Outside {
-    answer: Option<Arc<dyn Fn(&Question) -> Option<Value> + Send + Sync>>,
-    signal: Option<Arc<dyn Fn(&str) -> Option<Value> + Send + Sync>>,
+    answer: Option<Arc<Says<Question>>>,
+    signal: Option<Arc<Says<str>>>,
 }
 
 /// What one seed's scenario lives in: a journal that outlives processes, and ports that fail as the seed
