@@ -52,6 +52,12 @@ fn quick() -> bool {
     std::env::args().any(|arg| arg == "--quick") || std::env::var("CORAL_BENCH_QUICK").is_ok_and(|v| v == "1")
 }
 
+/// Whether a part is to be measured: all are, if no word of a name is given.
+fn wanted(name: &str) -> bool {
+    let mut words = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
+    words.peek().is_none() || words.any(|word| name.contains(&*word))
+}
+
 fn times(usual: u32) -> u32 {
     if quick() { usual.min(3) } else { usual }
 }
@@ -471,23 +477,21 @@ fn main() {
     let mut rows = Vec::new();
     println!("{:<60} {:>16} {:>48} {:>8}", "case", "ours", "peer", "ratio");
     let mut all = Vec::new();
-    let mut shown = |rows: &mut Vec<Row>| all.append(&mut show(rows));
-    decisions(&mut rows);
-    shown(&mut rows);
-    tokens(&mut rows);
-    shown(&mut rows);
-    in_memory(&runtime, &mut rows);
-    shown(&mut rows);
-    runtime.block_on(over_memory(&mut rows));
-    shown(&mut rows);
+    let mut part = |name: &str, measure: &mut dyn FnMut(&mut Vec<Row>)| {
+        if wanted(name) {
+            measure(&mut rows);
+            all.append(&mut show(&mut rows));
+        }
+    };
+    part("decision", &mut decisions);
+    part("token", &mut tokens);
+    part("whole check, call of the built-in files", &mut |rows| in_memory(&runtime, rows));
+    part("call in memory", &mut |rows| runtime.block_on(over_memory(rows)));
     if let Some(target) = installed() {
-        runtime.block_on(over_stdio(&target, &mut rows));
-        shown(&mut rows);
-        runtime.block_on(starts(&target, &mut rows));
-        shown(&mut rows);
+        part("call over stdio", &mut |rows| runtime.block_on(over_stdio(&target, rows)));
+        part("start of a Node server", &mut |rows| runtime.block_on(starts(&target, rows)));
     }
-    runtime.block_on(spawns(&mut rows));
-    shown(&mut rows);
+    part("run from a large process", &mut |rows| runtime.block_on(spawns(rows)));
     let out = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
     std::fs::create_dir_all(&out).unwrap();
     std::fs::write(out.join("mcp.json"), Value::Array(all).to_string()).unwrap();
