@@ -420,7 +420,7 @@ impl World {
     /// arrive twice at all.
     async fn check(&self) {
         let (mut done, mut resumed) = (BTreeMap::new(), Vec::new());
-        let (mut once, mut intended) = (BTreeSet::new(), BTreeSet::new());
+        let (mut once, mut intended) = (BTreeSet::new(), BTreeMap::new());
         for record in records(&*self.journal, "run").await {
             match record.event {
                 Event::RunResumed { .. } => resumed.push(record.seq),
@@ -433,19 +433,18 @@ impl World {
                     if !class.is_repeatable() {
                         once.insert(key.clone());
                     }
-                    intended.insert(key);
+                    intended.entry(key).or_insert(record.seq);
                 }
                 _ => {}
             }
         }
         let arrivals = self.shop.arrivals.lock().unwrap();
         for (key, seqs) in &*arrivals {
-            assert!(intended.contains(key), "`{key}` is no effect of the run");
+            let intended = intended.get(key).unwrap_or_else(|| panic!("`{key}` is no effect of the run"));
             // One whose answer broke off, or that nobody needed any more, has arrived and failed.
             let recorded = done.get(key).copied().unwrap_or(u64::MAX);
-            // What a process has sent may arrive when another has taken the run over meanwhile.
-            let sent = seqs.iter().min().copied().unwrap_or(recorded);
-            let is_late = self.taken_over && resumed.iter().any(|seq| (sent..=recorded).contains(seq));
+            // What a process was about to send may arrive when another has taken the run over meanwhile.
+            let is_late = self.taken_over && resumed.iter().any(|seq| (*intended..=recorded).contains(seq));
             assert!(
                 is_late || seqs.iter().all(|seq| *seq < recorded),
                 "recorded at {recorded}, it arrived at {seqs:?}"
