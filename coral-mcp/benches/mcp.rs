@@ -334,8 +334,18 @@ async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
     let dir = tempfile::tempdir().unwrap();
     let ours = sandbox(target, "kernel", dir.path()).await;
     let call = call("everything__echo", json!({"message": "hello"}));
+    let (_child, bare) = plain(target, dir.path()).await;
+    compare("call over stdio", &ours, &call, &bare, rows).await;
+}
+
+/// The server `everything` in a plain process, and bare rmcp that talks to it.
+async fn plain(
+    target: &std::path::Path,
+    dir: &std::path::Path,
+) -> (tokio::process::Child, rmcp::service::RunningService<rmcp::RoleClient, ()>) {
     let mut child = tokio::process::Command::new("node")
         .arg(everything(target))
+        .current_dir(dir)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -343,8 +353,7 @@ async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
         .spawn()
         .unwrap();
     let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
-    let bare = ().serve(pipes).await.unwrap();
-    compare("call over stdio", &ours, &call, &bare, rows).await;
+    (child, ().serve(pipes).await.unwrap())
 }
 
 /// The tool `echo` by both ways, in turns.
@@ -391,7 +400,7 @@ async fn starts(target: &std::path::Path, rows: &mut Vec<Row>) {
     let strict =
         std::process::Command::new("bwrap").arg("--version").output().is_ok_and(|o| o.status.success());
     let levels: &[&str] = if strict { &["none", "kernel", "strict"] } else { &["none", "kernel"] };
-    let mut plain = Vec::new();
+    let mut bare_ms = Vec::new();
     let mut spent: Vec<[Vec<f64>; 2]> = vec![Default::default(); levels.len()];
     let pause = async || {
         // What is dropped ends in the background, and should not weigh on the next.
@@ -399,19 +408,9 @@ async fn starts(target: &std::path::Path, rows: &mut Vec<Row>) {
     };
     for _ in 0..times(15) {
         let began = Instant::now();
-        let mut child = tokio::process::Command::new("node")
-            .arg(everything(target))
-            .current_dir(dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let pipes = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
-        let bare = ().serve(pipes).await.unwrap();
+        let (child, bare) = plain(target, dir.path()).await;
         assert!(!bare.list_all_tools().await.unwrap().is_empty());
-        plain.push(began.elapsed().as_secs_f64() * 1e3);
+        bare_ms.push(began.elapsed().as_secs_f64() * 1e3);
         drop((bare, child));
         pause().await;
         for (level, spent) in levels.iter().zip(&mut spent) {
@@ -425,7 +424,7 @@ async fn starts(target: &std::path::Path, rows: &mut Vec<Row>) {
             pause().await;
         }
     }
-    let plain = median(plain);
+    let plain = median(bare_ms);
     for (level, [build, start]) in levels.iter().zip(spent) {
         let case = format!("start of a Node server, {level}");
         rows.push(Row::new(case, "ms", median(start), Some(("bare rmcp over a plain process", plain))));

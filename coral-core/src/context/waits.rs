@@ -58,7 +58,7 @@ impl AgentContext {
         self.ask_person(label, Payload::new(question.clone()), schema, default).await?.get()
     }
 
-    pub(crate) async fn ask_person(
+    async fn ask_person(
         &mut self,
         label: &str,
         question: Payload,
@@ -162,7 +162,7 @@ impl AgentContext {
         self.wait_for_signal(name).await?.get()
     }
 
-    pub(crate) async fn wait_for_signal(&mut self, name: &str) -> Result<Payload, Error> {
+    async fn wait_for_signal(&mut self, name: &str) -> Result<Payload, Error> {
         let intent = Intent {
             effect: EffectKind::Signal,
             label: name.into(),

@@ -15,7 +15,7 @@ use coral_core::{
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::support::{Act, FnModel, Play, agent, asked, cast, play, records, until};
+use crate::support::{Act, FnModel, Play, agent, asked, cast, play, records, tool_def, until};
 
 const PRICE: Price = Price { input: 1.0, output: 1.0, cache_read: 1.0, cache_write: 1.0 };
 
@@ -89,17 +89,11 @@ impl Outside {
 #[async_trait]
 impl Toolbox for Outside {
     async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
-        let tool = |name: &str, effect| ToolDef {
-            name: name.into(),
-            description: name.into(),
-            input_schema: json!({"type": "object"}),
-            effect,
-        };
         Ok(vec![
-            tool("launch", EffectClass::Irreversible),
-            tool("find", EffectClass::Reconcile),
-            tool("sum", EffectClass::Idempotent),
-            tool("wait", EffectClass::Idempotent),
+            tool_def("launch", EffectClass::Irreversible),
+            tool_def("find", EffectClass::Reconcile),
+            tool_def("sum", EffectClass::Idempotent),
+            tool_def("wait", EffectClass::Idempotent),
         ])
     }
 

@@ -18,7 +18,7 @@ use coral_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{CrashJournal, TokioClock, agent_as as agent, records, step};
+use crate::support::{CrashJournal, TokioClock, agent_as as agent, records, step, tool_def};
 
 /// The service outside: what arrived under each key, and how far the journal was each time.
 #[derive(Clone)]
@@ -63,18 +63,12 @@ impl Shop {
 #[async_trait]
 impl Toolbox for Shop {
     async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
-        let tool = |(name, effect): (&str, EffectClass)| ToolDef {
-            name: name.into(),
-            description: name.into(),
-            input_schema: json!({"type": "object"}),
-            effect,
-        };
         let tools = [
             ("file", EffectClass::Idempotent),
             ("mail", EffectClass::Reconcile),
             ("ship", EffectClass::Irreversible),
         ];
-        Ok(tools.map(tool).into())
+        Ok(tools.map(|(name, effect)| tool_def(name, effect)).into())
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

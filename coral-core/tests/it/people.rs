@@ -11,7 +11,7 @@ use coral_core::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{FnModel, asked, records};
+use crate::support::{FnModel, asked, records, tool_def};
 
 /// Tools that do as they are told by their names, and write down that they did.
 #[derive(Clone, Default)]
@@ -33,17 +33,11 @@ impl Desk {
 #[async_trait]
 impl Toolbox for Desk {
     async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
-        let tool = |name: &str, effect| ToolDef {
-            name: name.into(),
-            description: name.into(),
-            input_schema: json!({"type": "object"}),
-            effect,
-        };
         Ok(vec![
-            tool("push", EffectClass::Irreversible),
-            tool("mail", EffectClass::Reconcile),
-            tool("elicit", EffectClass::Idempotent),
-            tool("sample", EffectClass::Idempotent),
+            tool_def("push", EffectClass::Irreversible),
+            tool_def("mail", EffectClass::Reconcile),
+            tool_def("elicit", EffectClass::Idempotent),
+            tool_def("sample", EffectClass::Idempotent),
         ])
     }
 

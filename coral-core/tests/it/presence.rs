@@ -15,7 +15,7 @@ use coral_core::{
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
-use crate::support::{Act, Play, agent, asked, cast, play, records, until};
+use crate::support::{Act, Play, agent, asked, cast, play, records, tool_def, until};
 
 /// Tools that ask before they do anything: `person` in the midst of its call, `guarded` for an approval.
 struct Polite;
@@ -23,13 +23,8 @@ struct Polite;
 #[async_trait]
 impl Toolbox for Polite {
     async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
-        let tool = |name: &str| ToolDef {
-            name: name.into(),
-            description: name.into(),
-            input_schema: json!({"type": "object"}),
-            effect: EffectClass::Idempotent,
-        };
-        Ok(vec![tool("person"), tool("guarded"), tool("slow")])
+        let names = ["person", "guarded", "slow"];
+        Ok(names.map(|name| tool_def(name, EffectClass::Idempotent)).into())
     }
 
     async fn call(&self, call: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {

@@ -43,6 +43,11 @@ impl<F: Fn(usize, &ChatRequest) -> Result<ChatResponse, Error> + Send + Sync> Ch
     }
 }
 
+/// A tool of this name that takes any object.
+pub(crate) fn tool_def(name: &str, effect: EffectClass) -> ToolDef {
+    ToolDef { name: name.into(), description: name.into(), input_schema: json!({"type": "object"}), effect }
+}
+
 /// Tools that write what they are called with into a shared list, by key.
 #[derive(Clone, Default)]
 pub(crate) struct Sink(pub(crate) Arc<Mutex<BTreeMap<String, Vec<String>>>>);

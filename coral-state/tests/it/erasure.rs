@@ -1,8 +1,6 @@
 //! What was erased, removed or rewritten stays so, whatever else was under way.
 
-use std::sync::Mutex;
-
-use coral_core::{Error, Journal, Record, RunFilter, RunHead, Seq};
+use coral_core::{Record, Seq};
 
 use crate::support::team_run;
 
@@ -15,52 +13,10 @@ fn long_run(project: &str, brief: &str, records: Seq) -> Vec<Record> {
     run
 }
 
-type Action = Box<dyn FnOnce() -> futures_util::future::BoxFuture<'static, ()> + Send>;
-
-/// A journal in which something happens once a run was read to its end.
-struct Meddled<J> {
-    journal: J,
-    action: Mutex<Option<Action>>,
-}
-
-#[async_trait::async_trait]
-impl<J: Journal> Journal for Meddled<J> {
-    async fn acquire(&self, run: &str) -> Result<u64, Error> {
-        self.journal.acquire(run).await
-    }
-
-    async fn append(
-        &self,
-        run: &str,
-        epoch: u64,
-        expected: Seq,
-        records: std::sync::Arc<[Record]>,
-    ) -> Result<(), Error> {
-        self.journal.append(run, epoch, expected, records).await
-    }
-
-    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        let records = self.journal.read(run, from, limit).await;
-        let action = self.action.lock().unwrap().take();
-        if let Some(action) = action {
-            action().await;
-        }
-        records
-    }
-
-    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
-        self.journal.head(run).await
-    }
-
-    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
-        self.journal.runs(filter).await
-    }
-}
-
 macro_rules! erasure {
     ($place:ty) => {
         use std::sync::atomic::{AtomicBool, Ordering};
-        use std::sync::{Arc, Mutex};
+        use std::sync::Arc;
         use std::time::Duration;
 
         use coral_core::{Blobs, Journal, MemoryCache, Record};
@@ -68,7 +24,8 @@ macro_rules! erasure {
         use serde_json::json;
         use tokio::sync::Semaphore;
 
-        use super::{Action, Meddled, long_run};
+        use super::long_run;
+        use crate::meddled::{Action, Meddled, Moment};
         use crate::support::{keep, team_run};
 
         const PERSON: &str = "zanzibarperson";
@@ -120,7 +77,7 @@ macro_rules! erasure {
                     keep(&again, "run", &long_run("reef", "somebody else", 700)).await;
                 })
             });
-            let meddled = Meddled { journal: journal.clone(), action: Mutex::new(Some(action)) };
+            let meddled = Meddled::new(journal.clone(), Moment::Read, action);
             let folded = WorkflowState::open(&meddled, &store, "run").await.unwrap().unwrap();
             assert!(holds(&folded), "it was read before");
             assert_eq!(store.load("run").await.unwrap(), None, "and is not kept");

@@ -11,6 +11,7 @@ mod index;
 mod journals;
 #[cfg(all(feature = "layers", feature = "redis"))]
 mod layers;
+mod meddled;
 mod migration;
 mod parity;
 mod places;

@@ -1,12 +1,12 @@
 //! What every store does alike, whatever keeps it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use coral_core::{Clock, Error, Event, Journal, MemoryJournal, Record, RunFilter, RunHead, Seq, SystemClock};
+use coral_core::{Clock, Event, Journal, MemoryJournal, Record, SystemClock};
 use coral_state::{BlobSweep, DirectoryBlobs, collect_garbage};
 use serde_json::json;
 
+use crate::meddled::{Action, Meddled, Moment};
 use crate::support::keep;
 
 /// A run that refers to a blob.
@@ -23,54 +23,6 @@ fn tick() {
     while SystemClock.now_ms() == now {
         std::hint::spin_loop();
     }
-}
-
-type Action = Box<dyn FnOnce() -> futures_util::future::BoxFuture<'static, ()> + Send>;
-
-/// A journal in which something happens just before runs are listed for the `on`th time.
-struct Meddled<J> {
-    journal: J,
-    lists: AtomicUsize,
-    on: usize,
-    action: Mutex<Option<Action>>,
-}
-
-#[async_trait::async_trait]
-impl<J: Journal> Journal for Meddled<J> {
-    async fn acquire(&self, run: &str) -> Result<u64, Error> {
-        self.journal.acquire(run).await
-    }
-
-    async fn append(
-        &self,
-        run: &str,
-        epoch: u64,
-        expected: Seq,
-        records: Arc<[Record]>,
-    ) -> Result<(), Error> {
-        self.journal.append(run, epoch, expected, records).await
-    }
-
-    async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
-        self.journal.read(run, from, limit).await
-    }
-
-    async fn head(&self, run: &str) -> Result<Option<RunHead>, Error> {
-        self.journal.head(run).await
-    }
-
-    async fn runs(&self, filter: &RunFilter) -> Result<Vec<RunHead>, Error> {
-        let heads = self.journal.runs(filter).await;
-        if self.lists.fetch_add(1, Ordering::SeqCst) + 1 == self.on {
-            let action = self.action.lock().unwrap().take().unwrap();
-            action().await;
-        }
-        heads
-    }
-}
-
-fn meddled<J>(journal: J, on: usize, action: Action) -> Meddled<J> {
-    Meddled { journal, lists: AtomicUsize::new(0), on, action: Mutex::new(Some(action)) }
 }
 
 /// What garbage collection promises, for any blobs and journal.
@@ -97,7 +49,7 @@ where
     tick();
     let (to, records) = (journal.clone(), referring(project, &raced));
     let action: Action = Box::new(move || Box::pin(async move { keep(&to, "late", &records).await }));
-    let during = meddled(journal.clone(), 1, action);
+    let during = Meddled::new(journal.clone(), Moment::Listed(1), action);
     collect_garbage(&during, &blobs, 0, SystemClock.now_ms()).await.unwrap();
     assert!(blobs.get(&raced).await.unwrap().is_some());
 
@@ -112,7 +64,7 @@ where
         })
     });
     let now = SystemClock.now_ms();
-    let during = meddled(journal.clone(), 2, action);
+    let during = Meddled::new(journal.clone(), Moment::Listed(2), action);
     collect_garbage(&during, &blobs, 0, now).await.unwrap();
     assert!(blobs.get(&again).await.unwrap().is_some(), "it was put after the cutoff");
     tick();

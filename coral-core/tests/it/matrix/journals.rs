@@ -13,7 +13,7 @@ use coral_core::{
 use serde_json::{Value, json};
 
 use super::{World, agent, each, key, reviewer, samples};
-use crate::support::{Act, Actor, CrashJournal, FnModel, line, play, records, step, until};
+use crate::support::{Act, Actor, CrashJournal, FnModel, line, play, records, step, tool_def, until};
 
 /// Where the journals of releases are kept: they load and go on forever.
 fn fixture(release: &str) -> std::path::PathBuf {
@@ -143,9 +143,7 @@ struct Looks;
 #[async_trait]
 impl Toolbox for Looks {
     async fn list(&self, _: &Caller) -> Result<Vec<ToolDef>, Error> {
-        let (name, description) = ("look".to_owned(), "looks".to_owned());
-        let input_schema = json!({"type": "object"});
-        Ok(vec![ToolDef { name, description, input_schema, effect: EffectClass::Pure }])
+        Ok(vec![tool_def("look", EffectClass::Pure)])
     }
 
     async fn call(&self, _: &ToolCall, cx: &CallContext) -> Result<ToolOutput, Error> {
