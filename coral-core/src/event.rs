@@ -148,7 +148,7 @@ pub enum Event {
         outcome: Outcome,
         /// What it used and cost.
         #[serde(default, skip_serializing_if = "Spent::is_nothing")]
-        spent: Spent,
+        spent: Box<Spent>,
     },
     /// A call within an effect failed and is made again.
     CallRetried {

@@ -387,7 +387,8 @@ fn turns(runtime: &Runtime, dir: &Path, table: &mut Table) {
             Outcome::Ok(Payload::from_json(serde_json::json!({ "role": "assistant", "text": text })));
         let usage =
             Usage { input_tokens: 1_200 + u64::from(index), output_tokens: 300, ..Default::default() };
-        let spent = Spent { model: Some("small-1".into()), usage, cost: None, tries: 1, settled: None };
+        let spent =
+            Box::new(Spent { model: Some("small-1".into()), usage, cost: None, tries: 1, settled: None });
         [intent, Event::EffectDone { path, attempt: 1, index, outcome, spent }]
     };
     let (mut payload, mut used) = (0, 0.0);

@@ -231,7 +231,7 @@ impl AgentContext {
             stands.push(match self.log.take_kept(&intent.what()) {
                 Some(Before::Happened(outcome)) => {
                     fresh.push(intent.event(&path, self.attempt, index));
-                    let (path, attempt, spent) = (path.clone(), self.attempt, Spent::default());
+                    let (path, attempt, spent) = (path.clone(), self.attempt, Box::default());
                     fresh.push(Event::EffectDone { path, attempt, index, outcome: outcome.clone(), spent });
                     Stand::Done(outcome)
                 }
@@ -327,7 +327,8 @@ impl AgentContext {
             Err(error) => Outcome::Err(error.clone()),
         };
         let (path, used) = (self.step.path.clone(), Used::of_call(&spent));
-        self.send(Event::EffectDone { path, attempt: self.attempt, index, outcome, spent }).await;
+        self.send(Event::EffectDone { path, attempt: self.attempt, index, outcome, spent: Box::new(spent) })
+            .await;
         self.run.ledger().done(&self.step.path, index, used);
     }
 

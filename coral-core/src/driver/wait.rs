@@ -15,7 +15,7 @@ use super::Driver;
 use super::log::StepLog;
 use crate::context::{Intent, Stand, replayed};
 use crate::error::Error;
-use crate::event::{EffectKind, Event, Outcome, Question, Spent};
+use crate::event::{EffectKind, Event, Outcome, Question};
 use crate::graph::StepKind;
 use crate::hash::digest;
 use crate::outside::{Reply, Told, Woken};
@@ -217,7 +217,7 @@ impl Driver {
     fn end_wait(&mut self, step: usize, came: Payload) {
         let Some(Wait { attempt, what, .. }) = self.waits.remove(step) else { return };
         let Some(path) = self.machine.path(step).cloned() else { return };
-        let (outcome, spent) = (Outcome::Ok(came.clone()), Spent::default());
+        let (outcome, spent) = (Outcome::Ok(came.clone()), Box::default());
         self.batch.push((Event::EffectDone { path, attempt, index: 0, outcome, spent }, Some(step)));
         let output = match what {
             What::Timer(input) => input,

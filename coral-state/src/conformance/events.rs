@@ -58,7 +58,7 @@ pub(super) fn every_kind() -> Vec<Record> {
     .with_help("wait")
     .with_retry_after_ms(7_000);
     let usage = Usage { input_tokens: u64::MAX >> 1, output_tokens: 7, ..Default::default() };
-    let spent = Spent {
+    let spent = Box::new(Spent {
         model: Some("small-1".into()),
         usage,
         cost: Some(Usd::per_million(3.0, 7)),
@@ -69,7 +69,7 @@ pub(super) fn every_kind() -> Vec<Record> {
             calls: 3,
             agents: 0,
         })),
-    };
+    });
     let message = HandoffMessage {
         message_id: "0195…".into(),
         timestamp: "2025-02-07T10:00:00.123Z".into(),
@@ -151,7 +151,7 @@ pub(super) fn every_kind() -> Vec<Record> {
             attempt: 1,
             index: 1,
             outcome: Outcome::Err(error.clone()),
-            spent: Spent::default(),
+            spent: Box::default(),
         },
         Event::StepFailed { path: path.clone(), attempt: 1, error: error.clone(), retry_in_ms: Some(0) },
         Event::RetryDue { path: path.clone(), attempt: 2 },

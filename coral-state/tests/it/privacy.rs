@@ -243,7 +243,7 @@ async fn what_holds_personal_data_as_numbers_and_keys_goes_out_and_away_like_tex
         attempt: 2,
         index: 0,
         outcome: Outcome::Ok(Payload::null()),
-        spent: Spent { cost: Some(Usd::from_pico(card)), ..Spent::default() },
+        spent: Box::new(Spent { cost: Some(Usd::from_pico(card)), ..Spent::default() }),
     };
     keep(&store.journal(), "run", &records).await;
     let archive = projects.export("reef").await.unwrap();

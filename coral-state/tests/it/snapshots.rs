@@ -24,7 +24,7 @@ fn event(kind: u8, step: u8) -> Event {
             attempt: 1,
             index: 0,
             outcome: Outcome::Ok(Payload::null()),
-            spent: Spent { cost: Some(Usd::from_dollars(0.01)), ..Default::default() },
+            spent: Box::new(Spent { cost: Some(Usd::from_dollars(0.01)), ..Default::default() }),
         },
         3 => team_run("reef", "", json!({}))[4].event.clone(),
         4 => Event::RunResumed { epoch: 1 },

@@ -35,13 +35,13 @@ pub(crate) fn team_run(project: &str, brief: &str, facts: Value) -> Vec<Record> 
         attempt,
         index: 0,
         outcome: Outcome::Ok(Payload::from_json(json!("done"))),
-        spent: Spent {
+        spent: Box::new(Spent {
             model: Some("small-1".into()),
             usage: Usage { input_tokens: 100, output_tokens: 10, ..Default::default() },
             cost: Some(Usd::from_dollars(dollars)),
             tries: 1,
             settled: None,
-        },
+        }),
     };
     let succeeded = |path: &str, attempt| Event::StepSucceeded {
         path: path.into(),

@@ -50,18 +50,18 @@ fn answered(path: &str, index: u32, tokens: u64, cost: Option<Usd>) -> Event {
         attempt: 1,
         index,
         outcome: Outcome::Ok(Payload::new(ChatResponse::text("m-1", ""))),
-        spent: Spent {
+        spent: Box::new(Spent {
             model: Some("m-1".into()),
             usage: Usage { input_tokens: tokens, output_tokens: 1, ..Usage::default() },
             cost,
             tries: 1,
             settled: None,
-        },
+        }),
     }
 }
 
 fn called(path: &str, index: u32, outcome: Outcome) -> Event {
-    Event::EffectDone { path: path.into(), attempt: 1, index, outcome, spent: Spent::default() }
+    Event::EffectDone { path: path.into(), attempt: 1, index, outcome, spent: Box::default() }
 }
 
 fn succeeded(path: &str, file: &str) -> Event {
