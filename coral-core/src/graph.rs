@@ -258,7 +258,7 @@ impl fmt::Display for Input {
 
 impl Serialize for Input {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if self.optional { serializer.collect_str(self) } else { serializer.serialize_str(&self.step) }
     }
 }
 

@@ -10,16 +10,23 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(&hmac_sha256::Hash::hash(bytes))
 }
 
-/// The SHA-256 of `value` as JSON with sorted keys, in lower-case hexadecimal: the same on every
-/// machine, in every release, whatever features `serde_json` was built with.
+/// The SHA-256 of `value` as [canonical JSON](canonical_json), in lower-case hexadecimal.
 ///
 /// # Errors
 /// [`Invalid`](crate::ErrorKind::Invalid) if the value can't be JSON.
 pub fn digest<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
-    let value = serde_json::to_value(value).map_err(|e| Error::invalid("value", e.to_string()))?;
-    let mut text = String::new();
-    write_canonical(&value, &mut text);
-    Ok(sha256_hex(text.as_bytes()))
+    Ok(sha256_hex(&canonical_json(value)?))
+}
+
+/// `value` as JSON with sorted keys and nothing between them: the same on every machine, in every release, whatever
+/// features `serde_json` was built with.
+///
+/// # Errors
+/// [`Invalid`](crate::ErrorKind::Invalid) if the value can't be JSON.
+pub fn canonical_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
+    let mut text = Vec::with_capacity(512);
+    let written = serde_json::to_value(value).and_then(|value| write_canonical(&value, &mut text));
+    written.map_err(|e| Error::invalid("value", e.to_string())).map(|()| text)
 }
 
 /// A number derived from `seed`, to spread waits by: a replay waits as long.
@@ -36,34 +43,44 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-fn write_canonical(value: &Value, out: &mut String) {
+fn write_canonical(value: &Value, out: &mut Vec<u8>) -> serde_json::Result<()> {
     match value {
+        Value::Object(map) if map.keys().is_sorted() => write_object(map.iter(), out),
         Value::Object(map) => {
             let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_unstable_by(|a, b| a.0.cmp(b.0));
-            out.push('{');
-            for (i, (key, value)) in entries.into_iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                out.push_str(&Value::String(key.clone()).to_string());
-                out.push(':');
-                write_canonical(value, out);
-            }
-            out.push('}');
+            entries.sort_unstable_by_key(|(key, _)| *key);
+            write_object(entries.into_iter(), out)
         }
         Value::Array(items) => {
-            out.push('[');
+            out.push(b'[');
             for (i, item) in items.iter().enumerate() {
                 if i > 0 {
-                    out.push(',');
+                    out.push(b',');
                 }
-                write_canonical(item, out);
+                write_canonical(item, out)?;
             }
-            out.push(']');
+            out.push(b']');
+            Ok(())
         }
-        scalar => out.push_str(&scalar.to_string()),
+        scalar => serde_json::to_writer(out, scalar),
     }
+}
+
+fn write_object<'a>(
+    entries: impl Iterator<Item = (&'a String, &'a Value)>,
+    out: &mut Vec<u8>,
+) -> serde_json::Result<()> {
+    out.push(b'{');
+    for (i, (key, value)) in entries.enumerate() {
+        if i > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, key)?;
+        out.push(b':');
+        write_canonical(value, out)?;
+    }
+    out.push(b'}');
+    Ok(())
 }
 
 #[cfg(test)]

@@ -54,6 +54,8 @@
 //! This crate does no I/O: it opens no file, socket or process, and reads no clock but through [`Clock`]. The one
 //! feature, `sim`, brings the module of that name: workflows under crashes and faults, by seeds.
 #![forbid(unsafe_code)]
+// The order of a hash map is drawn anew in each process, and nothing drawn may enter a run.
+#![warn(clippy::iter_over_hash_type)]
 
 mod agent;
 mod budget;
@@ -108,7 +110,7 @@ pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy,
 pub use crate::handoff::{
     Contribution, Finding, Handoff, HandoffContext, HandoffSource, Hop, OnGap, Returned,
 };
-pub use crate::hash::{digest, sha256_hex};
+pub use crate::hash::{canonical_json, digest, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append, check_begin};
 pub use crate::machine::{Command, Machine, StepState};
 pub use crate::migration::Migration;

@@ -16,7 +16,7 @@ pub(crate) struct Outside {
     open: BTreeMap<Arc<str>, Open>,
     answers: HashMap<Arc<str>, Payload>,
     signals: HashMap<Arc<str>, VecDeque<Payload>>,
-    waiting: HashMap<Arc<str>, VecDeque<Reply>>,
+    waiting: BTreeMap<Arc<str>, VecDeque<Reply>>,
     /// Steps that a replay has seen waiting for a signal, and which one.
     awaited: HashMap<(Arc<str>, u32, u32), Arc<str>>,
 }

@@ -8,6 +8,7 @@
 //!   one before it and its event: `[1738922400123,[0,{"step_started":…}],[3,…]]`
 //! - `0x01` — the length of that JSON as a little-endian `u32`, then the JSON as one LZ4 block.
 
+use std::cell::RefCell;
 use std::fmt;
 
 use coral_core::{Error, Event, Record, Seq};
@@ -38,10 +39,28 @@ impl Serialize for Times<'_> {
     }
 }
 
+/// How much memory a thread keeps for the chunks that it writes.
+const MAX_KEPT: usize = 256 << 10;
+
+thread_local! {
+    /// The JSON of a chunk and its packed form, before it is known how long they are.
+    static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
 /// The chunk of `records`.
 pub(crate) fn encode(records: &[Record]) -> Result<Vec<u8>, Error> {
-    let mut json = Vec::with_capacity(128 + 256 * records.len());
-    serde_json::to_writer(&mut json, &Times(records))
+    // What a user's value does while it is written could come back here.
+    let (mut json, mut packed) = SCRATCH.take();
+    let chunk = encode_in(&mut json, &mut packed, records);
+    if json.capacity() + packed.capacity() <= MAX_KEPT {
+        SCRATCH.set((json, packed));
+    }
+    chunk
+}
+
+fn encode_in(json: &mut Vec<u8>, packed: &mut Vec<u8>, records: &[Record]) -> Result<Vec<u8>, Error> {
+    json.clear();
+    serde_json::to_writer(&mut *json, &Times(records))
         .map_err(|e| Error::invalid("event", format!("it can't be written as JSON: {e}")))?;
     if json.len() > MAX_CHUNK {
         return Err(Error::invalid(
@@ -51,23 +70,24 @@ pub(crate) fn encode(records: &[Record]) -> Result<Vec<u8>, Error> {
         .with_help("keep large values in a blob store and their names in the journal"));
     }
     if json.len() < COMPRESS_FROM {
-        return Ok(json);
+        return Ok(json.to_vec());
     }
-    let mut packed = vec![0; 5 + lz4_flex::block::get_maximum_output_size(json.len())];
+    let most = 5 + lz4_flex::block::get_maximum_output_size(json.len());
+    if packed.len() < most {
+        packed.resize(most, 0);
+    }
     let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
-    let Some((head, body)) = packed.split_at_mut_checked(5) else { return Ok(json) };
+    let Some((head, body)) = packed.split_at_mut_checked(5) else { return Ok(json.to_vec()) };
     if let Some((kind, size)) = head.split_first_mut() {
         *kind = LZ4;
         size.copy_from_slice(&length.to_le_bytes());
     }
-    match lz4_flex::block::compress_into(&json, body) {
+    match lz4_flex::block::compress_into(json, body) {
         // A tenth must be gained, or reading would pay for nothing.
         Ok(size) if size + 5 < json.len() - json.len() / 10 => {
-            packed.truncate(size + 5);
-            packed.shrink_to_fit();
-            Ok(packed)
+            Ok(packed.get(..size + 5).unwrap_or_default().to_vec())
         }
-        _ => Ok(json),
+        _ => Ok(json.to_vec()),
     }
 }
 
