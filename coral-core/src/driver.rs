@@ -155,8 +155,10 @@ impl Driver {
     /// Folds a record in that is durable already, and bills it.
     pub(crate) fn replay(&mut self, record: &Record) {
         self.fold(record);
-        if let Event::StepStarted { path, .. } = &record.event {
-            self.open_budget(path, true);
+        if let Event::StepStarted { path, .. } = &record.event
+            && let Some(at) = self.machine.step(path)
+        {
+            self.open_budget(at, true);
         }
         self.shared.ledger().replay(record);
     }
@@ -500,14 +502,9 @@ impl Driver {
     }
 
     /// Opens the budget of a step that starts; an agent's attempt is `counted`.
-    fn open_budget(&self, path: &str, counted: bool) {
-        let Some((at, data)) = self.machine.step(path).and_then(|at| Some((at, self.machine.data(at)?)))
-        else {
-            return;
-        };
-        if !data.budget.is_unlimited()
-            && let Some(path) = self.machine.path(at)
-        {
+    fn open_budget(&self, at: usize, counted: bool) {
+        let (Some(data), Some(path)) = (self.machine.data(at), self.machine.path(at)) else { return };
+        if !data.budget.is_unlimited() {
             self.shared.ledger().open_step(path.clone(), self.machine.depth(at), data.budget.clone());
         }
         if counted && data.kind.agent().is_some() {

@@ -143,8 +143,8 @@ pub(crate) struct Step {
     pub(crate) spec: Arc<AgentSpec>,
     /// The graphs inside of a step that holds steps.
     pub(crate) inside: Vec<Arc<Inner>>,
-    /// Whether it is a function that has kept its thread for long.
-    pub(crate) is_slow: AtomicBool,
+    /// Whether it is a function that kept its thread for long the last time.
+    pub(crate) is_slow: Arc<AtomicBool>,
 }
 
 pub(crate) struct Inner {
@@ -278,7 +278,7 @@ fn assemble_steps(graph: &Arc<Graph>, bodies: Vec<Body>, pins: &mut Pins) -> Res
             review: Arc::new(ReviewPolicy::of(graph, i, data, &spec)),
             rework: None,
         });
-        steps.push(Step { body, place, spec, inside, is_slow: AtomicBool::new(false) });
+        steps.push(Step { body, place, spec, inside, is_slow: Arc::default() });
     }
     Ok(steps)
 }

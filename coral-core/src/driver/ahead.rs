@@ -6,11 +6,13 @@
 //! the work of functions of [one millisecond](AT_MOST) at the most, which is done again.
 //!
 //! Functions that could run beside each other do so in tasks, but that a task costs more than most functions. So they
-//! are [taken in turn](IN_TURN) for a while; one that was seen to take longer is not, from then on.
+//! are [taken in turn](IN_TURN) for a while; one that took longer the last time is not.
 
-use std::sync::atomic::Ordering;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{BATCH, Driver};
@@ -21,7 +23,7 @@ use crate::program::{Body, Step};
 /// How long the functions may have worked whose ends are not durable when another begins.
 const AT_MOST: Duration = Duration::from_millis(1);
 
-/// How long functions that could run beside each other are run one after the other.
+/// How long functions may take together that could run beside each other and are run one after the other.
 const IN_TURN: Duration = Duration::from_micros(100);
 
 /// What is applied and not durable yet.
@@ -30,16 +32,13 @@ pub(super) struct Ahead {
     records: Vec<Record>,
     /// When the first function began that has left something in the records or the batch.
     since: Option<Instant>,
+    /// How long those took that could have run beside others.
+    in_turn: Duration,
     /// How many events of the batch may go ahead.
     ready: usize,
 }
 
 impl Ahead {
-    /// Whether functions may still be run one after the other.
-    fn is_short(&self) -> bool {
-        self.since.is_none_or(|since| since.elapsed() < IN_TURN)
-    }
-
     /// So many events more of the batch may go ahead.
     pub(super) fn count(&mut self, events: usize) {
         self.ready += events;
@@ -49,6 +48,21 @@ impl Ahead {
     pub(super) fn take(&mut self) -> Vec<Record> {
         std::mem::take(self).records
     }
+}
+
+/// What the future gives that `begin` makes, in a task of its own. Whether it kept the thread for long is noted.
+pub(super) async fn timed<F: Future + Unpin>(is_slow: &AtomicBool, begin: impl FnOnce() -> F) -> F::Output {
+    let begun = Instant::now();
+    let mut work = begin();
+    let mut is_first = true;
+    poll_fn(|cx| {
+        let polled = work.poll_unpin(cx);
+        if std::mem::take(&mut is_first) {
+            is_slow.store(begun.elapsed() > IN_TURN, Ordering::Relaxed);
+        }
+        polled
+    })
+    .await
 }
 
 impl Driver {
@@ -93,7 +107,7 @@ impl Driver {
     /// Whether a function is run without a task, as far as it gets without waiting: one that is `alone` has nobody to
     /// run beside.
     pub(super) fn is_in_turn(&self, step: &Step, alone: bool) -> bool {
-        alone || (!step.is_slow.load(Ordering::Relaxed) && self.ahead.is_short())
+        alone || (!step.is_slow.load(Ordering::Relaxed) && self.ahead.in_turn < IN_TURN)
     }
 
     /// Runs what a function does at once.
@@ -101,8 +115,10 @@ impl Driver {
         let begun = Instant::now();
         self.ahead.since.get_or_insert(begun);
         let done = act();
-        if !alone && begun.elapsed() > IN_TURN {
-            step.is_slow.store(true, Ordering::Relaxed);
+        if !alone {
+            let took = begun.elapsed();
+            self.ahead.in_turn += took;
+            step.is_slow.store(took > IN_TURN, Ordering::Relaxed);
         }
         done
     }

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
+use super::ahead::timed;
 use super::step::{FunctionInput, begin_function, hand_off_function};
 use super::{Driver, Live, ONE_AGENT, ToDriver};
 use crate::agent::panicked;
@@ -71,6 +72,13 @@ impl Driver {
         })
     }
 
+    /// Checks that the time of a step is not up.
+    fn check_time(&self, path: &str) -> Result<(), Error> {
+        let ledger = self.shared.ledger();
+        // Most runs have no limit, and need not know the time.
+        if ledger.timed() == 0 { Ok(()) } else { ledger.check_time(path, self.shared.ports.clock.now_ms()) }
+    }
+
     /// Starts a step. A function that is [taken in turn](super::ahead) is polled here once, and becomes a task only if
     /// it has to wait; one that is `alone` has nobody to run beside.
     pub(super) fn start(&mut self, at: usize, attempt: u32, alone: bool) {
@@ -80,15 +88,15 @@ impl Driver {
         let path = place.path.clone();
         let mut log = self.logs.take(&path, attempt);
         log.keep(self.kept.of_step(&path));
-        let now_ms = self.shared.ports.clock.now_ms();
         let before = self.batch.len();
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
-            self.open_budget(&path, false);
-            let in_time = self.shared.ledger().check_time(&path, now_ms);
+            self.open_budget(at, false);
+            let in_time = self.check_time(&path);
             if let Err(error) = in_time {
                 return self.settle(at, attempt, Err(error));
             }
             if matches!(step.body, Body::Agent { .. }) {
+                let now_ms = self.shared.ports.clock.now_ms();
                 let mut ledger = self.shared.ledger();
                 let begun = ledger.reserve(&path, ONE_AGENT, now_ms);
                 if let Err(error) = begun {
@@ -151,10 +159,14 @@ impl Driver {
                         shared.send(ToDriver::StepDone { step: at, attempt, result }).await;
                     })
                 } else {
+                    let is_slow = step.is_slow.clone();
                     tokio::spawn(async move {
-                        let work = begin_function(&*call, condition, input, &place);
-                        let work = AssertUnwindSafe(work).catch_unwind();
-                        let result = work.await.unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
+                        let begin = || {
+                            AssertUnwindSafe(begin_function(&*call, condition, input, &place)).catch_unwind()
+                        };
+                        let result = timed(&is_slow, begin)
+                            .await
+                            .unwrap_or_else(|panic| Err(panicked(&path, &*panic)));
                         if let (Ok(_), Some(after)) = (&result, after) {
                             let (place, log) = *after;
                             Box::pin(hand_off_function(shared.clone(), place, attempt, log)).await;
