@@ -48,6 +48,7 @@ mod fallback_agent;
 mod health;
 mod rate;
 mod retry_budget;
+mod timers;
 
 pub use self::breaker::{
     BreakerPolicy, BreakerState, CircuitBreaker, Guarded, GuardedTools, ToolBreakers, Trial,
@@ -58,6 +59,7 @@ pub use self::fallback_agent::FallbackAgent;
 pub use self::health::{Check, Checkup, Health, HealthReport, JournalCheck, ModelCheck, ToolsCheck};
 pub use self::rate::{RateLimit, RateLimited, RatePolicy, Reservation, estimate_tokens};
 pub use self::retry_budget::{Budgeted, RetryBudget, RetryBudgetPolicy};
+pub use self::timers::{Timer, Timers};
 
 use crate::error::{Error, ErrorKind, ModelFault, ToolFault};
 

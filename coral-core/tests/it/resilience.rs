@@ -6,6 +6,7 @@ mod fallback;
 mod health;
 mod rate;
 mod retry_budget;
+mod timers;
 
 use std::sync::Arc;
 use std::time::Duration;
