@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -208,10 +208,14 @@ impl<M: ChatModel> Cached<M> {
             bytes.extend_from_slice(similar.circle(cx.caller()).as_bytes());
             bytes.push(0);
         }
-        // Schemas and arguments have their fields in one order, whatever `serde_json` keeps.
-        let mut request = serde_json::to_value(request).ok()?;
-        request.sort_all_objects();
-        serde_json::to_writer(&mut bytes, &request).ok()?;
+        // The fields of schemas and arguments have one order.
+        if sorts_objects() {
+            serde_json::to_writer(&mut bytes, request).ok()?;
+        } else {
+            let mut request = serde_json::to_value(request).ok()?;
+            request.sort_all_objects();
+            serde_json::to_writer(&mut bytes, &request).ok()?;
+        }
         Some(Key(bytes.into()))
     }
 
@@ -315,6 +319,14 @@ fn add(response: &mut ChatResponse, embedded: Option<(u64, Option<Usd>)>) {
     if let Some(cost) = cost {
         response.cost = Some(response.cost.unwrap_or_default() + cost);
     }
+}
+
+/// Whether `serde_json` keeps the fields of objects in the order of their names: it does, unless some crate of the build
+/// has turned its `preserve_order` on. Builds of either kind only find nothing under each other's keys.
+fn sorts_objects() -> bool {
+    static SORTS: LazyLock<bool> =
+        LazyLock::new(|| serde_json::json!({"b": 0, "a": 0}).to_string().starts_with(r#"{"a""#));
+    *SORTS
 }
 
 fn memory(bytes: u64) -> moka::future::Cache<Key, Arc<Entry>> {

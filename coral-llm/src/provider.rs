@@ -2,23 +2,20 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use coral_core::resilience::Timers;
 use coral_core::{
     CallContext, ChatModel, ChatRequest, ChatResponse, Delta, Error, Message, ModelFault, ModelInfo,
     OutputFormat, Part, Role,
 };
-use http::Method;
 use http::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Method, Uri};
 use serde_json::{Map, Value};
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use crate::answer_tool::{AnswerTool, unforced};
 use crate::catalogue::{Catalogue, CatalogueEntry};
@@ -95,6 +92,8 @@ pub struct Provider {
     unsampled: AtomicBool,
     info: ModelInfo,
     timeouts: Timeouts,
+    timers: Timers,
+    last_uri: Mutex<Option<(String, Uri)>>,
     transport: Arc<dyn Transport>,
 }
 
@@ -203,7 +202,7 @@ impl Provider {
         let stream = self.streams(request, cx);
         let wire = spoken.protocol.encode(request, self.model_of(request), stream, spoken.dialect)?;
         let body = self.with_extra_fields(wire.body)?;
-        let mut http = http::Request::post(format!("{}{}", self.base_url, wire.path))
+        let mut http = http::Request::post(self.uri(&wire.path)?)
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header(
                 ACCEPT,
@@ -219,6 +218,18 @@ impl Provider {
             http = http.header(name, cx.key());
         }
         http.body(body).map_err(|error| Error::invalid("chat request", error.to_string()))
+    }
+
+    /// The address of a path. Nearly all calls are of one, which need not be put together and read again.
+    fn uri(&self, path: &str) -> Result<Uri, Error> {
+        let mut last = self.last_uri.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, uri)) = last.as_ref().filter(|(known, _)| known == path) {
+            return Ok(uri.clone());
+        }
+        let uri = Uri::try_from(format!("{}{path}", self.base_url))
+            .map_err(|error| Error::invalid("chat request", error.to_string()))?;
+        *last = Some((path.to_owned(), uri.clone()));
+        Ok(uri)
     }
 
     fn with_extra_fields(&self, body: Bytes) -> Result<Bytes, Error> {
@@ -238,19 +249,20 @@ impl Provider {
         spoken: Spoken<'_>,
         cx: &CallContext,
     ) -> Result<ChatResponse, Failure> {
-        let mut timer = pin!(None);
+        let mut timer = self.timers.timer();
         let Timeouts { first_byte, idle, .. } = self.timeouts;
-        let response = within(timer.as_mut(), first_byte, self.transport.send(http))
+        let response = timer
+            .within(first_byte, self.transport.send(http))
             .await
             .ok_or_else(|| silent("no answer", first_byte))??;
         let (head, mut body) = response.into_parts();
         if !head.status.is_success() {
-            let said = within(timer.as_mut(), idle, read_error(&mut body)).await.unwrap_or_default();
+            let said = timer.within(idle, read_error(&mut body)).await.unwrap_or_default();
             return Err(failure::of_http(head.status, &head.headers, &said));
         }
         let content_type =
             head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let mut next = within(timer.as_mut(), idle, body.next()).await;
+        let mut next = timer.within(idle, body.next()).await;
         let framing = match &next {
             Some(Some(Ok(first))) if self.streams(request, cx) => {
                 Framing::of_stream(content_type, first, spoken.protocol)
@@ -264,7 +276,7 @@ impl Provider {
             if decoder.is_done() {
                 break;
             }
-            next = within(timer.as_mut(), idle, body.next()).await;
+            next = timer.within(idle, body.next()).await;
         }
         let response = decoder.finish(&mut listener)?;
         if framing == Framing::Whole {
@@ -272,7 +284,7 @@ impl Provider {
         } else {
             // A connection is used again only if its answer was read to the end.
             let drained = async { while let Some(Ok(_)) = body.next().await {} };
-            within(timer, DRAIN, drained).await;
+            timer.within(DRAIN, drained).await;
         }
         Ok(response)
     }
@@ -306,17 +318,16 @@ impl ChatModel for Provider {
         let terms = listening.as_ref().unwrap_or(cx);
         let http = self.http_request(&asked, spoken, cx)?;
         let span = tracing::Span::current();
-        if let Some(host) = http.uri().host() {
-            span.record("server.address", host);
-        }
-        if let Some(port) = http.uri().port_u16() {
-            span.record("server.port", port);
+        if !span.is_disabled() {
+            http.uri().host().map(|host| span.record("server.address", host));
+            http.uri().port_u16().map(|port| span.record("server.port", port));
         }
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
             None => self.exchange(http, &asked, spoken, terms).await,
             Some(limit) => {
-                let exchanged = timeout(limit, self.exchange(http, &asked, spoken, terms)).await;
-                exchanged.unwrap_or_else(|_| {
+                let exchanged =
+                    self.timers.timer().within(limit, self.exchange(http, &asked, spoken, terms)).await;
+                exchanged.unwrap_or_else(|| {
                     let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
                     Err(Failure::new(ModelFault::Timeout, problem))
                 })
@@ -383,7 +394,8 @@ impl Provider {
 
     async fn within_time<T>(&self, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Error> {
         let limit = self.timeouts.first_byte;
-        let outcome = timeout(limit, asked).await.unwrap_or_else(|_| Err(silent("no answer", limit)));
+        let outcome =
+            self.timers.timer().within(limit, asked).await.unwrap_or_else(|| Err(silent("no answer", limit)));
         outcome.map_err(|failure| self.secrets.scrub(failure).into_error(&self.name))
     }
 }
@@ -391,46 +403,6 @@ impl Provider {
 fn silent(what: &str, limit: Duration) -> Failure {
     Failure::new(ModelFault::Timeout, format!("{what} came within {} s", limit.as_secs_f32()))
 }
-
-/// What `future` gives, or `None` if it takes longer than `limit`.
-///
-/// All the waits of a call share one timer. It is set only where there is something to wait for, and not again with each
-/// wait: where it goes off too early it is set to what is left.
-async fn within<F: Future>(
-    mut timer: Pin<&mut Option<Sleep>>,
-    limit: Duration,
-    future: F,
-) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut deadline = None;
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = future.as_mut().poll(cx) {
-            return Poll::Ready(Some(output));
-        }
-        let deadline = *deadline.get_or_insert_with(|| {
-            let now = Instant::now();
-            now.checked_add(limit).unwrap_or(now + FOREVER)
-        });
-        if timer.is_none() {
-            timer.set(Some(sleep_until(deadline)));
-        }
-        let Some(mut timer) = timer.as_mut().as_pin_mut() else { return Poll::Pending };
-        if timer.deadline() > deadline {
-            timer.as_mut().reset(deadline);
-        }
-        while timer.as_mut().poll(cx).is_ready() {
-            if timer.deadline() == deadline {
-                return Poll::Ready(None);
-            }
-            timer.as_mut().reset(deadline);
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-/// Some thirty years.
-const FOREVER: Duration = Duration::from_secs(1_000_000_000);
 
 pub(crate) async fn read_error(body: &mut Body) -> Bytes {
     let mut said = BytesMut::new();

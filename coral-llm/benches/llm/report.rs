@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
 #[derive(Default)]
@@ -47,6 +48,6 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 
 /// Nanoseconds for which this thread ran.
 pub(crate) fn cpu_ns() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-    text.split_whitespace().next().unwrap().parse().unwrap()
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
 }

@@ -1,9 +1,10 @@
 //! Sets up a provider.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
+use coral_core::resilience::Timers;
 use coral_core::{Error, ModelInfo, digest};
 use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
@@ -216,6 +217,8 @@ impl ProviderBuilder {
             general,
             unsampled: AtomicBool::new(false),
             timeouts: self.timeouts,
+            timers: Timers::default(),
+            last_uri: Mutex::default(),
             transport,
         })
     }

@@ -110,6 +110,8 @@ fn client(connect: Duration, secure: bool) -> reqwest::ClientBuilder {
         .user_agent(concat!("coral-llm/", env!("CARGO_PKG_VERSION")))
         // A provider that redirects a POST with a key in it is not to be followed.
         .redirect(reqwest::redirect::Policy::none())
+        // What is sent again is decided here, and reqwest would make its own copy of each request besides.
+        .retry(reqwest::retry::never())
         .tcp_nodelay(true);
     tls(builder, secure)
 }

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::fmt;
 
 use coral_core::{Effort, Error, Message, Part, Role, StopReason, Usage};
-use serde::de::{SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Deserializer, Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, Turn, arguments_text, function, text_of, thinking_of};
-use super::read::{Text, count, details, null_is_empty, parse, parse_slice};
+use super::read::{ByField, Fill, Text, count, details, fill, skip};
 use super::{Reader, WireRequest};
 use crate::dialect::{Dialect, MaxTokensField};
 use crate::failure::{self, Failure};
@@ -135,72 +135,108 @@ pub(super) fn effort_name(effort: Effort) -> &'static str {
     }
 }
 
-#[derive(Deserialize)]
+#[derive(Default)]
 struct Chunk<'a> {
-    #[serde(borrow)]
     id: Option<Text<'a>>,
-    #[serde(borrow)]
     model: Option<Text<'a>>,
-    #[serde(borrow, default, deserialize_with = "first_choice", rename = "choices")]
     choice: Option<Choice<'a>>,
-    #[serde(default, deserialize_with = "details")]
     usage: Option<Box<Counted>>,
     error: Option<Box<Value>>,
 }
 
-#[derive(Deserialize)]
+impl<'de> ByField<'de> for Chunk<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<(), A::Error> {
+        match name {
+            "id" => self.id = value.next_value()?,
+            "model" => self.model = value.next_value()?,
+            "choices" => value.next_value_seed(FirstChoice(&mut self.choice))?,
+            "usage" => self.usage = value.next_value::<CountedOrNot>()?.0,
+            "error" => self.error = value.next_value()?,
+            _ => skip(value)?,
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
 struct Choice<'a> {
-    #[serde(default)]
     index: u64,
-    #[serde(borrow, alias = "message")]
-    delta: Option<Said<'a>>,
-    #[serde(borrow)]
+    said: Said<'a>,
     finish_reason: Option<Text<'a>>,
     error: Option<Box<Value>>,
 }
 
-#[derive(Deserialize)]
+impl<'de> ByField<'de> for Choice<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<(), A::Error> {
+        match name {
+            "index" => self.index = value.next_value()?,
+            "delta" | "message" => value.next_value_seed(Fill(&mut self.said))?,
+            "finish_reason" => self.finish_reason = value.next_value()?,
+            "error" => self.error = value.next_value()?,
+            _ => skip(value)?,
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
 struct Said<'a> {
-    #[serde(borrow)]
     content: Option<Content<'a>>,
-    #[serde(borrow)]
     refusal: Option<Text<'a>>,
-    #[serde(borrow)]
     reasoning_content: Option<Text<'a>>,
-    #[serde(borrow)]
     reasoning: Option<Text<'a>>,
-    #[serde(borrow, default, deserialize_with = "null_is_empty")]
-    tool_calls: Vec<CallPiece<'a>>,
+    tool_calls: Option<Vec<CallPiece<'a>>>,
     reasoning_details: Option<Vec<Value>>,
 }
 
+impl<'de> ByField<'de> for Said<'de> {
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<(), A::Error> {
+        match name {
+            "content" => self.content = value.next_value()?,
+            "refusal" => self.refusal = value.next_value()?,
+            "reasoning_content" => self.reasoning_content = value.next_value()?,
+            "reasoning" => self.reasoning = value.next_value()?,
+            "tool_calls" => self.tool_calls = value.next_value()?,
+            REASONING_DETAILS => self.reasoning_details = value.next_value()?,
+            _ => skip(value)?,
+        }
+        Ok(())
+    }
+}
+
 /// One answer is asked for; a server that sends more is read for its first.
-fn first_choice<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Choice<'a>>, D::Error> {
-    struct First;
+struct FirstChoice<'t, 'a>(&'t mut Option<Choice<'a>>);
 
-    impl<'de> Visitor<'de> for First {
-        type Value = Option<Choice<'de>>;
+impl<'de> DeserializeSeed<'de> for FirstChoice<'_, 'de> {
+    type Value = ();
 
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of choices")
-        }
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
 
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(None)
-        }
+impl<'de> Visitor<'de> for FirstChoice<'_, 'de> {
+    type Value = ();
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-            let mut first = None;
-            while let Some(choice) = list.next_element::<Choice<'de>>()? {
-                if choice.index == 0 && first.is_none() {
-                    first = Some(choice);
-                }
-            }
-            Ok(first)
-        }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of choices")
     }
 
-    deserializer.deserialize_any(First)
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        while self.0.is_none() {
+            if list.next_element_seed(Fill(self.0.insert(Choice::default())))?.is_none() {
+                *self.0 = None;
+                return Ok(());
+            }
+            self.0.take_if(|choice| choice.index != 0);
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
 }
 
 /// Text, or pieces of which some are thinking, as Mistral's models write them.
@@ -210,7 +246,7 @@ enum Content<'a> {
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Content<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
 
         impl<'de> Visitor<'de> for Either {
@@ -256,6 +292,10 @@ struct Function<'a> {
     name: Option<Text<'a>>,
     arguments: Option<Value>,
 }
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct CountedOrNot(#[serde(deserialize_with = "details")] Option<Box<Counted>>);
 
 #[derive(Clone, Copy, Default, Deserialize)]
 struct Counted {
@@ -318,70 +358,67 @@ impl Reader for Completions {
         if data.is_empty() {
             return Ok(());
         }
-        self.take(parse(data, "a chunk of a chat completion")?, out)?;
+        self.take(&mut fill(Deserializer::from_str(data), "a chunk of a chat completion")?, out)?;
         // Counts may follow the finish reason.
         out.complete = !self.done_marker && out.stop.is_some();
         Ok(())
     }
 
     fn whole(&mut self, body: &[u8], out: &mut Assembly) -> Result<(), Failure> {
-        let chunk: Chunk<'_> = parse_slice(body, "a chat completion")?;
+        let mut chunk: Chunk<'_> = fill(Deserializer::from_slice(body), "a chat completion")?;
         if chunk.error.is_none() && chunk.choice.is_none() {
             return Err(Failure::malformed("expected a chat completion with a choice"));
         }
-        self.take(chunk, out)?;
+        self.take(&mut chunk, out)?;
         out.ended = true;
         Ok(())
     }
 }
 
 impl Completions {
-    fn take(&mut self, chunk: Chunk<'_>, out: &mut Assembly) -> Result<(), Failure> {
-        if let Some(error) = chunk.error.filter(|error| !error.is_null()) {
+    fn take(&mut self, chunk: &mut Chunk<'_>, out: &mut Assembly) -> Result<(), Failure> {
+        if let Some(error) = chunk.error.take().filter(|error| !error.is_null()) {
             return Err(failure::in_stream(&json!({"error": error})));
         }
         if out.id.is_none() {
-            out.id = chunk.id.map(String::from);
+            out.id = chunk.id.take().map(String::from);
         }
         if out.model.as_deref().is_none_or(str::is_empty) {
-            out.model = chunk.model.map(String::from);
+            out.model = chunk.model.take().map(String::from);
         }
-        if let Some(counted) = chunk.usage {
+        if let Some(counted) = chunk.usage.take() {
             out.usage = usage(*counted);
         }
-        if let Some(choice) = chunk.choice {
-            if let Some(error) = choice.error.filter(|error| !error.is_null()) {
-                return Err(failure::in_stream(&json!({"error": error})));
-            }
-            if let Some(said) = choice.delta {
-                self.say(said, out)?;
-            }
-            if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
-                out.stop = Some(if self.refused { StopReason::Refusal } else { stop_reason(&reason) });
-                let details = std::mem::take(&mut self.details);
-                if !details.is_empty() {
-                    out.opaque(PROVIDER, json!({REASONING_DETAILS: details}));
-                }
+        let Some(choice) = &mut chunk.choice else { return Ok(()) };
+        if let Some(error) = choice.error.take().filter(|error| !error.is_null()) {
+            return Err(failure::in_stream(&json!({"error": error})));
+        }
+        self.say(&mut choice.said, out)?;
+        if let Some(reason) = choice.finish_reason.take().filter(|reason| !reason.is_empty()) {
+            out.stop = Some(if self.refused { StopReason::Refusal } else { stop_reason(&reason) });
+            let details = std::mem::take(&mut self.details);
+            if !details.is_empty() {
+                out.opaque(PROVIDER, json!({REASONING_DETAILS: details}));
             }
         }
         Ok(())
     }
 
-    fn say(&mut self, said: Said<'_>, out: &mut Assembly) -> Result<(), Failure> {
-        if let Some(reasoning) = said.reasoning_content.or(said.reasoning) {
+    fn say(&mut self, said: &mut Said<'_>, out: &mut Assembly) -> Result<(), Failure> {
+        if let Some(reasoning) = said.reasoning_content.take().or_else(|| said.reasoning.take()) {
             out.thinking(&reasoning);
         }
-        self.details.extend(said.reasoning_details.into_iter().flatten());
-        match said.content {
-            Some(Content::Text(text)) => out.text(&text),
+        self.details.extend(said.reasoning_details.take().into_iter().flatten());
+        match &said.content {
+            Some(Content::Text(text)) => out.text(text),
             Some(Content::Pieces(pieces)) => pieces.iter().for_each(|piece| say_piece(piece, out)),
             None => {}
         }
-        if let Some(refusal) = said.refusal {
+        if let Some(refusal) = &said.refusal {
             self.refused = self.refused || !refusal.is_empty();
-            out.text(&refusal);
+            out.text(refusal);
         }
-        said.tool_calls.into_iter().try_for_each(|piece| self.call(piece, out))
+        said.tool_calls.take().into_iter().flatten().try_for_each(|piece| self.call(piece, out))
     }
 
     fn call(&mut self, piece: CallPiece<'_>, out: &mut Assembly) -> Result<(), Failure> {

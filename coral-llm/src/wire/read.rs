@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Deref;
 
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -58,6 +60,17 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result
     serde_json::from_str(text).map_err(|error| unexpected(what, &error))
 }
 
+/// Fills `what`, which begins empty, from a whole text.
+pub(super) fn fill<'a, R, T>(mut from: serde_json::Deserializer<R>, what: &str) -> Result<T, Failure>
+where
+    R: serde_json::de::Read<'a>,
+    T: ByField<'a> + Default,
+{
+    let mut filled = T::default();
+    let read = Fill(&mut filled).deserialize(&mut from).and_then(|()| from.end());
+    read.map_err(|error| unexpected(what, &error)).map(|()| filled)
+}
+
 /// Reads `bytes` as `what`.
 pub(super) fn parse_slice<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T, Failure> {
     serde_json::from_slice(bytes).map_err(|error| unexpected(what, &error))
@@ -106,10 +119,96 @@ pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option
 pub(super) fn details<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
-    T: DeserializeOwned,
+    T: Deserialize<'de>,
 {
-    let said = Value::deserialize(deserializer)?;
-    Ok(if said.is_object() { serde_json::from_value(said).ok() } else { None })
+    struct Object<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for Object<T> {
+        type Value = Option<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("counts")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Option<T>, A::Error> {
+            T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Option<T>, A::Error> {
+            while list.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(None)
+        }
+
+        fn visit_unit<E>(self) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_bool<E>(self, _: bool) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_i64<E>(self, _: i64) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_u64<E>(self, _: u64) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_f64<E>(self, _: f64) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E>(self, _: &str) -> Result<Option<T>, E> {
+            Ok(None)
+        }
+    }
+
+    deserializer.deserialize_any(Object(PhantomData))
+}
+
+/// What is read field by field to where it is kept.
+///
+/// What serde derives gives each value back from level to level, and an event of a stream is so small that moving its
+/// parts about takes longer than reading them.
+pub(super) trait ByField<'de> {
+    /// Reads the field of this name.
+    fn field<A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<(), A::Error>;
+}
+
+/// Fills what it holds from an object, or leaves it as it is for a `null`.
+pub(super) struct Fill<'t, T>(pub(super) &'t mut T);
+
+impl<'de, T: ByField<'de>> DeserializeSeed<'de> for Fill<'_, T> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, T: ByField<'de>> Visitor<'de> for Fill<'_, T> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(name) = map.next_key::<Text<'de>>()? {
+            self.0.field(&name, &mut map)?;
+        }
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+}
+
+/// Passes over a field's value.
+pub(super) fn skip<'de, A: MapAccess<'de>>(value: &mut A) -> Result<(), A::Error> {
+    value.next_value::<IgnoredAny>().map(drop)
 }
 
 /// A number of tokens, which some servers write with a fraction.
