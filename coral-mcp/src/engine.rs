@@ -20,9 +20,9 @@ use crate::path::ProjectPath;
 use crate::permissions::{Permissions, Subject, Window, places};
 
 use self::cache::Decisions;
-use self::compile::{Slot, Source};
-use self::custom::Custom;
+use self::compile::{Looks, Slot, Source};
 pub(crate) use self::custom::check;
+use self::custom::{Custom, Uses};
 use self::request::{Names, Requests};
 
 /// Slices that are kept ready; above that they are made anew.
@@ -303,11 +303,16 @@ impl PolicyEngine {
         for at in &found.slots {
             if let Some(slot) = self.slots.get(*at) {
                 slot.facts(&mut found.facts);
+                found.looks.add(slot.looks);
             }
         }
         let beyond = self.slots.len();
         let customs = self.custom.iter().enumerate().filter(|(_, custom)| custom.concerns(access.caller));
-        found.slots.extend(customs.map(|(i, _)| beyond + i));
+        for (i, custom) in customs {
+            found.slots.push(beyond + i);
+            found.shows(&custom.uses);
+        }
+        found.category |= self.categories.contains_key(&access.caller.category);
         if let Some(path) = path {
             let known = ancestors(path.relative()).filter(|above| self.dirs.contains(*above));
             found.dirs = known.map(str::to_owned).collect();
@@ -388,7 +393,9 @@ impl PolicyEngine {
     /// Whether a policy of the embedder's own holds for any call of the tool.
     fn holds(&self, custom: &Custom, access: &Access<'_>) -> Option<bool> {
         let requests = Requests::new(self, access);
-        let (request, entities) = requests.at(None, &Found::default()).ok()?;
+        let mut found = Found::default();
+        found.shows(&custom.uses);
+        let (request, entities) = requests.at(None, &found).ok()?;
         let mut alone = PolicySet::new();
         alone.add(custom.policy.clone()).ok()?;
         let response = self.authorizer.is_authorized(&request, &alone, &entities);
@@ -407,6 +414,21 @@ struct Found {
     reached: BTreeSet<String>,
     /// The directories of grants that the path lies in.
     dirs: Vec<String>,
+    /// What its policies look at.
+    looks: Looks,
+    /// Whether one may look at what the resource is in beside directories.
+    surroundings: bool,
+    /// Whether one may look at the caller's category.
+    category: bool,
+}
+
+impl Found {
+    /// Shows what a policy of the embedder's own looks at.
+    fn shows(&mut self, uses: &Uses) {
+        self.looks.add(uses.looks);
+        self.surroundings |= uses.surroundings;
+        self.category |= uses.category;
+    }
 }
 
 enum Outcome {

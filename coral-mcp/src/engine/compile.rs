@@ -120,27 +120,82 @@ impl Source {
     }
 }
 
+/// Attributes of the context that policies look at, as a set: telling Cedar a thing costs as much as asking for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Looks(u16);
+
+impl Looks {
+    pub(super) const EVERYTHING: Looks = Looks(u16::MAX);
+
+    /// All that there are.
+    pub(super) const NAMES: [&str; 12] = [
+        "server",
+        "tool",
+        "project",
+        "phase",
+        "now",
+        "minute",
+        "recursive",
+        "raised",
+        "untrusted",
+        "programs",
+        "hosts",
+        "facts",
+    ];
+
+    /// One that looks at the attribute of this name.
+    pub(super) fn at(name: &str) -> Self {
+        Looks::NAMES.iter().position(|known| *known == name).map(|at| Looks(1 << at)).unwrap_or_default()
+    }
+
+    /// What a policy looks at that is JSON.
+    fn of(policy: &Value) -> Self {
+        let mut looks = Looks::default();
+        match policy {
+            Value::Object(fields) => {
+                looks.add(fields.get("attr").and_then(Value::as_str).map(Looks::at).unwrap_or_default());
+                fields.values().for_each(|value| looks.add(Looks::of(value)));
+            }
+            Value::Array(items) => items.iter().for_each(|item| looks.add(Looks::of(item))),
+            _ => {}
+        }
+        looks
+    }
+
+    pub(super) fn add(&mut self, more: Looks) {
+        self.0 |= more.0;
+    }
+
+    /// Whether the attribute of this number of [`NAMES`](Self::NAMES) is one of them.
+    pub(super) fn has(self, at: usize) -> bool {
+        self.0 >> at & 1 == 1
+    }
+}
+
 /// A compiled rule.
 pub(super) struct Slot {
     pub(super) source: Source,
     pub(super) policy: CedarRule,
+    pub(super) looks: Looks,
     at: usize,
 }
 
 impl Slot {
     pub(super) fn compile(at: usize, source: Source, principal: &Value) -> Result<Self, Error> {
+        let condition = condition(at, &source);
+        let looks = Looks::of(&condition);
         let policy = json!({
             "effect": if source.rule().is_some() { "forbid" } else { "permit" },
             "principal": principal,
             "action": {"op": "All"},
             "resource": {"op": "All"},
-            "conditions": [{"kind": "when", "body": condition(at, &source)}],
+            "conditions": [{"kind": "when", "body": condition}],
         });
         let policy =
             CedarRule::from_json(Some(PolicyId::new(format!("{at:06}"))), policy).map_err(|error| {
                 Error::invalid("permissions", error.to_string()).at(source.place().to_owned())
             })?;
-        Ok(Slot { source, policy, at })
+        Ok(Slot { source, policy, looks, at })
     }
 
     /// Adds what the rule's patterns found in a call that it can concern.

@@ -7,6 +7,7 @@ use cedar_policy::{ActionConstraint, Effect, Policy as CedarRule, PolicyId, Poli
 use coral_core::{Caller, Error, nearest};
 use serde_json::Value;
 
+use super::compile::Looks;
 use crate::access::Access;
 use crate::path::ProjectPath;
 use crate::permissions::AfterUntrusted;
@@ -29,13 +30,19 @@ const TYPES: [&str; 7] = ["Agent", "Category", "Action", "Path", "Dir", "Tool", 
 const ANNOTATIONS: [&str; 4] = ["ask", "after_untrusted", "id", "note"];
 
 /// What a policy looks at.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Uses {
     pub(super) now: bool,
     pub(super) minute: bool,
     pub(super) arguments: bool,
     /// Paths, or anything else that is not known before the call.
     other: bool,
+    /// The attributes of the context, `arguments` apart.
+    pub(super) looks: Looks,
+    /// Whether it may look at the server or the tool that the resource is in.
+    pub(super) surroundings: bool,
+    /// Whether it may look at the caller's category.
+    pub(super) category: bool,
 }
 
 impl Uses {
@@ -237,6 +244,7 @@ struct Seen {
 
 impl Seen {
     fn attribute(&mut self, name: &str) {
+        self.uses.looks.add(Looks::at(name));
         match name {
             "server" | "tool" | "project" | "phase" => {}
             "now" => self.uses.now = true,
@@ -251,6 +259,8 @@ impl Seen {
         if !TYPES.contains(&kind) {
             self.problem = Some(unknown("type", kind, &TYPES));
         }
+        self.uses.surroundings |= matches!(kind, "Server" | "Tool");
+        self.uses.category |= kind == "Category";
         if kind == "Dir" || kind == "Path" {
             self.uses.other = true;
             match ProjectPath::parse(id) {
@@ -310,7 +320,9 @@ fn walk(value: &Value, seen: &mut Seen) {
                     }
                     ("Var", Value::String(name)) if name == "context" => {
                         // The context as a whole: it may look at everything.
-                        seen.uses = Uses { now: true, minute: true, arguments: true, other: true };
+                        let uses =
+                            Uses { now: true, minute: true, arguments: true, other: true, ..seen.uses };
+                        seen.uses = Uses { looks: Looks::EVERYTHING, ..uses };
                     }
                     ("is", of) => {
                         if let Some(kind) = of.get("entity_type").and_then(Value::as_str) {

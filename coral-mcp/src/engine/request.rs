@@ -9,6 +9,7 @@ use cedar_policy::{
 use coral_core::Error;
 use serde_json::{Map, Value};
 
+use super::compile::Looks;
 use super::{Found, PolicyEngine, compile};
 use crate::access::Access;
 use crate::path::ProjectPath;
@@ -76,23 +77,31 @@ impl<'a> Requests<'a> {
         let class = uid(&names.action, access.operation.as_str());
         let action = access.named.map_or_else(|| class.clone(), |name| uid(&names.action, name));
         let principal = uid(&names.agent, &access.caller.agent);
-        let category = uid(&names.category, access.caller.category.as_str());
-        let server = uid(&names.server, access.server);
-        let tool = uid(&names.tool, &self.tool);
-        let mut above = HashSet::from([server]);
+        let tool = || uid(&names.tool, &self.tool);
+        let mut above = HashSet::new();
+        if found.surroundings {
+            above.insert(uid(&names.server, access.server));
+        }
         let resource = match path {
-            None => tool,
+            None => tool(),
             Some(path) => {
-                above.insert(tool);
+                if found.surroundings {
+                    above.insert(tool());
+                }
                 above.extend(found.dirs.iter().map(|dir| uid(&names.dir, &shown(dir))));
                 above.extend(found.reached.iter().map(|place| uid(&names.reach, place)));
                 uid(&names.path, &path.to_string())
             }
         };
-        let mut entities = vec![
-            Entity::new_no_attrs(principal.clone(), HashSet::from([category])),
-            Entity::new_no_attrs(resource.clone(), above),
-        ];
+        // Of what is in nothing Cedar need not be told: it is itself.
+        let mut entities = Vec::new();
+        if found.category {
+            let category = uid(&names.category, access.caller.category.as_str());
+            entities.push(Entity::new_no_attrs(principal.clone(), HashSet::from([category])));
+        }
+        if !above.is_empty() {
+            entities.push(Entity::new_no_attrs(resource.clone(), above));
+        }
         if access.named.is_some() {
             entities.push(Entity::new_no_attrs(action.clone(), HashSet::from([class])));
         }
@@ -109,22 +118,26 @@ impl<'a> Requests<'a> {
         let truth = RestrictedExpression::new_bool;
         // A program is what it is called, wherever it lies.
         let name = |program: &String| program.rsplit_once('/').map(|(_, name)| name.to_owned());
-        let mut programs = access.programs.to_vec();
-        programs.extend(access.programs.iter().filter_map(name));
-        let mut pairs = vec![
-            ("server".to_owned(), text(access.server)),
-            ("tool".to_owned(), text(access.tool)),
-            ("project".to_owned(), text(&access.caller.project)),
-            ("phase".to_owned(), text(&access.caller.phase)),
-            ("now".to_owned(), number(access.now_ms)),
-            ("minute".to_owned(), number(access.now_ms / 60_000 % 1_440)),
-            ("recursive".to_owned(), truth(access.recursive)),
-            ("raised".to_owned(), truth(access.raised)),
-            ("untrusted".to_owned(), truth(access.untrusted.is_some())),
-            ("programs".to_owned(), texts(&programs)),
-            ("hosts".to_owned(), texts(access.hosts)),
-            ("facts".to_owned(), RestrictedExpression::new_set(found.facts.iter().map(|fact| text(fact)))),
-        ];
+        let programs = || {
+            let names = access.programs.iter().filter_map(name);
+            texts(access.programs.iter().cloned().chain(names))
+        };
+        let value = |attr: &str| match attr {
+            "server" => text(access.server),
+            "tool" => text(access.tool),
+            "project" => text(&access.caller.project),
+            "phase" => text(&access.caller.phase),
+            "now" => number(access.now_ms),
+            "minute" => number(access.now_ms / 60_000 % 1_440),
+            "recursive" => truth(access.recursive),
+            "raised" => truth(access.raised),
+            "untrusted" => truth(access.untrusted.is_some()),
+            "programs" => programs(),
+            "hosts" => texts(access.hosts.iter().cloned()),
+            _ => texts(found.facts.iter().cloned()),
+        };
+        let attrs = Looks::NAMES.iter().enumerate().filter(|(at, _)| found.looks.has(*at));
+        let mut pairs: Vec<_> = attrs.map(|(_, attr)| ((*attr).to_owned(), value(attr))).collect();
         if self.engine.custom.iter().any(|c| c.uses.arguments && c.concerns(access.caller)) {
             let none = Map::new();
             let arguments = record(access.arguments.unwrap_or(&none), MAX_DEPTH);
@@ -134,8 +147,8 @@ impl<'a> Requests<'a> {
     }
 }
 
-fn texts(texts: &[String]) -> RestrictedExpression {
-    RestrictedExpression::new_set(texts.iter().map(|text| RestrictedExpression::new_string(text.clone())))
+fn texts(texts: impl Iterator<Item = String>) -> RestrictedExpression {
+    RestrictedExpression::new_set(texts.map(RestrictedExpression::new_string))
 }
 
 fn shown(relative: &str) -> String {
