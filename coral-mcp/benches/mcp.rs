@@ -332,10 +332,12 @@ async fn sandbox(target: &std::path::Path, isolation: &str, root: &std::path::Pa
 /// A call of a public server over its pipes, through the sandbox and by bare rmcp, in turns.
 async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
     let dir = tempfile::tempdir().unwrap();
-    let ours = sandbox(target, "kernel", dir.path()).await;
     let call = call("everything__echo", json!({"message": "hello"}));
     let (_child, bare) = plain(target, dir.path()).await;
-    compare("call over stdio", &ours, &call, &bare, rows).await;
+    for level in ["none", "kernel"] {
+        let ours = sandbox(target, level, dir.path()).await;
+        compare(&format!("call over stdio, {level}"), &ours, &call, &bare, rows).await;
+    }
 }
 
 /// The server `everything` in a plain process, and bare rmcp that talks to it.

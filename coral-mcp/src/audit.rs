@@ -1,5 +1,6 @@
 //! The record of every decision and call, chained by hashes.
 
+mod canonical;
 mod export;
 mod file;
 mod past;
@@ -8,9 +9,10 @@ mod seal;
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use coral_core::{Error, digest};
+use coral_core::Error;
 use serde::{Deserialize, Serialize};
 
+use self::canonical::hash_of;
 use crate::access::{Operation, Verdict};
 
 pub use self::export::{
@@ -78,6 +80,7 @@ pub enum AuditEvent {
         /// Why.
         why: String,
         /// The hash of what it is now, to be agreed to.
+        #[serde(rename = "tool_hash")]
         hash: String,
         /// What was pinned, as its server said it; empty for one that is new.
         #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -182,13 +185,8 @@ pub struct AuditRecord {
 impl AuditRecord {
     fn chained(seq: u64, prev: &str, entry: AuditEntry) -> Result<Self, Error> {
         let mut record = AuditRecord { seq, prev: prev.to_owned(), entry, hash: String::new() };
-        record.hash = digest(&record)?;
+        record.hash = hash_of(&record)?;
         Ok(record)
-    }
-
-    /// The hash that the record should have.
-    fn expected_hash(&self) -> Result<String, Error> {
-        digest(&AuditRecord { hash: String::new(), ..self.clone() })
     }
 
     /// Checks that the record is whole and follows the one with `seq - 1` and `prev`.
@@ -199,7 +197,7 @@ impl AuditRecord {
         if self.prev != prev {
             return Err(format!("record {seq} does not follow the record before it"));
         }
-        match self.expected_hash() {
+        match hash_of(self) {
             Ok(hash) if hash == self.hash => Ok(()),
             Ok(_) => Err(format!("record {seq} was changed")),
             Err(error) => Err(error.to_string()),

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coral_core::CallContext;
+use coral_core::resilience::Timers;
 use rmcp::model::{ProgressNotificationParam, ProgressToken, RequestId};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How often a server may ask back in one call.
@@ -26,7 +27,9 @@ pub(crate) struct Underway {
     pub(crate) tool: String,
     questions: AtomicU32,
     /// How many questions are open: the call's time stands still meanwhile.
-    open: watch::Sender<u32>,
+    open: AtomicU32,
+    /// Told when the first is opened and when the last is closed.
+    turned: Notify,
     reports: Mutex<(u32, Option<Instant>)>,
 }
 
@@ -36,7 +39,8 @@ impl Underway {
             cx: cx.clone(),
             tool: tool.to_owned(),
             questions: AtomicU32::new(0),
-            open: watch::channel(0).0,
+            open: AtomicU32::new(0),
+            turned: Notify::new(),
             reports: Mutex::default(),
         })
     }
@@ -51,7 +55,9 @@ impl Underway {
 
     /// Stops the call's clock until what is given back is dropped.
     fn hold(self: &Arc<Self>) -> Question {
-        self.open.send_modify(|open| *open += 1);
+        if self.open.fetch_add(1, Ordering::SeqCst) == 0 {
+            self.turned.notify_waiters();
+        }
         Question(Arc::clone(self))
     }
 
@@ -59,23 +65,30 @@ impl Underway {
     ///
     /// # Errors
     /// When the time is over.
-    pub(crate) async fn within<T>(&self, limit: Duration, work: impl Future<Output = T>) -> Result<T, ()> {
-        let mut open = self.open.subscribe();
+    pub(crate) async fn within<T>(
+        &self,
+        limit: Duration,
+        timers: &Timers,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ()> {
+        let mut timer = timers.timer();
         let mut left = limit;
         let mut work = std::pin::pin!(work);
         loop {
             let began = Instant::now();
-            if *open.borrow_and_update() > 0 {
+            // Made before it is looked whether one is open, it misses none that is from here on.
+            let turned = self.turned.notified();
+            if self.open.load(Ordering::SeqCst) > 0 {
                 tokio::select! {
                     done = &mut work => return Ok(done),
-                    _ = open.changed() => continue,
+                    () = turned => continue,
                 }
             }
             tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
-                _ = open.changed() => left = left.saturating_sub(began.elapsed()),
-                () = tokio::time::sleep(left) => return Err(()),
+                () = turned => left = left.saturating_sub(began.elapsed()),
+                () = timer.until(began + left) => return Err(()),
             }
         }
     }
@@ -103,7 +116,9 @@ pub(crate) struct Question(Arc<Underway>);
 
 impl Drop for Question {
     fn drop(&mut self) {
-        self.0.open.send_modify(|open| *open = open.saturating_sub(1));
+        if self.0.open.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.turned.notify_waiters();
+        }
     }
 }
 
@@ -207,16 +222,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn time_stands_still_while_a_question_is_open() {
-        let call = call();
+        let (call, timers) = (call(), Timers::default());
         let question = call.question().unwrap();
         let work = async {
             tokio::time::sleep(Duration::from_secs(100)).await;
             drop(question);
             tokio::time::sleep(Duration::from_secs(5)).await;
         };
-        assert_eq!(call.within(Duration::from_secs(10), work).await, Ok(()));
+        assert_eq!(call.within(Duration::from_secs(10), &timers, work).await, Ok(()));
         let idle = tokio::time::sleep(Duration::from_secs(11));
-        assert_eq!(call.within(Duration::from_secs(10), idle).await, Err(()));
+        assert_eq!(call.within(Duration::from_secs(10), &timers, idle).await, Err(()));
     }
 
     #[test]

@@ -234,7 +234,7 @@ impl Permissions {
     /// The hash of the document: audit records name it.
     pub fn digest(&self) -> String {
         if self.digest.is_empty() {
-            coral_core::sha256_hex(
+            crate::text::sha256_hex(
                 format!(
                     "{:?}",
                     (
@@ -278,35 +278,38 @@ impl Permissions {
         of_tool: Option<u32>,
     ) -> Vec<Limit> {
         let (agent, rules) = (&caller.agent, self.servers.get(server));
-        let rate = |key: String, per_minute: Option<u32>, what: String| {
-            per_minute.map(|per_minute| Limit::Rate { key, per_minute, what })
+        // Most calls have few of them, and names are made for those alone.
+        let rate = |per_minute: Option<u32>, of: &dyn Fn() -> (String, String)| {
+            per_minute.map(|per_minute| {
+                let (key, what) = of();
+                Limit::Rate { key, per_minute, what }
+            })
         };
-        let count =
-            |key: String, max: Option<u64>, what: String| max.map(|max| Limit::Count { key, max, what });
+        let count = |max: Option<u64>, of: &dyn Fn() -> (String, String)| {
+            max.map(|max| {
+                let (key, what) = of();
+                Limit::Count { key, max, what }
+            })
+        };
         let of_agent = self.subjects(caller).find_map(|subject| subject.calls_per_minute);
         let limits = [
-            count(quota::run_key(&caller.run), self.quotas.calls_per_run, "the run may make".to_owned()),
-            count(
-                quota::project_key(&caller.project),
-                self.quotas.calls_per_project,
-                format!("project `{}` may make", caller.project),
-            ),
-            rate(format!("agent {agent}"), of_agent, format!("agent `{agent}` may make")),
-            rate(
-                format!("server {server}"),
-                rules.and_then(|rules| rules.total_calls_per_minute),
-                format!("server `{server}` takes"),
-            ),
-            rate(
-                format!("agent {agent} at {server}"),
-                rules.and_then(|rules| rules.calls_per_minute),
-                format!("server `{server}` takes from an agent"),
-            ),
-            rate(
-                format!("agent {agent} at {server}__{tool}"),
-                of_tool,
-                format!("tool `{server}__{tool}` takes from an agent"),
-            ),
+            count(self.quotas.calls_per_run, &|| {
+                (quota::run_key(&caller.run), "the run may make".to_owned())
+            }),
+            count(self.quotas.calls_per_project, &|| {
+                (quota::project_key(&caller.project), format!("project `{}` may make", caller.project))
+            }),
+            rate(of_agent, &|| (format!("agent {agent}"), format!("agent `{agent}` may make"))),
+            rate(rules.and_then(|rules| rules.total_calls_per_minute), &|| {
+                (format!("server {server}"), format!("server `{server}` takes"))
+            }),
+            rate(rules.and_then(|rules| rules.calls_per_minute), &|| {
+                (format!("agent {agent} at {server}"), format!("server `{server}` takes from an agent"))
+            }),
+            rate(of_tool, &|| {
+                let what = format!("tool `{server}__{tool}` takes from an agent");
+                (format!("agent {agent} at {server}__{tool}"), what)
+            }),
         ];
         limits.into_iter().flatten().collect()
     }

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coral_core::{Clock, Error, sha256_hex};
+use coral_core::{Clock, Error};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::{Audit, AuditEntry, AuditEvent};
-use crate::text::clean;
+use crate::text::{clean, sha256_hex};
 
 /// A longer definition is pinned by its hash alone.
 const MAX_DEFINITION: usize = 32 * 1_024;
@@ -308,6 +308,10 @@ mod program {
     use std::path::Path;
     use std::sync::{LazyLock, Mutex, PoisonError};
 
+    use sha2::{Digest, Sha256};
+
+    use crate::text::hex;
+
     /// More programs than any process starts.
     const MAX: usize = 1_024;
 
@@ -321,7 +325,7 @@ mod program {
         if let Some(hash) = KNOWN.lock().unwrap_or_else(PoisonError::into_inner).get(&state) {
             return Ok(hash.clone());
         }
-        let mut whole = hmac_sha256::Hash::new();
+        let mut whole = Sha256::new();
         let mut buffer = vec![0; 256 * 1_024];
         loop {
             match file.read(&mut buffer).map_err(failed)? {
@@ -329,7 +333,7 @@ mod program {
                 n => whole.update(buffer.get(..n).unwrap_or_default()),
             }
         }
-        let hash: String = whole.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash: String = hex(&whole.finalize());
         let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX {
             known.clear();

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{CallContext, Caller, Clock, Error, ErrorKind, ToolFault, ToolOutput, sha256_hex};
+use coral_core::{CallContext, Caller, Clock, Error, ErrorKind, ToolFault, ToolOutput};
 use serde_json::{Map, Value};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::Instant;
@@ -23,6 +23,7 @@ use crate::pins::Pins;
 use crate::profile::{Place, Profile};
 use crate::sandbox::Change;
 use crate::server::{Connection, Limits, Opening, fault};
+use crate::text::sha256_hex;
 
 use self::states::Holder;
 pub(crate) use self::states::States;
@@ -209,7 +210,7 @@ impl Server {
         if state.lock().await.live.iter().any(|live| !live.connection.is_closed()) {
             return Ok(None);
         }
-        self.changed_source(name, pins).await
+        Box::pin(self.changed_source(name, pins)).await
     }
 
     /// As [`change`](Self::change), whether it runs or not.
@@ -261,12 +262,12 @@ impl Server {
         let now_ms = clock.now_ms();
         state.drop_ended(name, now_ms);
         if let Some(live) = state.live.first().cloned() {
-            if live.connection.idle() > PROBE_AFTER && !live.connection.answers().await {
+            if live.connection.idle() > PROBE_AFTER && !Box::pin(live.connection.answers()).await {
                 state.live.clear();
             } else if !live.connection.health().take_changed() {
                 return Ok(live);
             } else if let Ok(catalog) =
-                self.list_again(name, &live.connection, pins, state.listed_at_ms, now_ms).await
+                Box::pin(self.list_again(name, &live.connection, pins, state.listed_at_ms, now_ms)).await
             {
                 // The tools are said to be others now, so they are looked at again.
                 let again = Arc::new(Live {
@@ -283,7 +284,8 @@ impl Server {
                 state.live.clear();
             }
         }
-        self.connect(name, (&shared, &mut state), clock, pins).await
+        // Few calls have to wait for it, and it takes room in the future of each.
+        Box::pin(self.connect(name, (&shared, &mut state), clock, pins)).await
     }
 
     /// Lists the tools of a server that said that they are others now: not too soon after the last time,
@@ -395,9 +397,9 @@ impl Server {
         within: &Within<'_>,
         (clock, pins): (&dyn Clock, &Pins),
     ) -> Result<ToolOutput, Error> {
-        let full = format!("{name}__{tool}");
+        let full = || format!("{name}__{tool}");
         let alone = self.terms.abilities.asks();
-        let busy = || fault(&full, ToolFault::Timeout, "other calls took all the time that it had");
+        let busy = || fault(&full(), ToolFault::Timeout, "other calls took all the time that it had");
         let (cx, deadline) = (within.cx, within.deadline);
         let permit = tokio::time::timeout_at(deadline, self.permits.acquire());
         let _permit = permit.await.map_err(|_| busy())?;
@@ -413,18 +415,24 @@ impl Server {
             arguments.insert(commands::REACH.to_owned(), reach);
         }
         let Some(known) = live.catalog.get(tool) else {
-            return Err(fault(&full, ToolFault::UnknownTool, "the server does not offer it any more"));
+            return Err(fault(&full(), ToolFault::UnknownTool, "the server does not offer it any more"));
         };
         let called = async {
             match known.extra {
-                Some(extra) => extra.call(&full, &live.connection, arguments, cx, deadline).await,
+                Some(extra) => extra.call(&full(), &live.connection, arguments, cx, deadline).await,
                 None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
             }
         };
+        let mut rights = live.connection.timers().timer();
         let result = match within.rights_end {
-            Some(end) => tokio::time::timeout_at(end, called).await.unwrap_or_else(|_| {
-                Err(fault(&full, ToolFault::Timeout, "the rights that it was made by ended before it did"))
-            }),
+            Some(end) => tokio::select! {
+                biased;
+                result = called => result,
+                () = rights.until(end) => {
+                    let ended = "the rights that it was made by ended before it did";
+                    Err(fault(&full(), ToolFault::Timeout, ended))
+                }
+            },
             None => called.await,
         };
         if result.is_ok() && !live.answered.swap(true, Ordering::Relaxed) {
@@ -465,8 +473,11 @@ impl Server {
         let chosen = match best {
             Some(best) if load(&best) == 0 || state.live.len() >= most => best,
             // Another connection is a convenience: without it this one has to do.
-            Some(best) => self.connect(name, (shared, &mut state), clock, pins).await.unwrap_or(best),
-            None => self.connect(name, (shared, &mut state), clock, pins).await?,
+            Some(best) => {
+                let another = Box::pin(self.connect(name, (shared, &mut state), clock, pins));
+                another.await.unwrap_or(best)
+            }
+            None => Box::pin(self.connect(name, (shared, &mut state), clock, pins)).await?,
         };
         if chosen.catalog.is_same(tool, &live.catalog) {
             return Ok(chosen);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use coral_core::{CallContext, Caller, Clock, Error, ToolCall, ToolDef, ToolOutput, Toolbox, sha256_hex};
+use coral_core::{CallContext, Caller, Clock, Error, ToolCall, ToolDef, ToolOutput, Toolbox};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -25,6 +25,7 @@ use crate::pins::Pins;
 use crate::pool::{Live, Server, ServerStatus, Within};
 use crate::quota::Quota;
 use crate::secret::Secrets;
+use crate::text::sha256_hex;
 use crate::token::{Token, TokenTerms};
 
 pub use self::builder::SandboxBuilder;

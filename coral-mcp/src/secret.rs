@@ -1,5 +1,8 @@
 //! What looks like a secret.
 
+use std::sync::LazyLock;
+
+use aho_corasick::AhoCorasick;
 use serde_json::Value;
 
 /// A key's beginning, how many characters follow at least, and what it is.
@@ -22,6 +25,11 @@ const PREFIXES: [(&str, usize, &str); 16] = [
     ("npm_", 36, "an npm token"),
 ];
 
+/// What a key in a file begins with, a JSON object in base64, and the login of an address.
+const PRIVATE_KEY: &str = "-----BEGIN ";
+const JSON_OBJECT: &str = "eyJ";
+const LOGIN: &str = "://";
+
 /// Names that passwords go by, in lower case.
 const PASSWORDS: [&str; 10] = [
     "password",
@@ -35,6 +43,13 @@ const PASSWORDS: [&str; 10] = [
     "auth_token",
     "access_key",
 ];
+
+/// What no text lacks that [`find`] finds a secret in. Nearly all texts have nothing of it, which is found out at once.
+static MARKS: LazyLock<Option<AhoCorasick>> = LazyLock::new(|| {
+    let marks = [PRIVATE_KEY, JSON_OBJECT, LOGIN].into_iter();
+    let marks = marks.chain(PREFIXES.iter().map(|(prefix, ..)| *prefix)).chain(PASSWORDS);
+    AhoCorasick::builder().ascii_case_insensitive(true).build(marks).ok()
+});
 
 /// The secrets that a sandbox holds itself, and what others look like.
 #[derive(Default)]
@@ -76,7 +91,10 @@ impl Secrets {
 }
 
 fn find(text: &str) -> Option<&'static str> {
-    let private_key = text.match_indices("-----BEGIN ").any(|(at, _)| {
+    if MARKS.as_ref().is_some_and(|marks| !marks.is_match(text)) {
+        return None;
+    }
+    let private_key = text.match_indices(PRIVATE_KEY).any(|(at, _)| {
         text.get(at..).and_then(|rest| rest.lines().next()).is_some_and(|l| l.contains("PRIVATE KEY-----"))
     });
     if private_key {
@@ -97,14 +115,14 @@ fn find(text: &str) -> Option<&'static str> {
 /// `eyJ….eyJ….…`: three parts, of which the first two are JSON objects.
 fn holds_jwt(text: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    text.match_indices("eyJ").any(|(at, _)| {
+    text.match_indices(JSON_OBJECT).any(|(at, _)| {
         let mut parts = text.get(at..).unwrap_or_default().splitn(3, '.');
         let (Some(head), Some(body), Some(rest)) = (parts.next(), parts.next(), parts.next()) else {
             return false;
         };
         let signature = rest.chars().take_while(|c| is_part(*c)).count();
         let whole = |part: &str| part.len() >= 10 && part.chars().all(is_part);
-        whole(head) && body.starts_with("eyJ") && whole(body) && signature >= 20
+        whole(head) && body.starts_with(JSON_OBJECT) && whole(body) && signature >= 20
     })
 }
 
@@ -145,7 +163,7 @@ fn holds_assignment(text: &str) -> bool {
 
 /// `scheme://name:password@host`.
 fn holds_login(text: &str) -> bool {
-    text.match_indices("://").any(|(at, mark)| {
+    text.match_indices(LOGIN).any(|(at, mark)| {
         let rest = text.get(at + mark.len()..).unwrap_or_default();
         let login = rest.split(['/', ' ', '"', '\'', '\n']).next().and_then(|all| all.rsplit_once('@'));
         login.and_then(|(login, _)| login.split_once(':')).is_some_and(|(_, password)| is_password(password))

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use coral_core::resilience::Timers;
 use coral_core::{CallContext, Error, ErrorKind, ToolFault, ToolOutput};
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResult, ClientRequest, ErrorCode, GetPromptRequest,
@@ -102,6 +103,7 @@ pub(crate) struct Connection {
     /// Listens for changes, where the protocol has no pushes.
     listener: Option<AbortHandle>,
     used: Mutex<Instant>,
+    timers: Timers,
 }
 
 impl Drop for Connection {
@@ -146,6 +148,7 @@ impl Connection {
                     secrets,
                     listener,
                     used,
+                    timers: Timers::default(),
                 });
             }
             Ok(Err(error)) => chain(&error),
@@ -264,14 +267,14 @@ impl Connection {
             (params.input_responses, params.request_state) = (responses, state);
             ClientRequest::CallToolRequest(CallToolRequest::new(params))
         };
-        let full = format!("{}__{tool}", self.name);
+        let full = || format!("{}__{tool}", self.name);
         let result = match self.drive(tool, (cx, deadline), request).await? {
             ServerResult::CallToolResult(result) => result,
             ServerResult::EmptyResult(_) | ServerResult::TaskAckResult(_) => CallToolResult::default(),
-            _ => return Err(fault(&full, ToolFault::Protocol, "the answer is not a tool's result")),
+            _ => return Err(fault(&full(), ToolFault::Protocol, "the answer is not a tool's result")),
         };
         let output = results::of_tool(&result, shape, self.limits.max_result_bytes)
-            .map_err(|problem| fault(&full, ToolFault::Protocol, redact(&problem, &self.hidden())))?;
+            .map_err(|problem| fault(&full(), ToolFault::Protocol, redact(&problem, &self.hidden())))?;
         Ok(results::without(output, &self.hidden()))
     }
 
@@ -367,14 +370,14 @@ impl Connection {
                 max_rounds: usize::try_from(MAX_ROUNDS).unwrap_or(0),
             })
         };
-        let result = call.within(limit, rounds).await;
+        let result = call.within(limit, &self.timers, rounds).await;
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let full = format!("{}__{tool}", self.name);
+        let full = || format!("{}__{tool}", self.name);
         match result {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(error)) => Err(self.failure(&full, &error)),
+            Ok(Err(error)) => Err(self.failure(&full(), &error)),
             Err(()) => {
-                Err(fault(&full, ToolFault::Timeout, format!("no answer within {} ms", limit.as_millis())))
+                Err(fault(&full(), ToolFault::Timeout, format!("no answer within {} ms", limit.as_millis())))
             }
         }
     }
@@ -389,6 +392,11 @@ impl Connection {
 
     fn hidden(&self) -> Vec<String> {
         self.health.secrets(&self.secrets)
+    }
+
+    /// The timers of its calls.
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.timers
     }
 
     /// Whether the other side went away.

@@ -1,5 +1,9 @@
 //! Text that came from outside, made safe to show.
 
+use hmac::digest::KeyInit;
+use hmac::{Hmac, Mac};
+use sha2::{Digest, Sha256};
+
 use crate::path::is_unseen;
 
 /// `text` without terminal escapes and invisible characters, cut to `max_bytes` with a note of
@@ -20,6 +24,32 @@ pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
         }
     }
     kept
+}
+
+/// SHA-256 of `bytes` in hexadecimal.
+pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// HMAC-SHA-256 of `bytes` under `key`.
+pub(crate) fn keyed(key: &[u8; 32], bytes: &[u8]) -> [u8; 32] {
+    let mut block = [0; 64];
+    let (begin, _) = block.split_at_mut(key.len());
+    begin.copy_from_slice(key);
+    let mut mac = <Hmac<Sha256> as KeyInit>::new(&block.into());
+    mac.update(bytes);
+    mac.finalize().into_bytes().into()
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.extend([byte >> 4, byte & 15].iter().filter_map(|half| DIGITS.get(usize::from(*half))));
+    }
+    text
 }
 
 /// The text of a file that only its owner may read, made by `new` the first time.

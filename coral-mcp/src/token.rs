@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use coral_core::{Caller, Error};
+use sha2::{Digest, Sha256};
 
 use crate::access::{Access, Operation};
 use crate::path::ProjectPath;
@@ -41,7 +42,7 @@ impl Token {
     /// A token that came from elsewhere.
     pub fn new(text: impl Into<Arc<str>>) -> Self {
         let text = text.into();
-        let hash = hmac_sha256::Hash::hash(text.as_bytes());
+        let hash = Sha256::digest(text.as_bytes()).into();
         Token { text, hash }
     }
 

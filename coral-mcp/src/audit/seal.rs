@@ -3,13 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use coral_core::{Error, sha256_hex};
+use coral_core::Error;
 use ed25519_compact::{KeyPair, PublicKey, Seed, Signature};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::file::SEAL_EVERY;
 use super::{AuditEvent, AuditRecord, GENESIS};
+use crate::text::{hex, keyed, sha256_hex};
 
 /// How many records may come between the one at which a signature is due and the signature.
 const SLACK: u64 = 16;
@@ -17,10 +18,6 @@ const SLACK: u64 = 16;
 /// What is signed: the position and the hash up to which a chain is vouched for.
 fn message(seq: u64, head: &str) -> String {
     format!("coral audit checkpoint 1\n{seq}\n{head}\n")
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -83,7 +80,7 @@ impl AuditKey {
 
     /// The key of hashes, from which this one can't be had.
     pub(super) fn hash_key(&self) -> [u8; 32] {
-        hmac_sha256::HMAC::mac(b"coral audit arguments 1", *self.pair.sk.seed())
+        keyed(&self.pair.sk.seed(), b"coral audit arguments 1")
     }
 
     pub(super) fn sign(&self, seq: u64, head: &str) -> Checkpoint {
@@ -108,8 +105,8 @@ impl AuditKey {
 
 /// A value as canonical JSON, under a keyed hash.
 pub(crate) fn keyed_hash(key: &[u8; 32], value: &Value) -> Result<String, Error> {
-    let plain = coral_core::digest(value)?;
-    Ok(hex(&hmac_sha256::HMAC::mac(plain.as_bytes(), key)))
+    let plain = sha256_hex(&coral_core::canonical_json(value)?);
+    Ok(hex(&keyed(key, plain.as_bytes())))
 }
 
 /// A signature over a chain up to a record. A copy kept elsewhere shows that a file was cut off

@@ -97,7 +97,7 @@ pub(super) fn parse(text: &str, name: &str, profiles: &[Profile]) -> Result<Perm
     let mut found = Findings::new(name);
     let mut permissions = Permissions {
         source: name.to_owned(),
-        digest: coral_core::sha256_hex(text.as_bytes()),
+        digest: crate::text::sha256_hex(text.as_bytes()),
         ..Default::default()
     };
     permissions.after_untrusted = model.after_untrusted;

@@ -42,6 +42,9 @@ impl Delegations {
     pub(super) fn principals(&self, caller: &Caller) -> Vec<Caller> {
         let parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found = vec![caller.clone()];
+        if parents.is_empty() {
+            return found;
+        }
         let mut next = 0;
         while let Some(of) = found.get(next).map(key) {
             next += 1;
