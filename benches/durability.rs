@@ -72,7 +72,8 @@ fn durable(
     let files = tempfile::tempdir_in(dir)?;
     let runner = Runner::builder().journal(SqliteJournal::open(files.path().join("coral.db"))?).build();
     let (program, state) = (shape.program()?, Bytes::of(0));
-    let mut bare = BareSqlite::new(files.path())?;
+    let mut by_hand = BareSqlite::new(&files.path().join("by-hand.db"))?;
+    let mut in_bulk = BareSqlite::new(&files.path().join("in-bulk.db"))?;
     let mut entrants = vec![
         Entrant::new("coral", in_flight, |times| {
             runtime.block_on(async {
@@ -88,10 +89,18 @@ fn durable(
                 Ok(())
             })
         }),
-        Entrant::new("bare SQLite", in_flight, |times| {
+        Entrant::new("by hand", in_flight, |times| {
             for _ in 0..times {
-                for records in commits(shape) {
-                    bare.commit(1, in_flight, records * RECORD_BYTES)?;
+                for events in commits(shape) {
+                    by_hand.commit_events(in_flight, events)?;
+                }
+            }
+            Ok(())
+        }),
+        Entrant::new("in bulk", in_flight, |times| {
+            for _ in 0..times {
+                for events in commits(shape) {
+                    in_bulk.commit(1, in_flight, events * RECORD_BYTES)?;
                 }
             }
             Ok(())
@@ -105,8 +114,9 @@ fn durable(
     let costs = Rounds::as_asked().of(7, Duration::from_millis(700)).run(&mut entrants)?;
     let figure = |cost: &Cost| if in_flight == 1 { cost.wall_us / 1e3 } else { 1e6 / cost.wall_us };
     let unit = if in_flight == 1 { "ms" } else { "workflows/s" };
-    let [ours, bare, others @ ..] = costs.as_slice() else { return Ok(()) };
-    report.row(case, unit, figure(ours), "rusqlite by hand", Some(figure(bare)));
+    let [ours, by_hand, in_bulk, others @ ..] = costs.as_slice() else { return Ok(()) };
+    report.row(case, unit, figure(ours), "rusqlite by hand", Some(figure(by_hand)));
+    report.row(case, unit, figure(ours), "as many bytes, ready made", Some(figure(in_bulk)));
     for other in others {
         report.row(case, unit, figure(ours), "LangGraph", Some(figure(other)));
     }
@@ -189,7 +199,7 @@ fn resume(report: &mut Report, dir: &Path) -> Outcome {
         }
     })?;
     options.durability = Durability::Full;
-    let mut bare = BareSqlite::new(files.path())?;
+    let mut bare = BareSqlite::new(&files.path().join("bare.db"))?;
     bare.commit(1, events, RECORD_BYTES)?;
     let mut entrants = [
         Entrant::measured("coral", 1, |times| {

@@ -46,7 +46,7 @@ fn journal(report: &mut Report) -> Outcome {
     }
     let dir = scratch_dir()?;
     let runtime = Threads::Two.runtime()?;
-    let mut bare = BareSqlite::new(dir.path())?;
+    let mut bare = BareSqlite::new(&dir.path().join("bare.db"))?;
     let mut one = runtime.block_on(Writers::new(dir.path(), 1))?;
     let mut many = runtime.block_on(Writers::new(dir.path(), WRITERS))?;
     let mut entrants = [

@@ -5,10 +5,12 @@ use std::path::Path;
 use coral_core::{EVENT_FORMAT, Event, Journal, Record};
 use coral_state::SqliteJournal;
 use rusqlite::{Connection, params};
+use serde::Serialize;
 use tempfile::TempDir;
 
 use crate::measure::Outcome;
 use crate::report::target_dir;
+use crate::shapes::Bytes;
 
 /// Bytes of an event's content, about.
 const EVENT_BYTES: usize = 300;
@@ -87,6 +89,17 @@ impl Writers {
     }
 }
 
+/// A step's name, as long as those of the shapes.
+const STEP: &str = "branch-42";
+
+/// An event as one would write it by hand.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum ByHand {
+    Started { at_ms: u64, step: &'static str, attempt: u32 },
+    Succeeded { at_ms: u64, step: &'static str, attempt: u32, output: Bytes },
+}
+
 /// A table of events in SQLite (WAL, synchronous FULL) without anything above it.
 #[derive(Debug)]
 pub struct BareSqlite {
@@ -95,12 +108,12 @@ pub struct BareSqlite {
 }
 
 impl BareSqlite {
-    /// A new file under `dir`.
+    /// In a new file.
     ///
     /// # Errors
     /// Those of SQLite.
-    pub fn new(dir: &Path) -> Outcome<Self> {
-        let conn = Connection::open(dir.join("bare.db"))?;
+    pub fn new(file: &Path) -> Outcome<Self> {
+        let conn = Connection::open(file)?;
         conn.pragma_update(None, "journal_mode", "WAL")?;
         conn.pragma_update(None, "synchronous", "FULL")?;
         conn.execute_batch(
@@ -125,6 +138,31 @@ impl BareSqlite {
             commit.commit()?;
             self.rows += rows;
         }
+        Ok(())
+    }
+
+    /// Commits once: of each of `runs` runs so many events, each a row, as a program would keep them that wants to find
+    /// them again.
+    ///
+    /// # Errors
+    /// Those of SQLite.
+    pub fn commit_events(&mut self, runs: u64, events: usize) -> Outcome {
+        let commit = self.conn.transaction()?;
+        for run in 0..runs {
+            for n in 0..events {
+                let (at_ms, step, attempt) = (1_738_922_400_123, STEP, 1);
+                let event = if n % 2 == 0 {
+                    ByHand::Started { at_ms, step, attempt }
+                } else {
+                    ByHand::Succeeded { at_ms, step, attempt, output: Bytes::default() }
+                };
+                commit
+                    .prepare_cached("INSERT INTO events (run, data) VALUES (?1, ?2)")?
+                    .execute(params![run.cast_signed(), serde_json::to_vec(&event)?])?;
+            }
+        }
+        commit.commit()?;
+        self.rows += runs * events as u64;
         Ok(())
     }
 
