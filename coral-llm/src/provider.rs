@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -322,16 +323,14 @@ impl ChatModel for Provider {
             http.uri().host().map(|host| span.record("server.address", host));
             http.uri().port_u16().map(|port| span.record("server.port", port));
         }
+        // In one place, wherever it is waited for.
+        let exchange = pin!(self.exchange(http, &asked, spoken, terms));
         let outcome = match cx.timeout_ms().map(Duration::from_millis) {
-            None => self.exchange(http, &asked, spoken, terms).await,
-            Some(limit) => {
-                let exchanged =
-                    self.timers.timer().within(limit, self.exchange(http, &asked, spoken, terms)).await;
-                exchanged.unwrap_or_else(|| {
-                    let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
-                    Err(Failure::new(ModelFault::Timeout, problem))
-                })
-            }
+            None => exchange.await,
+            Some(limit) => self.timers.timer().within(limit, exchange).await.unwrap_or_else(|| {
+                let problem = format!("no whole answer came within {} s", limit.as_secs_f32());
+                Err(Failure::new(ModelFault::Timeout, problem))
+            }),
         };
         let mut response = outcome.map_err(|failure| self.secrets.scrub(failure).into_error(&self.name))?;
         if response.model.is_empty() {

@@ -76,19 +76,28 @@ impl HttpTransport {
         self.fresh.get_or_init(make).as_ref()
     }
 
-    async fn execute(&self, request: reqwest::Request) -> Result<reqwest::Response, reqwest::Error> {
+    /// The request for reqwest, and a copy to be sent where a kept connection turns out to have ended.
+    fn prepared(
+        &self,
+        request: http::Request<Bytes>,
+    ) -> Result<(reqwest::Request, Option<Box<reqwest::Request>>), Failure> {
+        let (parts, body) = request.into_parts();
+        let mut request = reqwest::Request::new(parts.method, self.url(parts.uri)?);
+        *request.headers_mut() = parts.headers;
+        *request.body_mut() = Some(body.into());
         let again = if self.keeps.load(Ordering::Relaxed) { request.try_clone() } else { None };
-        let outcome = match (self.client.execute(request).await, again) {
-            (Err(error), Some(again)) if went_away(&error) => match self.fresh() {
-                Some(fresh) => fresh.execute(again).await,
-                None => Err(error),
-            },
-            (outcome, _) => outcome,
-        };
-        if outcome.is_ok() {
-            self.keeps.store(true, Ordering::Relaxed);
+        Ok((request, again.map(Box::new)))
+    }
+
+    async fn send_again(
+        &self,
+        again: reqwest::Request,
+        error: reqwest::Error,
+    ) -> Result<reqwest::Response, reqwest::Error> {
+        match self.fresh() {
+            Some(fresh) => fresh.execute(again).await,
+            None => Err(error),
         }
-        outcome
     }
 
     fn url(&self, uri: http::Uri) -> Result<reqwest::Url, Failure> {
@@ -136,14 +145,19 @@ fn is_plain(base_url: &str) -> bool {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
-        let (parts, body) = request.into_parts();
-        let authority = parts.uri.authority().cloned();
-        let mut request = reqwest::Request::new(parts.method, self.url(parts.uri)?);
-        *request.headers_mut() = parts.headers;
-        *request.body_mut() = Some(body.into());
-        let response = self.execute(request).await.map_err(|error| {
-            of_send(&error, authority.as_ref().map_or("the server", http::uri::Authority::as_str))
+        let host = request.uri().authority().cloned();
+        let (request, again) = self.prepared(request)?;
+        let outcome = match (self.client.execute(request).await, again) {
+            (Err(error), Some(again)) if went_away(&error) => {
+                // It is seldom needed, and would take room in the future of each call.
+                Box::pin(self.send_again(*again, error)).await
+            }
+            (outcome, _) => outcome,
+        };
+        let response = outcome.map_err(|error| {
+            of_send(&error, host.as_ref().map_or("the server", http::uri::Authority::as_str))
         })?;
+        self.keeps.store(true, Ordering::Relaxed);
         let response: http::Response<reqwest::Body> = response.into();
         Ok(response.map(Body::net))
     }

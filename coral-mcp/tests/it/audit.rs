@@ -55,6 +55,41 @@ fn a_file_is_continued_and_locked() {
 }
 
 #[test]
+fn records_of_every_kind_are_read_back_from_their_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let audit = FileAudit::open(&path).unwrap();
+    let text = String::new;
+    let events = [
+        AuditEvent::Decided {
+            verdict: Verdict::Allow,
+            rule: text(),
+            operation: None,
+            paths: vec!["/project/a".into()],
+            arguments: text(),
+            policy: text(),
+            on_behalf: vec!["lead".into()],
+            token: "t".into(),
+        },
+        AuditEvent::Ended { outcome: "ok".into(), took_ms: 1, bytes: 2, untrusted: true },
+        AuditEvent::Connected { to: "example.com:443".into(), verdict: Verdict::Deny, rule: text() },
+        AuditEvent::Blocked { why: text(), hash: "new".into(), before: "old".into(), now: text() },
+        AuditEvent::Adopted { unsigned: 3 },
+        AuditEvent::Noted { note: "n".into() },
+    ];
+    for event in &events {
+        let event = event.clone();
+        audit.append(AuditEntry { event, ..AuditEntry::note(1, "") }).unwrap();
+    }
+    let head = audit.head();
+    drop(audit);
+    assert_eq!(FileAudit::open(&path).unwrap().head(), head);
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let records = lines.lines().map(|line| serde_json::from_str::<AuditRecord>(line).unwrap());
+    assert!(records.map(|record| record.entry.event).eq(events));
+}
+
+#[test]
 fn a_torn_last_record_is_cut_off_and_told() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("audit.jsonl");
