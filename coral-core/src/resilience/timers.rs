@@ -23,6 +23,9 @@ const FOREVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// feels that. A timer that is kept here was set for an earlier call and still runs, so it goes off no later than the
 /// next call of the same limit needs; where it goes off too early, it is set to what is left.
 ///
+/// So a timer outlasts its call. Nothing is woken by it then, but a paused clock that advances by itself advances to
+/// it where nothing else is waited for but other threads.
+///
 /// ```
 /// use std::time::Duration;
 ///
@@ -79,10 +82,15 @@ impl Timers {
 
     fn take(&self, deadline: Instant) -> Set {
         let runtime = Handle::current().id();
-        match self.kept().pop().filter(|kept| kept.runtime == runtime) {
-            Some(kept) => kept,
-            None => Set { sleep: Box::pin(sleep_until(deadline)), runtime, waker: None },
-        }
+        let mut foreign = Vec::new();
+        let taken = {
+            let mut kept = self.kept();
+            if kept.last().is_some_and(|last| last.runtime != runtime) {
+                foreign.extend(kept.extract_if(.., |kept| kept.runtime != runtime));
+            }
+            kept.pop()
+        };
+        taken.unwrap_or_else(|| Set { sleep: Box::pin(sleep_until(deadline)), runtime, waker: None })
     }
 }
 
@@ -137,11 +145,12 @@ impl Drop for Timer<'_> {
         if set.sleep.is_elapsed() || !Handle::try_current().is_ok_and(|handle| handle.id() == set.runtime) {
             return;
         }
+        // It would hold on to the task that waited. What else goes with that may have a timer of its own, so this
+        // is done before the others are locked.
+        set.waker = None;
+        let _ = set.poll(&mut Context::from_waker(Waker::noop()));
         let mut kept = self.timers.kept();
         if kept.len() < MAX_KEPT {
-            // It would hold on to the task that waited.
-            set.waker = None;
-            let _ = set.poll(&mut Context::from_waker(Waker::noop()));
             kept.push(set);
         }
     }

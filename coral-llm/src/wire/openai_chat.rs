@@ -10,7 +10,7 @@ use serde_json::{Deserializer, Value, json};
 
 use super::assembly::Assembly;
 use super::call::{Call, Fields, Turn, arguments_text, function, text_of, thinking_of};
-use super::read::{ByField, Fill, Text, count, details, fill, skip};
+use super::read::{ByField, Fill, FillIfThere, Text, count, details, fill, skip};
 use super::{Reader, WireRequest};
 use crate::dialect::{Dialect, MaxTokensField};
 use crate::failure::{self, Failure};
@@ -162,6 +162,9 @@ impl<'de> ByField<'de> for Chunk<'de> {
 struct Choice<'a> {
     index: u64,
     said: Said<'a>,
+    /// Whether that is what is new, or all so far.
+    is_new: bool,
+    is_whole: bool,
     finish_reason: Option<Text<'a>>,
     error: Option<Box<Value>>,
 }
@@ -170,7 +173,16 @@ impl<'de> ByField<'de> for Choice<'de> {
     fn field<A: MapAccess<'de>>(&mut self, name: &str, value: &mut A) -> Result<(), A::Error> {
         match name {
             "index" => self.index = value.next_value()?,
-            "delta" | "message" => value.next_value_seed(Fill(&mut self.said))?,
+            "delta" if self.is_whole || self.is_new => {
+                let mut said = Said::default();
+                if value.next_value_seed(FillIfThere(&mut said))? {
+                    (self.said, self.is_new) = (said, true);
+                }
+            }
+            "delta" => self.is_new = value.next_value_seed(FillIfThere(&mut self.said))?,
+            // Some servers tell both, and what is new was not told yet.
+            "message" if self.is_new || self.is_whole => skip(value)?,
+            "message" => self.is_whole = value.next_value_seed(FillIfThere(&mut self.said))?,
             "finish_reason" => self.finish_reason = value.next_value()?,
             "error" => self.error = value.next_value()?,
             _ => skip(value)?,

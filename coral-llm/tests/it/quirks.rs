@@ -596,3 +596,29 @@ fn stop_reasons_are_those_of_the_port_on_every_wire() {
         assert_eq!(streamed(Protocol::OpenAiChat, &[event]).unwrap().stop, expected, "{reason}");
     }
 }
+
+#[test]
+fn what_is_new_is_told_once_beside_all_so_far() {
+    let decoded = |framing: Framing, texts: &[&str]| {
+        let mut decoder = Protocol::OpenAiChat.decoder(framing, &Dialect::default());
+        for text in texts {
+            decoder.feed((*text).to_owned().into(), &mut |_| {})?;
+        }
+        decoder.finish(&mut |_| {})
+    };
+    let response = decoded(
+        Framing::Sse,
+        &[
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"a\"},\"message\":{\"content\":\"a\"}}]}\n\n",
+            "data: {\"choices\":[{\"index\":0,\"message\":{\"content\":\"ab\"},\"delta\":{\"content\":\"b\"}}]}\n\n",
+            "data: {\"choices\":[{\"message\":{\"content\":\"ab\"},\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"prompt_tokens\":2}}\n\n",
+            "data: [DONE]\n\n",
+        ],
+    )
+    .unwrap();
+    assert_eq!((response.message.text().as_str(), response.usage.input_tokens), ("ab", 2));
+    let whole = "{\"choices\":[{\"delta\":null,\"message\":{\"content\":\"x\"},\"finish_reason\":\"stop\"}]}";
+    assert_eq!(decoded(Framing::Whole, &[whole]).unwrap().message.text(), "x");
+    let nothing = decoded(Framing::Whole, &["{\"id\":\"x\",\"choices\":[null]}"]).unwrap_err();
+    assert_eq!(nothing.fault, ModelFault::Malformed);
+}

@@ -243,6 +243,12 @@ struct Seen {
 }
 
 impl Seen {
+    /// It looks at the context as a whole, or in a way that is not known here.
+    fn everything(&mut self) {
+        let uses = Uses { now: true, minute: true, arguments: true, other: true, ..self.uses };
+        self.uses = Uses { looks: Looks::EVERYTHING, ..uses };
+    }
+
     fn attribute(&mut self, name: &str) {
         self.uses.looks.add(Looks::at(name));
         match name {
@@ -314,15 +320,15 @@ fn walk(value: &Value, seen: &mut Seen) {
                 let of_context = || value.pointer("/left/Var").and_then(Value::as_str) == Some("context");
                 match (key.as_str(), value) {
                     ("." | "has", _) if of_context() => {
-                        if let Some(name) = value.get("attr").and_then(Value::as_str) {
-                            seen.attribute(name);
+                        // `has` takes a path too, which is a list.
+                        let attr = value.get("attr");
+                        match attr.and_then(|attr| attr.as_str().or_else(|| attr.get(0)?.as_str())) {
+                            Some(name) => seen.attribute(name),
+                            None => seen.everything(),
                         }
                     }
                     ("Var", Value::String(name)) if name == "context" => {
-                        // The context as a whole: it may look at everything.
-                        let uses =
-                            Uses { now: true, minute: true, arguments: true, other: true, ..seen.uses };
-                        seen.uses = Uses { looks: Looks::EVERYTHING, ..uses };
+                        seen.everything();
                     }
                     ("is", of) => {
                         if let Some(kind) = of.get("entity_type").and_then(Value::as_str) {
@@ -330,7 +336,10 @@ fn walk(value: &Value, seen: &mut Seen) {
                         }
                         walk(of, seen);
                     }
-                    ("__entity", _) => seen.reference(value),
+                    ("__entity", _) => {
+                        seen.reference(value);
+                        walk(value, seen);
+                    }
                     _ => walk(value, seen),
                 }
             }

@@ -335,6 +335,26 @@ fn policies_that_can_never_match_are_told_with_their_line() {
     assert!(error.to_string().contains("no attribute of `context` is called `nope`"), "{error}");
 }
 
+/// What a policy asks for by a path after `has` is shown to it, and decides anew where it differs.
+#[test]
+fn a_path_after_has_is_looked_at() {
+    let decide = |engine: &PolicyEngine, arguments: serde_json::Value| {
+        let caller = Caller::agent("dev");
+        let paths = ["src/a".parse().unwrap()];
+        let mut access = Access::new(&caller, "filesystem", "some_file", Operation::Read).on(&paths);
+        access.arguments = arguments.as_object();
+        engine.decide(&access)
+    };
+    let forced = engine("forbid (principal, action, resource) when { context has arguments.force.now };");
+    for _ in 0..2 {
+        assert!(decide(&forced, json!({"force": {"later": 1}})).is_allowed());
+        assert!(!decide(&forced, json!({"force": {"now": 1}})).is_allowed());
+    }
+    // A set has no fields, so this can't be evaluated, and nothing is allowed.
+    let broken = engine("permit (principal, action, resource) unless { context has hosts.internal };");
+    assert!(!decide(&broken, json!({})).is_allowed());
+}
+
 /// A decision by the clock is kept for as long as it holds, and no longer.
 #[test]
 fn decisions_by_the_clock_change_with_it() {
