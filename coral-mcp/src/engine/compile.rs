@@ -127,6 +127,9 @@ pub(super) struct Looks(u16);
 impl Looks {
     pub(super) const EVERYTHING: Looks = Looks(u16::MAX);
 
+    /// What the patterns of compiled rules found.
+    pub(super) const FACTS: &str = "facts";
+
     /// All that there are.
     pub(super) const NAMES: [&str; 12] = [
         "server",
@@ -140,7 +143,7 @@ impl Looks {
         "untrusted",
         "programs",
         "hosts",
-        "facts",
+        Looks::FACTS,
     ];
 
     /// One that looks at the attribute of this name.
@@ -272,7 +275,7 @@ fn actions<'a>(names: impl Iterator<Item = &'a str>) -> Value {
 }
 
 fn known(at: usize, what: &str) -> Value {
-    json!({"contains": {"left": context("facts"), "right": {"Value": fact(at, what)}}})
+    json!({"contains": {"left": context(Looks::FACTS), "right": {"Value": fact(at, what)}}})
 }
 
 fn condition(at: usize, source: &Source) -> Value {

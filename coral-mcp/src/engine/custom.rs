@@ -12,20 +12,6 @@ use crate::access::Access;
 use crate::path::ProjectPath;
 use crate::permissions::AfterUntrusted;
 
-const ATTRIBUTES: [&str; 12] = [
-    "server",
-    "tool",
-    "project",
-    "phase",
-    "now",
-    "minute",
-    "recursive",
-    "raised",
-    "untrusted",
-    "programs",
-    "hosts",
-    "arguments",
-];
 const TYPES: [&str; 7] = ["Agent", "Category", "Action", "Path", "Dir", "Tool", "Server"];
 const ANNOTATIONS: [&str; 4] = ["ask", "after_untrusted", "id", "note"];
 
@@ -257,7 +243,12 @@ impl Seen {
             "minute" => self.uses.minute = true,
             "arguments" => self.uses.arguments = true,
             "recursive" | "raised" | "untrusted" | "programs" | "hosts" => self.uses.other = true,
-            _ => self.problem = Some(unknown("attribute of `context`", name, &ATTRIBUTES)),
+            _ => {
+                // The facts are for what is compiled here.
+                let known = Looks::NAMES.into_iter().filter(|known| *known != Looks::FACTS);
+                let known: Vec<&str> = known.chain(["arguments"]).collect();
+                self.problem = Some(unknown("attribute of `context`", name, &known));
+            }
         }
     }
 
