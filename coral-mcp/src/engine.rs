@@ -464,7 +464,7 @@ impl Policy for PolicyEngine {
         }
         let customs = || self.custom.iter().filter(|custom| custom.concerns(access.caller));
         let arguments = self.indexes(access.caller).any(|index| index.arguments)
-            || customs().any(|custom| custom.uses.arguments);
+            || customs().any(|custom| custom.uses.looks.has("arguments"));
         let Some(key) = cache::key(access, arguments) else { return self.evaluate(access) };
         if let Some(known) = self.decisions.get(&key, access.now_ms) {
             return known;

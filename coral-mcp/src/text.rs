@@ -26,7 +26,8 @@ pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
     kept
 }
 
-/// SHA-256 of `bytes` in hexadecimal.
+/// SHA-256 of `bytes` in hexadecimal: what `coral_core` gives, by the processor's own instructions, since every call is
+/// recorded under hashes, and programs are hashed whole.
 pub(crate) fn sha256_hex(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }

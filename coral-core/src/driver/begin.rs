@@ -72,13 +72,6 @@ impl Driver {
         })
     }
 
-    /// Checks that the time of a step is not up.
-    fn check_time(&self, path: &str) -> Result<(), Error> {
-        let ledger = self.shared.ledger();
-        // Most runs have no limit, and need not know the time.
-        if ledger.timed() == 0 { Ok(()) } else { ledger.check_time(path, self.shared.ports.clock.now_ms()) }
-    }
-
     /// Starts a step. A function that is [taken in turn](super::ahead) is polled here once, and becomes a task only if
     /// it has to wait; one that is `alone` has nobody to run beside.
     pub(super) fn start(&mut self, at: usize, attempt: u32, alone: bool) {
@@ -91,7 +84,7 @@ impl Driver {
         let before = self.batch.len();
         if !matches!(self.machine.state(at), Some(StepState::Running { attempt: a }) if *a == attempt) {
             self.open_budget(at, false);
-            let in_time = self.check_time(&path);
+            let in_time = self.shared.ledger().check_time(&path, || self.shared.ports.clock.now_ms());
             if let Err(error) = in_time {
                 return self.settle(at, attempt, Err(error));
             }

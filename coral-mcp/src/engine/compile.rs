@@ -131,7 +131,7 @@ impl Looks {
     pub(super) const FACTS: &str = "facts";
 
     /// All that there are.
-    pub(super) const NAMES: [&str; 12] = [
+    pub(super) const NAMES: [&str; 13] = [
         "server",
         "tool",
         "project",
@@ -143,6 +143,7 @@ impl Looks {
         "untrusted",
         "programs",
         "hosts",
+        "arguments",
         Looks::FACTS,
     ];
 
@@ -169,9 +170,18 @@ impl Looks {
         self.0 |= more.0;
     }
 
-    /// Whether the attribute of this number of [`NAMES`](Self::NAMES) is one of them.
-    pub(super) fn has(self, at: usize) -> bool {
-        self.0 >> at & 1 == 1
+    /// Whether the attribute of this name is one of them.
+    pub(super) fn has(self, name: &str) -> bool {
+        self.0 & Looks::at(name).0 != 0
+    }
+
+    /// Their names.
+    pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
+        Looks::NAMES
+            .into_iter()
+            .enumerate()
+            .filter(move |(at, _)| self.0 >> at & 1 == 1)
+            .map(|(_, name)| name)
     }
 }
 

@@ -18,13 +18,10 @@ const ANNOTATIONS: [&str; 4] = ["ask", "after_untrusted", "id", "note"];
 /// What a policy looks at.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Uses {
-    pub(super) now: bool,
-    pub(super) minute: bool,
-    pub(super) arguments: bool,
-    /// Paths, or anything else that is not known before the call.
-    other: bool,
-    /// The attributes of the context, `arguments` apart.
+    /// The attributes of the context.
     pub(super) looks: Looks,
+    /// Whether it looks at arguments, paths, or anything else that is not known before the call.
+    of_calls: bool,
     /// Whether it may look at the server or the tool that the resource is in.
     pub(super) surroundings: bool,
     /// Whether it may look at the caller's category.
@@ -34,7 +31,7 @@ pub(super) struct Uses {
 impl Uses {
     /// Until when a decision by the clock holds that is made now.
     pub(super) fn next_change(&self, now_ms: u64) -> u64 {
-        match (self.now, self.minute) {
+        match (self.looks.has("now"), self.looks.has("minute")) {
             (true, _) => now_ms.saturating_add(1),
             (false, true) => (now_ms / 60_000 + 1).saturating_mul(60_000),
             (false, false) => u64::MAX,
@@ -43,7 +40,7 @@ impl Uses {
 
     /// Whether what it says of a tool holds for every call of it, now.
     pub(super) fn is_of_tools_alone(&self) -> bool {
-        !self.arguments && !self.other
+        !self.of_calls
     }
 }
 
@@ -231,22 +228,21 @@ struct Seen {
 impl Seen {
     /// It looks at the context as a whole, or in a way that is not known here.
     fn everything(&mut self) {
-        let uses = Uses { now: true, minute: true, arguments: true, other: true, ..self.uses };
-        self.uses = Uses { looks: Looks::EVERYTHING, ..uses };
+        self.uses.looks = Looks::EVERYTHING;
+        self.uses.of_calls = true;
     }
 
     fn attribute(&mut self, name: &str) {
         self.uses.looks.add(Looks::at(name));
         match name {
-            "server" | "tool" | "project" | "phase" => {}
-            "now" => self.uses.now = true,
-            "minute" => self.uses.minute = true,
-            "arguments" => self.uses.arguments = true,
-            "recursive" | "raised" | "untrusted" | "programs" | "hosts" => self.uses.other = true,
+            "server" | "tool" | "project" | "phase" | "now" | "minute" => {}
+            "recursive" | "raised" | "untrusted" | "programs" | "hosts" | "arguments" => {
+                self.uses.of_calls = true;
+            }
             _ => {
                 // The facts are for what is compiled here.
                 let known = Looks::NAMES.into_iter().filter(|known| *known != Looks::FACTS);
-                let known: Vec<&str> = known.chain(["arguments"]).collect();
+                let known: Vec<&str> = known.collect();
                 self.problem = Some(unknown("attribute of `context`", name, &known));
             }
         }
@@ -259,7 +255,7 @@ impl Seen {
         self.uses.surroundings |= matches!(kind, "Server" | "Tool");
         self.uses.category |= kind == "Category";
         if kind == "Dir" || kind == "Path" {
-            self.uses.other = true;
+            self.uses.of_calls = true;
             match ProjectPath::parse(id) {
                 Ok(path) if path.to_string() == id => {
                     self.dirs.insert(path.relative().to_owned());
@@ -298,7 +294,7 @@ impl Seen {
         if !TYPES.contains(&kind) {
             self.problem = Some(unknown("type", kind, &TYPES));
         }
-        self.uses.other |= matches!(kind, "Path" | "Tool");
+        self.uses.of_calls |= matches!(kind, "Path" | "Tool");
     }
 }
 

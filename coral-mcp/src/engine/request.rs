@@ -9,7 +9,6 @@ use cedar_policy::{
 use coral_core::Error;
 use serde_json::{Map, Value};
 
-use super::compile::Looks;
 use super::{Found, PolicyEngine, compile};
 use crate::access::Access;
 use crate::path::ProjectPath;
@@ -123,27 +122,21 @@ impl<'a> Requests<'a> {
             texts(access.programs.iter().cloned().chain(names))
         };
         let value = |attr: &str| match attr {
-            "server" => text(access.server),
-            "tool" => text(access.tool),
-            "project" => text(&access.caller.project),
-            "phase" => text(&access.caller.phase),
-            "now" => number(access.now_ms),
-            "minute" => number(access.now_ms / 60_000 % 1_440),
-            "recursive" => truth(access.recursive),
-            "raised" => truth(access.raised),
-            "untrusted" => truth(access.untrusted.is_some()),
-            "programs" => programs(),
-            "hosts" => texts(access.hosts.iter().cloned()),
-            _ => texts(found.facts.iter().cloned()),
+            "server" => Some(text(access.server)),
+            "tool" => Some(text(access.tool)),
+            "project" => Some(text(&access.caller.project)),
+            "phase" => Some(text(&access.caller.phase)),
+            "now" => Some(number(access.now_ms)),
+            "minute" => Some(number(access.now_ms / 60_000 % 1_440)),
+            "recursive" => Some(truth(access.recursive)),
+            "raised" => Some(truth(access.raised)),
+            "untrusted" => Some(truth(access.untrusted.is_some())),
+            "programs" => Some(programs()),
+            "hosts" => Some(texts(access.hosts.iter().cloned())),
+            "arguments" => record(access.arguments.unwrap_or(&Map::new()), MAX_DEPTH),
+            _ => Some(texts(found.facts.iter().cloned())),
         };
-        let attrs = Looks::NAMES.iter().enumerate().filter(|(at, _)| found.looks.has(*at));
-        let mut pairs: Vec<_> = attrs.map(|(_, attr)| ((*attr).to_owned(), value(attr))).collect();
-        if self.engine.custom.iter().any(|c| c.uses.arguments && c.concerns(access.caller)) {
-            let none = Map::new();
-            let arguments = record(access.arguments.unwrap_or(&none), MAX_DEPTH);
-            pairs.extend(arguments.map(|arguments| ("arguments".to_owned(), arguments)));
-        }
-        pairs
+        found.looks.names().filter_map(|attr| Some((attr.to_owned(), value(attr)?))).collect()
     }
 }
 
