@@ -4,7 +4,7 @@ use std::path::Path;
 
 use coral_core::{EVENT_FORMAT, Event, Journal, Record};
 use coral_state::SqliteJournal;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, Transaction, params};
 use serde::Serialize;
 use tempfile::TempDir;
 
@@ -100,6 +100,12 @@ enum ByHand {
     Succeeded { at_ms: u64, step: &'static str, attempt: u32, output: Bytes },
 }
 
+fn insert(commit: &Transaction<'_>, run: u64, data: &[u8]) -> Outcome {
+    let mut insert = commit.prepare_cached("INSERT INTO events (run, data) VALUES (?1, ?2)")?;
+    insert.execute(params![run.cast_signed(), data])?;
+    Ok(())
+}
+
 /// A table of events in SQLite (WAL, synchronous FULL) without anything above it.
 #[derive(Debug)]
 pub struct BareSqlite {
@@ -131,9 +137,7 @@ impl BareSqlite {
         for _ in 0..times {
             let commit = self.conn.transaction()?;
             for run in 0..rows {
-                commit
-                    .prepare_cached("INSERT INTO events (run, data) VALUES (?1, ?2)")?
-                    .execute(params![run.cast_signed(), data])?;
+                insert(&commit, run, &data)?;
             }
             commit.commit()?;
             self.rows += rows;
@@ -156,9 +160,7 @@ impl BareSqlite {
                 } else {
                     ByHand::Succeeded { at_ms, step, attempt, output: Bytes::default() }
                 };
-                commit
-                    .prepare_cached("INSERT INTO events (run, data) VALUES (?1, ?2)")?
-                    .execute(params![run.cast_signed(), serde_json::to_vec(&event)?])?;
+                insert(&commit, run, &serde_json::to_vec(&event)?)?;
             }
         }
         commit.commit()?;
