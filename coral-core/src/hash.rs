@@ -24,9 +24,21 @@ pub fn digest<T: Serialize + ?Sized>(value: &T) -> Result<String, Error> {
 /// # Errors
 /// [`Invalid`](crate::ErrorKind::Invalid) if the value can't be JSON.
 pub fn canonical_json<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Error> {
+    canonical_value(&serde_json::to_value(value).map_err(invalid)?)
+}
+
+/// As [`canonical_json`], of what is JSON already: it need not be copied for it.
+///
+/// # Errors
+/// See [`canonical_json`].
+pub fn canonical_value(value: &Value) -> Result<Vec<u8>, Error> {
     let mut text = Vec::with_capacity(512);
-    let written = serde_json::to_value(value).and_then(|value| write_canonical(&value, &mut text));
-    written.map_err(|e| Error::invalid("value", e.to_string())).map(|()| text)
+    write_canonical(value, &mut text).map_err(invalid)?;
+    Ok(text)
+}
+
+fn invalid(error: serde_json::Error) -> Error {
+    Error::invalid("value", error.to_string())
 }
 
 /// A number derived from `seed`, to spread waits by: a replay waits as long.

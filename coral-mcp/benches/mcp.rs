@@ -17,6 +17,7 @@
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ use coral_mcp::{
     Access, Commands, Operation, Permissions, Policy, PolicyEngine, ProjectPath, Sandbox, Servers,
 };
 use rmcp::ServiceExt;
-use rmcp::model::CallToolRequestParams;
+use rmcp::model::{CallToolRequestParams, ProtocolVersion};
+use rmcp::service::{ClientLifecycleMode, serve_client_with_lifecycle};
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 
@@ -252,7 +254,7 @@ fn echo_server() -> tokio::io::DuplexStream {
 }
 
 /// A call of a server in this process, through the sandbox and by bare rmcp, in turns.
-async fn over_memory(rows: &mut Vec<Row>) {
+async fn over_memory() -> Vec<Row> {
     let text = "permission_model:\n  agents:\n    dev:\n      mcp_servers: [echo]\n      operations: [execute]\n      \
                 after_untrusted: allow\n";
     let ours = Sandbox::builder()
@@ -261,9 +263,10 @@ async fn over_memory(rows: &mut Vec<Row>) {
         .build()
         .await
         .unwrap();
-    let bare = ().serve(echo_server()).await.unwrap();
+    let newest = ClientLifecycleMode::Discover { preferred_versions: vec![ProtocolVersion::LATEST] };
+    let bare = serve_client_with_lifecycle((), echo_server(), newest).await.unwrap();
     let call = call("echo__echo", json!({"message": "hello"}));
-    compare("call in memory", &ours, &call, &bare, rows).await;
+    compare("call in memory", &ours, &call, &bare).await
 }
 
 fn call(name: &str, arguments: Value) -> ToolCall {
@@ -330,14 +333,16 @@ async fn sandbox(target: &std::path::Path, isolation: &str, root: &std::path::Pa
 }
 
 /// A call of a public server over its pipes, through the sandbox and by bare rmcp, in turns.
-async fn over_stdio(target: &std::path::Path, rows: &mut Vec<Row>) {
+async fn over_stdio(target: PathBuf) -> Vec<Row> {
+    let mut rows = Vec::new();
     let dir = tempfile::tempdir().unwrap();
     let call = call("everything__echo", json!({"message": "hello"}));
-    let (_child, bare) = plain(target, dir.path()).await;
     for level in ["none", "kernel"] {
-        let ours = sandbox(target, level, dir.path()).await;
-        compare(&format!("call over stdio, {level}"), &ours, &call, &bare, rows).await;
+        let (_child, bare) = plain(&target, dir.path()).await;
+        let ours = sandbox(&target, level, dir.path()).await;
+        rows.append(&mut compare(&format!("call over stdio, {level}"), &ours, &call, &bare).await);
     }
+    rows
 }
 
 /// The server `everything` in a plain process, and bare rmcp that talks to it.
@@ -364,14 +369,17 @@ async fn compare(
     ours: &Sandbox,
     call: &ToolCall,
     bare: &rmcp::service::RunningService<rmcp::RoleClient, ()>,
-    rows: &mut Vec<Row>,
-) {
+) -> Vec<Row> {
     let cx = CallContext::new(Caller::agent("dev"));
     let params = || {
         let arguments = call.arguments.as_object().unwrap().clone();
         CallToolRequestParams::new("echo").with_arguments(arguments)
     };
-    drop(ours.call(call, &cx).await.unwrap());
+    // A server becomes faster for thousands of calls: both are to have had as many.
+    for _ in 0..times(4_000) {
+        drop(ours.call(call, &cx).await.unwrap());
+        drop(bare.call_tool(params()).await.unwrap());
+    }
     let count = times(200);
     let mut spent: [Vec<[f64; 2]>; 2] = [Vec::new(), Vec::new()];
     for turn in 0..times(40) {
@@ -389,10 +397,11 @@ async fn compare(
             spent[which as usize].push([per(wall.elapsed().as_secs_f64() * 1e6), per(cpu_us() - cpu)]);
         }
     }
-    for (at, unit) in ["wall", "this process's CPU"].into_iter().enumerate() {
+    let row = |(at, unit): (usize, &str)| {
         let of = |which: usize| median(spent[which].iter().map(|both| both[at]).collect());
-        rows.push(Row::new(format!("{what}, {unit}"), "µs", of(0), Some(("bare rmcp", of(1)))));
-    }
+        Row::new(format!("{what}, {unit}"), "µs", of(0), Some(("bare rmcp", of(1))))
+    };
+    ["wall", "this process's CPU"].into_iter().enumerate().map(row).collect()
 }
 
 /// A Node server from nothing to its list of tools, in turns: by bare rmcp over a plain process, and by
@@ -487,9 +496,15 @@ fn main() {
     part("decision", &mut decisions);
     part("token", &mut tokens);
     part("whole check, call of the built-in files", &mut |rows| in_memory(&runtime, rows));
-    part("call in memory", &mut |rows| runtime.block_on(over_memory(rows)));
+    // From a task, as the engine makes its calls.
+    let in_task = |work: Pin<Box<dyn Future<Output = Vec<Row>> + Send>>| {
+        runtime.block_on(async { tokio::spawn(work).await.unwrap() })
+    };
+    part("call in memory", &mut |rows| rows.append(&mut in_task(Box::pin(over_memory()))));
     if let Some(target) = installed() {
-        part("call over stdio", &mut |rows| runtime.block_on(over_stdio(&target, rows)));
+        part("call over stdio", &mut |rows| {
+            rows.append(&mut in_task(Box::pin(over_stdio(target.clone()))));
+        });
         part("start of a Node server", &mut |rows| runtime.block_on(starts(&target, rows)));
     }
     part("run from a large process", &mut |rows| runtime.block_on(spawns(rows)));

@@ -1,7 +1,6 @@
 //! The calls under way on one connection: their deadlines, their progress, and for which of them a
 //! server asks back.
 
-use std::collections::HashMap;
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -125,11 +124,13 @@ impl Drop for Question {
 /// The calls under way on one connection, by the ids and tokens of their requests.
 #[derive(Default)]
 pub(crate) struct Calls {
-    under_way: Mutex<HashMap<u64, Request>>,
+    /// As few as may be under way at once, so they are looked through.
+    under_way: Mutex<Vec<Request>>,
     next: AtomicU64,
 }
 
 struct Request {
+    key: u64,
     call: Arc<Underway>,
     /// Known once it is sent.
     sent: Option<(RequestId, ProgressToken)>,
@@ -145,7 +146,7 @@ impl Calls {
     /// Enters a request, before it is sent, until the guard is dropped.
     pub(crate) fn enter(self: &Arc<Self>, call: &Arc<Underway>) -> Entered {
         let key = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(key, Request { call: Arc::clone(call), sent: None });
+        self.lock().push(Request { key, call: Arc::clone(call), sent: None });
         Entered { calls: Arc::clone(self), key }
     }
 
@@ -154,14 +155,14 @@ impl Calls {
         self.lock().len()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Request>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Request>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops the clocks of all calls under way until what is given back is dropped.
     #[cfg(feature = "http")]
     pub(crate) fn hold(&self) -> Vec<Question> {
-        self.lock().values().map(|request| request.call.hold()).collect()
+        self.lock().iter().map(|request| request.call.hold()).collect()
     }
 
     /// The call that a server asks back for: the one on whose stream it asks, else the only one. With
@@ -169,9 +170,9 @@ impl Calls {
     /// run.
     pub(crate) fn asking(&self, origin: Option<&RequestId>) -> Option<Arc<Underway>> {
         let under_way = self.lock();
-        let on_stream = origin.and_then(|origin| under_way.values().find(|request| request.is(origin)));
+        let on_stream = origin.and_then(|origin| under_way.iter().find(|request| request.is(origin)));
         let only = || {
-            let only = under_way.values().next().filter(|_| under_way.len() == 1);
+            let only = under_way.first().filter(|_| under_way.len() == 1);
             // A stream of its own belongs to a request that was not entered yet, or to none here.
             only.filter(|only| origin.is_none() || only.sent.is_none())
         };
@@ -183,7 +184,7 @@ impl Calls {
         let is = |request: &&Request| {
             request.sent.as_ref().is_some_and(|(_, token)| *token == report.progress_token)
         };
-        let call = self.lock().values().find(is).map(|request| Arc::clone(&request.call));
+        let call = self.lock().iter().find(is).map(|request| Arc::clone(&request.call));
         if let Some(call) = call {
             call.progress(report);
         }
@@ -198,7 +199,7 @@ pub(crate) struct Entered {
 
 impl Entered {
     pub(crate) fn sent(&self, id: RequestId, token: ProgressToken) {
-        if let Some(request) = self.calls.lock().get_mut(&self.key) {
+        if let Some(request) = self.calls.lock().iter_mut().find(|request| request.key == self.key) {
             request.sent = Some((id, token));
         }
     }
@@ -206,7 +207,7 @@ impl Entered {
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.calls.lock().remove(&self.key);
+        self.calls.lock().retain(|request| request.key != self.key);
     }
 }
 

@@ -74,6 +74,11 @@ impl Health {
         self.changed.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the tools were said to be others.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed.load(Ordering::Relaxed)
+    }
+
     /// Whether the tools were said to be others since this was asked last.
     pub(crate) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)

@@ -167,7 +167,7 @@ impl Connector for Http {
             // No handshake waits for a person: the token is had first, and the handshake begins anew.
             authority.obtain(&challenge).await.map_err(|error| {
                 let problem =
-                    format!("no token was to be had: {}", crate::text::clean(&error.to_string(), 1_000));
+                    format!("no token was to be had: {}", crate::text::clean(error.to_string(), 1_000));
                 fault(name, ToolFault::Unavailable, problem)
             })?;
         }

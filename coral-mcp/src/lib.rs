@@ -120,6 +120,7 @@ mod sql;
 mod stdio;
 mod text;
 mod token;
+mod tool_call;
 mod url_guard;
 mod yaml;
 

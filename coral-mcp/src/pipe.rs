@@ -16,6 +16,7 @@ use tokio::sync::Mutex;
 
 use crate::health::{Health, is_mere_answer};
 use crate::process::{Input, Process};
+use crate::tool_call;
 
 /// How long a server may leave its input unread.
 const WRITE_DEADLINE: Duration = Duration::from_secs(10);
@@ -89,9 +90,8 @@ impl Pipe {
 /// What a line means for the client; `None` for what is passed over.
 fn understand(line: &[u8], health: &Health) -> Option<RxJsonRpcMessage<RoleClient>> {
     let line = std::str::from_utf8(line).unwrap_or_default();
-    if is_mere_answer(line)
-        && let Ok(message) = serde_json::from_str(line)
-    {
+    let answer = || is_mere_answer(line).then(|| serde_json::from_str(line).ok()).flatten();
+    if let Some(message) = tool_call::answer(line).or_else(answer) {
         let late = match &message {
             JsonRpcMessage::Response(answer) => is_late(&answer.id, health),
             JsonRpcMessage::Error(answer) => answer.id.as_ref().is_some_and(|id| is_late(id, health)),
@@ -182,7 +182,10 @@ impl Transport<RoleClient> for Pipe {
             self.health.began_again(*id);
         }
         async move {
-            let mut line = serde_json::to_vec(&item)?;
+            let mut line = match tool_call::written(&item) {
+                Some(line) => line,
+                None => serde_json::to_vec(&item)?,
+            };
             line.push(b'\n');
             let mut input = input.lock().await;
             let mut open = input.take().ok_or(io::ErrorKind::BrokenPipe)?;

@@ -3,6 +3,8 @@
 
 mod states;
 
+use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -198,6 +200,18 @@ impl Server {
         Holder::of(self.rules.connection.per, caller)
     }
 
+    /// A connection for `caller` that can be called as it is: it is open, was used lately, and nobody said that its
+    /// tools are others now.
+    pub(crate) fn ready(&self, name: &str, caller: &Caller) -> Option<Arc<Live>> {
+        let state = self.states.of(name, &self.holder(caller)).ok()?;
+        let state = state.try_lock().ok()?;
+        let is_ready = |live: &&Arc<Live>| {
+            let connection = &live.connection;
+            !connection.is_closed() && !connection.health().is_changed() && connection.idle() <= PROBE_AFTER
+        };
+        state.live.first().filter(is_ready).cloned()
+    }
+
     /// How the server is started now, if that is not how it was when it was pinned. One that runs for
     /// `caller` was looked at when it was started.
     pub(crate) async fn change(
@@ -243,6 +257,11 @@ impl Server {
                 Err(fault(name, ToolFault::Timeout, "it was not there before the call's time was over"))
             }
         }
+    }
+
+    /// How many connections there may be for one holder.
+    fn most(&self) -> usize {
+        self.connection_rules().connections.unwrap_or(1)
     }
 
     fn connection_rules(&self) -> &ConnectionRules {
@@ -401,13 +420,19 @@ impl Server {
         let alone = self.terms.abilities.asks();
         let busy = || fault(&full(), ToolFault::Timeout, "other calls took all the time that it had");
         let (cx, deadline) = (within.cx, within.deadline);
-        let permit = tokio::time::timeout_at(deadline, self.permits.acquire());
-        let _permit = permit.await.map_err(|_| busy())?;
-        let shared = self.states.of(name, &self.holder(cx.caller()))?;
-        let chosen = self.least_busy(name, (&shared, live), tool, alone, (clock, pins));
-        let live = tokio::time::timeout_at(deadline, chosen).await.map_err(|_| busy())??;
+        let _permit = match self.permits.try_acquire() {
+            Ok(permit) => permit,
+            Err(_) => timely(deadline, self.permits.acquire()).await.and_then(Result::ok).ok_or_else(busy)?,
+        };
+        let shared = || self.states.of(name, &self.holder(cx.caller()));
+        let mut live = Cow::Borrowed(live);
+        if self.most() > 1 {
+            let shared = shared()?;
+            let chosen = self.least_busy(name, (&shared, &live), tool, alone, (clock, pins));
+            live = Cow::Owned(timely(deadline, chosen).await.ok_or_else(busy)??);
+        }
         let _turn = match alone {
-            true => Some(tokio::time::timeout_at(deadline, live.turn.acquire()).await.map_err(|_| busy())?),
+            true => timely(deadline, live.turn.acquire()).await.ok_or_else(busy)?.ok(),
             false => None,
         };
         if let Some(reach) = &within.reach {
@@ -423,19 +448,25 @@ impl Server {
                 None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
             }
         };
-        let mut rights = live.connection.timers().timer();
+        let mut called = pin!(called);
         let result = match within.rights_end {
-            Some(end) => tokio::select! {
-                biased;
-                result = called => result,
-                () = rights.until(end) => {
-                    let ended = "the rights that it was made by ended before it did";
-                    Err(fault(&full(), ToolFault::Timeout, ended))
+            Some(end) => {
+                let mut rights = live.connection.timers().timer();
+                tokio::select! {
+                    biased;
+                    result = &mut called => result,
+                    () = rights.until(end) => {
+                        let ended = "the rights that it was made by ended before it did";
+                        Err(fault(&full(), ToolFault::Timeout, ended))
+                    }
                 }
-            },
+            }
             None => called.await,
         };
-        if result.is_ok() && !live.answered.swap(true, Ordering::Relaxed) {
+        if result.is_ok()
+            && !live.answered.swap(true, Ordering::Relaxed)
+            && let Ok(shared) = shared()
+        {
             let mut state = shared.lock().await;
             (state.failures, state.problem) = (0, None);
         }
@@ -456,10 +487,7 @@ impl Server {
         alone: bool,
         (clock, pins): (&dyn Clock, &Pins),
     ) -> Result<Arc<Live>, Error> {
-        let most = self.connection_rules().connections.unwrap_or(1);
-        if most == 1 {
-            return Ok(Arc::clone(live));
-        }
+        let most = self.most();
         let load = |live: &Arc<Live>| {
             if alone {
                 1 - live.turn.available_permits().min(1)
@@ -509,6 +537,11 @@ impl Server {
             }
         });
     }
+}
+
+/// What `work` gives, if it does so before `deadline`. It takes no room in the future of who waits for it.
+async fn timely<T>(deadline: Instant, work: impl Future<Output = T> + Send) -> Option<T> {
+    Box::pin(tokio::time::timeout_at(deadline, work)).await.ok()
 }
 
 fn is_timeout(error: &Error) -> bool {

@@ -208,7 +208,7 @@ async fn keep_last(mut pipe: impl AsyncRead + Unpin, kept: Arc<Mutex<VecDeque<St
                 }
                 continue;
             }
-            let text = clean(&String::from_utf8_lossy(&line), STDERR_LINE);
+            let text = clean(String::from_utf8_lossy(&line), STDERR_LINE);
             line.clear();
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             if kept.len() == STDERR_LINES {

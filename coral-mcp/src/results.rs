@@ -86,7 +86,7 @@ impl Reading {
     fn output(self, structured: Option<Value>, is_error: bool) -> ToolOutput {
         let parts = (!self.kept.is_empty()).then(|| json!({"parts": self.kept}));
         ToolOutput {
-            content: clean(&self.content, self.max_bytes),
+            content: clean(self.content, self.max_bytes),
             structured: structured.or(parts),
             is_error,
         }
@@ -149,7 +149,7 @@ pub(crate) fn of_prompt(result: &GetPromptResult, max_bytes: usize) -> ToolOutpu
 
 /// `output` without the values of `secrets`.
 pub(crate) fn without(mut output: ToolOutput, secrets: &[String]) -> ToolOutput {
-    output.content = redact(&output.content, secrets);
+    output.content = redact(output.content, secrets);
     // A value is text with structure: it is shown as a whole or not at all.
     output.structured = output.structured.filter(|value| {
         let text = value.to_string();
@@ -159,9 +159,11 @@ pub(crate) fn without(mut output: ToolOutput, secrets: &[String]) -> ToolOutput 
 }
 
 /// `text` without the values of `secrets`.
-pub(crate) fn redact(text: &str, secrets: &[String]) -> String {
-    let found = secrets.iter().filter(|secret| text.contains(secret.as_str()));
-    found.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "[secret]"))
+pub(crate) fn redact(text: String, secrets: &[String]) -> String {
+    secrets.iter().fold(text, |text, secret| match text.contains(secret.as_str()) {
+        true => text.replace(secret.as_str(), "[secret]"),
+        false => text,
+    })
 }
 
 #[cfg(test)]

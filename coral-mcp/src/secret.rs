@@ -63,10 +63,14 @@ impl Secrets {
 
     /// What kind of secret `text` holds in the clear, if it seems to hold one.
     pub(crate) fn find(&self, text: &str) -> Option<&'static str> {
-        if self.0.iter().any(|value| text.contains(value.as_str())) {
+        if self.holds_own(text) {
             return Some("a secret of one of the servers");
         }
         find(text)
+    }
+
+    fn holds_own(&self, text: &str) -> bool {
+        self.0.iter().any(|value| text.contains(value.as_str()))
     }
 
     /// As [`find`](Self::find), in every text of a value.
@@ -82,16 +86,30 @@ impl Secrets {
     }
 
     /// `text`, unless it seems to hold a secret: then what kind of secret it held.
-    pub(crate) fn redacted(&self, text: &str) -> String {
-        match self.find(text) {
-            None => text.to_owned(),
+    pub(crate) fn redacted(&self, text: String) -> String {
+        match self.find(&text) {
+            None => text,
             Some(what) => format!("[a text that held {what}]"),
         }
     }
+
+    /// The same for a name of parts, each of which may hold one.
+    pub(crate) fn redacted_name(&self, name: String) -> String {
+        if !self.holds_own(&name) && !is_marked(&name) {
+            return name;
+        }
+        let parts: Vec<String> = name.split("__").map(|part| self.redacted(part.to_owned())).collect();
+        self.redacted(parts.join("__"))
+    }
+}
+
+/// Whether `text` has a mark, without which it holds no secret.
+fn is_marked(text: &str) -> bool {
+    MARKS.as_ref().is_none_or(|marks| marks.is_match(text))
 }
 
 fn find(text: &str) -> Option<&'static str> {
-    if MARKS.as_ref().is_some_and(|marks| !marks.is_match(text)) {
+    if !is_marked(text) {
         return None;
     }
     let private_key = text.match_indices(PRIVATE_KEY).any(|(at, _)| {

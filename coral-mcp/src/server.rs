@@ -1,6 +1,6 @@
 //! One MCP server as the sandbox sees it: a connection, its tools, calls with a deadline.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use coral_core::resilience::Timers;
 use coral_core::{CallContext, Error, ErrorKind, ToolFault, ToolOutput};
 use rmcp::model::{
     CallToolRequest, CallToolRequestParams, CallToolResult, ClientRequest, ErrorCode, GetPromptRequest,
-    GetPromptRequestParams, InputResponses, JsonObject, PaginatedRequestParams, Prompt, ProtocolVersion,
-    ReadResourceRequest, ReadResourceRequestParams, Resource, ResourceTemplate, ServerResult,
-    SubscriptionFilter, Tool,
+    GetPromptRequestParams, InputRequiredResult, InputResponses, JsonObject, PaginatedRequestParams, Prompt,
+    ProtocolVersion, ReadResourceRequest, ReadResourceRequestParams, Resource, ResourceTemplate,
+    ServerResult, SubscriptionFilter, Tool,
 };
 use rmcp::service::{
     ClientCacheConfig, ClientLifecycleMode, PeerRequestOptions, RequestHandle, RunningService,
@@ -162,7 +162,7 @@ impl Connection {
                 problem = format!("{problem}; its last words: {last}");
             }
         }
-        let problem = crate::text::clean(&redact(&problem, &health.secrets(&secrets)), 2_000);
+        let problem = crate::text::clean(redact(problem, &health.secrets(&secrets)), 2_000);
         Err(fault(name, ToolFault::Unavailable, problem))
     }
 
@@ -274,7 +274,7 @@ impl Connection {
             _ => return Err(fault(&full(), ToolFault::Protocol, "the answer is not a tool's result")),
         };
         let output = results::of_tool(&result, shape, self.limits.max_result_bytes)
-            .map_err(|problem| fault(&full(), ToolFault::Protocol, redact(&problem, &self.hidden())))?;
+            .map_err(|problem| fault(&full(), ToolFault::Protocol, redact(problem, &self.hidden())))?;
         Ok(results::without(output, &self.hidden()))
     }
 
@@ -338,38 +338,13 @@ impl Connection {
         &self,
         tool: &str,
         (cx, deadline): (&CallContext, Instant),
-        mut request: impl FnMut(Option<InputResponses>, Option<String>) -> ClientRequest,
+        request: impl FnMut(Option<InputResponses>, Option<String>) -> ClientRequest,
     ) -> Result<ServerResult, Error> {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let limit = deadline.saturating_duration_since(Instant::now()).min(self.limits.call);
         let call = Underway::new(cx, tool);
-        let rounds = async {
-            let (mut responses, mut state) = (None, None);
-            for round in 0..MAX_ROUNDS {
-                match self.send(&call, request(responses.take(), state.take())).await? {
-                    ServerResult::InputRequiredResult(needed) => {
-                        let wanted = needed.input_requests.unwrap_or_default();
-                        state = needed.request_state;
-                        if wanted.is_empty() {
-                            if state.is_none() {
-                                return Err(ServiceError::UnexpectedResponse);
-                            }
-                            tokio::time::sleep(Duration::from_millis(50) * (round + 1)).await;
-                        }
-                        let mut answers = InputResponses::new();
-                        for (key, request) in wanted {
-                            let answer = self.service.service().answer(request, &call).await;
-                            answers.insert(key, answer.map_err(ServiceError::McpError)?);
-                        }
-                        responses = (!answers.is_empty()).then_some(answers);
-                    }
-                    result => return Ok(result),
-                }
-            }
-            Err(ServiceError::InputRequiredRoundsExceeded {
-                max_rounds: usize::try_from(MAX_ROUNDS).unwrap_or(0),
-            })
-        };
+        // In one place, wherever it is waited for.
+        let rounds = pin!(self.rounds(&call, request));
         let result = call.within(limit, &self.timers, rounds).await;
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let full = || format!("{}__{tool}", self.name);
@@ -380,6 +355,47 @@ impl Connection {
                 Err(fault(&full(), ToolFault::Timeout, format!("no answer within {} ms", limit.as_millis())))
             }
         }
+    }
+
+    async fn rounds(
+        &self,
+        call: &Arc<Underway>,
+        mut request: impl FnMut(Option<InputResponses>, Option<String>) -> ClientRequest,
+    ) -> Result<ServerResult, ServiceError> {
+        let (mut responses, mut state) = (None, None);
+        for round in 0..MAX_ROUNDS {
+            match self.send(call, request(responses.take(), state.take())).await? {
+                ServerResult::InputRequiredResult(needed) => {
+                    // Few calls come to it, and it takes room in the future of each.
+                    (responses, state) = Box::pin(self.answer(call, needed, round)).await?;
+                }
+                result => return Ok(result),
+            }
+        }
+        let max_rounds = usize::try_from(MAX_ROUNDS).unwrap_or(0);
+        Err(ServiceError::InputRequiredRoundsExceeded { max_rounds })
+    }
+
+    /// What a server needs to go on with `call`, and what it wants to be told again with that.
+    async fn answer(
+        &self,
+        call: &Arc<Underway>,
+        needed: InputRequiredResult,
+        round: u32,
+    ) -> Result<(Option<InputResponses>, Option<String>), ServiceError> {
+        let (wanted, state) = (needed.input_requests.unwrap_or_default(), needed.request_state);
+        if wanted.is_empty() {
+            if state.is_none() {
+                return Err(ServiceError::UnexpectedResponse);
+            }
+            tokio::time::sleep(Duration::from_millis(50) * (round + 1)).await;
+        }
+        let mut answers = InputResponses::new();
+        for (key, request) in wanted {
+            let answer = self.service.service().answer(request, call).await;
+            answers.insert(key, answer.map_err(ServiceError::McpError)?);
+        }
+        Ok(((!answers.is_empty()).then_some(answers), state))
     }
 
     async fn send(&self, call: &Arc<Underway>, request: ClientRequest) -> Result<ServerResult, ServiceError> {
@@ -454,7 +470,7 @@ impl Connection {
     }
 
     fn failure(&self, what: &str, error: &ServiceError) -> Error {
-        let clean = |text: &str| redact(&crate::text::clean(text, 2_000), &self.hidden());
+        let clean = |text: &str| redact(crate::text::clean(text, 2_000), &self.hidden());
         match error {
             ServiceError::McpError(ErrorData { code, message, .. }) if code.0 == -32602 => {
                 fault(what, ToolFault::InvalidArguments, clean(message))

@@ -1,5 +1,7 @@
 //! Text that came from outside, made safe to show.
 
+use std::borrow::Cow;
+
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
@@ -8,7 +10,12 @@ use crate::path::is_unseen;
 
 /// `text` without terminal escapes and invisible characters, cut to `max_bytes` with a note of
 /// what is missing.
-pub(crate) fn clean(text: &str, max_bytes: usize) -> String {
+pub(crate) fn clean<'a>(text: impl Into<Cow<'a, str>>, max_bytes: usize) -> String {
+    let text = text.into();
+    let is_plain = |b: u8| matches!(b, b' '..=b'~' | b'\n' | b'\t' | b'\r');
+    if text.len() <= max_bytes && text.bytes().all(is_plain) {
+        return text.into_owned();
+    }
     let mut kept = String::with_capacity(text.len().min(max_bytes));
     let mut rest = text.char_indices();
     for (at, c) in rest.by_ref() {
@@ -44,12 +51,10 @@ pub(crate) fn keyed(key: &[u8; 32], bytes: &[u8]) -> [u8; 32] {
 
 /// Bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
+    let digits = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
     let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.extend([byte >> 4, byte & 15].iter().filter_map(|half| DIGITS.get(usize::from(*half))));
-    }
+    text.extend(digits.map(char::from));
     text
 }
 

@@ -105,8 +105,7 @@ impl AuditKey {
 
 /// A value as canonical JSON, under a keyed hash.
 pub(crate) fn keyed_hash(key: &[u8; 32], value: &Value) -> Result<String, Error> {
-    let plain = sha256_hex(&coral_core::canonical_json(value)?);
-    Ok(hex(&keyed(key, plain.as_bytes())))
+    Ok(hex(&keyed(key, &coral_core::canonical_value(value)?)))
 }
 
 /// A signature over a chain up to a record. A copy kept elsewhere shows that a file was cut off

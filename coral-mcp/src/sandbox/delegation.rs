@@ -1,5 +1,6 @@
 //! For whom an agent acts: rights only shrink on the way.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
@@ -39,12 +40,12 @@ impl Delegations {
     }
 
     /// The caller and everyone for whom it acts, near ones first.
-    pub(super) fn principals(&self, caller: &Caller) -> Vec<Caller> {
+    pub(super) fn principals<'a>(&self, caller: &'a Caller) -> Cow<'a, [Caller]> {
         let parents = self.parents.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut found = vec![caller.clone()];
         if parents.is_empty() {
-            return found;
+            return Cow::Borrowed(std::slice::from_ref(caller));
         }
+        let mut found = vec![caller.clone()];
         let mut next = 0;
         while let Some(of) = found.get(next).map(key) {
             next += 1;
@@ -54,7 +55,7 @@ impl Delegations {
                 }
             }
         }
-        found
+        Cow::Owned(found)
     }
 
     /// Ends what was delegated in a run.

@@ -1,11 +1,12 @@
 //! The way of one call through the checks, and its traces in the audit.
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use coral_core::{CallContext, Caller, Error, ErrorKind, ToolCall, ToolFault, ToolOutput};
 use serde_json::{Map, Value};
 
-use super::{Change, Sandbox};
+use super::{Change, Sandbox, label_error};
 use crate::access::{Access, Decision, Operation, Verdict};
 use crate::audit::{AuditEntry, AuditEvent, keyed_hash};
 use crate::catalog::KnownTool;
@@ -20,7 +21,7 @@ pub(super) struct Gate<'a> {
     call: &'a ToolCall,
     cx: &'a CallContext,
     /// The caller and all for whom it acts.
-    principals: Vec<Caller>,
+    principals: Cow<'a, [Caller]>,
     /// The tool's name, fit to be shown and stored.
     name: OnceLock<String>,
 }
@@ -154,6 +155,18 @@ impl<'a> Gate<'a> {
         Err(self.asked(question))
     }
 
+    /// Takes in what an untrusted server said when it could not be reached.
+    pub(super) fn taken_in(&self, error: Error) -> Error {
+        let sandbox = self.sandbox;
+        sandbox.taint.mark(&self.cx.caller().run, &self.call.name);
+        let outcome = error.code().to_owned();
+        let event = AuditEvent::Ended { outcome, took_ms: 0, bytes: 0, untrusted: true };
+        if let Err(error) = sandbox.audit.append(AuditEntry { event, ..self.entry() }) {
+            tracing::error!(%error, "the end of a call could not be recorded");
+        }
+        label_error(&self.call.name, error)
+    }
+
     fn asked(&self, reason: String) -> Error {
         Error::new(ErrorKind::NeedsApproval { tool: self.name().to_owned(), reason })
     }
@@ -212,7 +225,7 @@ impl<'a> Gate<'a> {
         // The strictest of all decides, over the agent and everyone for whom it acts; among equals
         // the first, which is the document's verdict on the agent itself.
         let mut strictest: Option<Decision> = None;
-        for principal in &self.principals {
+        for principal in &*self.principals {
             let access = Access { caller: principal, ..*access };
             for policy in &sandbox.policies {
                 let mut decision = policy.decide(&access);
@@ -230,7 +243,7 @@ impl<'a> Gate<'a> {
             return decision;
         }
         // What the policies allow must be in the hand of each too.
-        for principal in &self.principals {
+        for principal in &*self.principals {
             if let Err(why) = sandbox.check_token(&Access { caller: principal, ..*access }) {
                 return Decision::deny(match principal.agent == access.caller.agent {
                     true => why,
@@ -244,11 +257,8 @@ impl<'a> Gate<'a> {
     /// The tool's name, fit to be shown and stored.
     fn name(&self) -> &str {
         self.name.get_or_init(|| {
-            let name = crate::text::clean(&self.call.name, 200);
             // A model may put anything into a name, right behind the server's too.
-            let secrets = &self.sandbox.secrets;
-            let parts: Vec<String> = name.split("__").map(|part| secrets.redacted(part)).collect();
-            secrets.redacted(&parts.join("__"))
+            self.sandbox.secrets.redacted_name(crate::text::clean(&self.call.name, 200))
         })
     }
 
@@ -277,9 +287,9 @@ impl<'a> Gate<'a> {
         let token = self.sandbox.token_id(self.cx.caller());
         let event = AuditEvent::Decided {
             verdict: decision.verdict,
-            rule: secrets.redacted(&decision.rule),
+            rule: secrets.redacted(decision.rule.clone()),
             operation,
-            paths: paths.iter().map(|path| secrets.redacted(&path.to_string())).collect(),
+            paths: paths.iter().map(|path| secrets.redacted(path.to_string())).collect(),
             arguments: keyed_hash(&self.sandbox.hash_key, &self.call.arguments)?,
             policy: self.sandbox.policy.clone(),
             on_behalf: self.principals.iter().skip(1).map(|of| of.agent.to_string()).collect(),
