@@ -30,8 +30,8 @@ use crate::pool::Probe;
 ///
 /// # What to listen to
 /// All spans have the target `coral_llm` and the level `INFO`: `RUST_LOG=coral_llm=info` shows them with
-/// `tracing-subscriber`'s filter, `coral_llm=off` silences them, and `coral_llm=info,hyper_util=debug,reqwest=debug` adds
-/// what happens to connections. Nothing in them holds a key, a prompt or an answer.
+/// `tracing-subscriber`'s filter, `coral_llm=off` silences them, and `coral_llm=info,hyper_util=debug` adds what
+/// happens to connections. Nothing in them holds a key, a prompt or an answer.
 ///
 /// # Metrics
 /// With the crate's feature `otel`, `Traced::with_meter` counts calls by the same conventions.

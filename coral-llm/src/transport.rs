@@ -9,11 +9,14 @@ use bytes::Bytes;
 use coral_core::ModelFault;
 use futures_core::Stream;
 use http_body::Body as _;
+use hyper::body::Incoming;
 
 use crate::failure::Failure;
 
 pub(crate) mod cassette;
+mod connect;
 pub(crate) mod net;
+mod tls;
 
 /// Carries one HTTP exchange.
 ///
@@ -47,7 +50,7 @@ type Pieces = Pin<Box<dyn Stream<Item = Result<Bytes, Failure>> + Send>>;
 pub struct Body(Repr);
 
 enum Repr {
-    Net(reqwest::Body),
+    Net(Incoming),
     Stream(Pieces),
     Whole(Option<Bytes>),
 }
@@ -63,7 +66,7 @@ impl Body {
         Body(Repr::Stream(Box::pin(pieces)))
     }
 
-    fn net(body: reqwest::Body) -> Self {
+    fn net(body: Incoming) -> Self {
         Body(Repr::Net(body))
     }
 
@@ -86,7 +89,7 @@ impl Stream for Body {
                     Poll::Ready(None) => return Poll::Ready(None),
                     Poll::Ready(Some(Err(error))) => {
                         let fault =
-                            if error.is_timeout() { ModelFault::Timeout } else { ModelFault::Truncated };
+                            if net::timed_out(&error) { ModelFault::Timeout } else { ModelFault::Truncated };
                         let problem = format!("the answer broke off: {}", net::cause_of(&error));
                         return Poll::Ready(Some(Err(Failure::new(fault, problem))));
                     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::dialect::Dialect;
 use crate::failure::Failure;
 
+mod alike;
 mod anthropic;
 mod assembly;
 mod call;

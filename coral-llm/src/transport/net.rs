@@ -1,38 +1,48 @@
-//! The transport over sockets, by reqwest.
+//! The transport over sockets, by hyper.
 
-use std::error::Error as _;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use coral_core::{Error, ModelFault};
+use http::header::{HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
+use http::uri::{Scheme, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::connect::Connector;
 use super::{Body, Transport};
 use crate::failure::Failure;
 use crate::provider::Timeouts;
 
 /// HTTP over sockets, with a pool of kept-alive connections. Cheap to clone; clones share the pool.
 ///
+/// It goes by way of the proxies that the environment names, as curl reads it: `HTTPS_PROXY`, `HTTP_PROXY` and
+/// `ALL_PROXY` (over HTTP or HTTPS, with a name and a password where they want one), and `NO_PROXY` for what goes past
+/// them.
+///
 /// A server may close a connection that it kept at the moment at which the next request goes out on it. So where a kept
 /// connection ends before a byte of the answer came, the request is sent once more, on a new one. On a connection that
 /// was not kept that is an error: what the server did with the request is unknown.
 #[derive(Clone, Debug)]
 pub struct HttpTransport {
-    client: reqwest::Client,
+    connector: Connector,
+    client: Client,
     /// Makes a new connection for each request, once one was needed.
-    fresh: Arc<OnceLock<Option<reqwest::Client>>>,
-    connect: Duration,
-    /// Whether HTTPS is spoken.
-    secure: bool,
+    fresh: Arc<OnceLock<Client>>,
     /// Whether there may be kept connections: one was answered on before.
     keeps: Arc<AtomicBool>,
-    /// The address of the last request: nearly all go to the same one, and parsing it again costs as much as
-    /// reading a short answer.
-    last: Arc<Mutex<Option<(http::Uri, reqwest::Url)>>>,
 }
+
+type Client = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
+type ClientError = hyper_util::client::legacy::Error;
+
+/// How long a connection is kept that nothing is sent on.
+const KEPT: Duration = Duration::from_secs(90);
 
 impl HttpTransport {
     /// A transport that can reach `base_url`.
@@ -49,157 +59,115 @@ impl HttpTransport {
     /// # Errors
     /// See [`for_url`](HttpTransport::for_url).
     pub fn connecting_within(base_url: &str, connect: Duration) -> Result<Self, Error> {
-        let secure = !is_plain(base_url);
-        if secure && !cfg!(feature = "tls") {
+        let url: Uri = base_url
+            .parse()
+            .map_err(|error| Error::invalid("base URL", format!("`{base_url}` is not a URL: {error}")))?;
+        if url.scheme() != Some(&Scheme::HTTP) && cfg!(not(feature = "tls")) {
             return Err(Error::invalid(
                 "base URL",
                 format!("`{base_url}` needs HTTPS, and this build has none"),
             )
             .with_help("build coral-llm with its feature `tls`"));
         }
-        let client = client(connect, secure).build().map_err(|error| {
-            Error::invalid("HTTP client", cause_of(&error)).with_help("install the system's CA certificates")
+        let connector = Connector::new(&url, connect).map_err(|error| {
+            Error::invalid("HTTP client", cause_of(&*error)).with_help("install the system's CA certificates")
         })?;
-        Ok(HttpTransport {
-            client,
-            fresh: Arc::default(),
-            connect,
-            secure,
-            keeps: Arc::default(),
-            last: Arc::default(),
-        })
+        let client = client(connector.clone(), usize::MAX);
+        Ok(HttpTransport { connector, client, fresh: Arc::default(), keeps: Arc::default() })
     }
 
-    /// A client that keeps no connections.
-    fn fresh(&self) -> Option<&reqwest::Client> {
-        let make = || client(self.connect, self.secure).pool_max_idle_per_host(0).build().ok();
-        self.fresh.get_or_init(make).as_ref()
-    }
-
-    /// The request for reqwest, and a copy to be sent where a kept connection turns out to have ended.
-    fn prepared(
-        &self,
-        request: http::Request<Bytes>,
-    ) -> Result<(reqwest::Request, Option<Box<reqwest::Request>>), Failure> {
-        let (parts, body) = request.into_parts();
-        let mut request = reqwest::Request::new(parts.method, self.url(parts.uri)?);
-        *request.headers_mut() = parts.headers;
-        *request.body_mut() = Some(body.into());
-        let again = if self.keeps.load(Ordering::Relaxed) { request.try_clone() } else { None };
-        Ok((request, again.map(Box::new)))
+    /// The request with what the transport adds to it.
+    fn prepared(&self, request: http::Request<Bytes>) -> http::Request<Full<Bytes>> {
+        let mut request = request.map(Full::new);
+        let proxy = self.connector.proxy_authorization(request.uri());
+        let headers = request.headers_mut();
+        headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        if let Some(proxy) = proxy {
+            headers.insert(PROXY_AUTHORIZATION, proxy);
+        }
+        request
     }
 
     async fn send_again(
         &self,
-        again: reqwest::Request,
-        error: reqwest::Error,
-    ) -> Result<reqwest::Response, reqwest::Error> {
-        match self.fresh() {
-            Some(fresh) => fresh.execute(again).await,
-            None => Err(error),
-        }
-    }
-
-    fn url(&self, uri: http::Uri) -> Result<reqwest::Url, Failure> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, url)) = last.as_ref().filter(|(known, _)| *known == uri) {
-            return Ok(url.clone());
-        }
-        let url = reqwest::Url::parse(&uri.to_string())
-            .map_err(|error| Failure::new(ModelFault::InvalidRequest, error.to_string()))?;
-        *last = Some((uri, url.clone()));
-        Ok(url)
+        again: http::Request<Full<Bytes>>,
+    ) -> Result<http::Response<Incoming>, ClientError> {
+        self.fresh.get_or_init(|| client(self.connector.clone(), 0)).request(again).await
     }
 }
 
-/// The settings that all clients share.
-fn client(connect: Duration, secure: bool) -> reqwest::ClientBuilder {
-    let builder = reqwest::Client::builder()
-        .connect_timeout(connect)
-        .user_agent(concat!("coral-llm/", env!("CARGO_PKG_VERSION")))
-        // A provider that redirects a POST with a key in it is not to be followed.
-        .redirect(reqwest::redirect::Policy::none())
-        // What is sent again is decided here, and reqwest would make its own copy of each request besides.
-        .retry(reqwest::retry::never())
-        .tcp_nodelay(true);
-    tls(builder, secure)
-}
+const AGENT: &str = concat!("coral-llm/", env!("CARGO_PKG_VERSION"));
 
-#[cfg(feature = "tls")]
-fn tls(builder: reqwest::ClientBuilder, secure: bool) -> reqwest::ClientBuilder {
-    // The embedder's choice stays: an error says that there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    // Where no certificate will be looked at, none is loaded from disk.
-    if secure { builder } else { builder.tls_certs_only(std::iter::empty()) }
-}
-
-#[cfg(not(feature = "tls"))]
-fn tls(builder: reqwest::ClientBuilder, _secure: bool) -> reqwest::ClientBuilder {
-    builder
-}
-
-fn is_plain(base_url: &str) -> bool {
-    base_url.get(..7).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http://"))
+fn client(connector: Connector, most_kept: usize) -> Client {
+    hyper_util::client::legacy::Client::builder(TokioExecutor::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(KEPT)
+        .pool_max_idle_per_host(most_kept)
+        .build(connector)
 }
 
 #[async_trait]
 impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
         let host = request.uri().authority().cloned();
-        let (request, again) = self.prepared(request)?;
-        let outcome = match (self.client.execute(request).await, again) {
-            (Err(error), Some(again)) if went_away(&error) => {
-                // It is seldom needed, and would take room in the future of each call.
-                Box::pin(self.send_again(*again, error)).await
-            }
+        let request = self.prepared(request);
+        // To be sent where a kept connection turns out to have ended.
+        let again = self.keeps.load(Ordering::Relaxed).then(|| Box::new(request.clone()));
+        let outcome = match (self.client.request(request).await, again) {
+            // It is seldom needed, and would take room in the future of each call.
+            (Err(error), Some(again)) if went_away(&error) => Box::pin(self.send_again(*again)).await,
             (outcome, _) => outcome,
         };
         let response = outcome.map_err(|error| {
             of_send(&error, host.as_ref().map_or("the server", http::uri::Authority::as_str))
         })?;
         self.keeps.store(true, Ordering::Relaxed);
-        let response: http::Response<reqwest::Body> = response.into();
         Ok(response.map(Body::net))
     }
 }
 
-/// Whether a connection ended before a byte of the answer came.
-fn went_away(error: &reqwest::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(found) = cause {
-        let ended = found.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message);
-        let broke = found.downcast_ref::<std::io::Error>().is_some_and(|error| {
-            matches!(
-                error.kind(),
-                ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset
-            )
-        });
-        if ended || broke {
-            return !error.is_connect() && !error.is_timeout();
-        }
-        cause = found.source();
-    }
-    false
+/// The causes of an error, the nearest first.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(error.source(), |cause| cause.source())
 }
 
-fn of_send(error: &reqwest::Error, host: &str) -> Failure {
+/// What an operating system said of an error.
+fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
+    error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+}
+
+/// Whether a connection ended before a byte of the answer came.
+fn went_away(error: &ClientError) -> bool {
+    !error.is_connect()
+        && causes(error).any(|cause| {
+            cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
+                || matches!(
+                    kind_of(cause),
+                    Some(ErrorKind::BrokenPipe | ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset)
+                )
+        })
+}
+
+fn of_send(error: &ClientError, host: &str) -> Failure {
     let cause = cause_of(error);
     if error.is_connect() {
         Failure::new(ModelFault::Connect, format!("no connection to `{host}`: {cause}"))
             .with_help("check that the address is right and the server runs")
-    } else if error.is_timeout() {
+    } else if timed_out(error) {
         Failure::new(ModelFault::Timeout, format!("`{host}` did not answer in time"))
     } else {
         Failure::new(ModelFault::Truncated, format!("`{host}` went away before it answered: {cause}"))
     }
 }
 
-/// The innermost cause of a reqwest error: its own text names only the URL, which may hold secrets, and those between
-/// say which layer passed the cause on.
-pub(crate) fn cause_of(error: &reqwest::Error) -> String {
-    let mut cause = error.source();
-    while let Some(deeper) = cause.and_then(std::error::Error::source) {
-        cause = Some(deeper);
-    }
-    cause.map_or_else(|| "unknown cause".to_owned(), ToString::to_string)
+/// Whether the operating system gave a connection up, as nothing came any more.
+pub(crate) fn timed_out(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error).any(|cause| kind_of(cause) == Some(ErrorKind::TimedOut))
+}
+
+/// The innermost cause of an error: those around it say which layer passed it on.
+pub(crate) fn cause_of(error: &(dyn std::error::Error + 'static)) -> String {
+    causes(error).last().unwrap_or(error).to_string()
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Deserializer, Value, json};
 
+use super::alike::Alike;
 use super::assembly::Assembly;
 use super::call::{Call, Fields, Turn, arguments_text, function, text_of, thinking_of};
 use super::read::{ByField, Fill, FillIfThere, Text, count, details, fill, skip};
@@ -155,6 +156,28 @@ impl<'de> ByField<'de> for Chunk<'de> {
             _ => skip(value)?,
         }
         Ok(())
+    }
+}
+
+impl Chunk<'_> {
+    /// The text that it adds to the answer, if that is all that it says beside what all chunks say.
+    fn mere_text(&self) -> Option<&str> {
+        let choice = self.choice.as_ref()?;
+        let Said { content, refusal, reasoning_content, reasoning, tool_calls, reasoning_details } =
+            &choice.said;
+        let says_more = self.error.is_some()
+            || self.usage.is_some()
+            || choice.error.is_some()
+            || choice.finish_reason.is_some()
+            || refusal.is_some()
+            || reasoning_content.is_some()
+            || reasoning.is_some()
+            || tool_calls.is_some()
+            || reasoning_details.is_some();
+        match content {
+            Some(Content::Text(Cow::Borrowed(text))) if !says_more => Some(text),
+            _ => None,
+        }
     }
 }
 
@@ -341,6 +364,7 @@ struct CompletionDetails {
 }
 
 /// Reads the chunks of chat completions.
+#[derive(Default)]
 pub(super) struct Completions {
     done_marker: bool,
     refused: bool,
@@ -348,17 +372,22 @@ pub(super) struct Completions {
     calls: Vec<(Option<u64>, String)>,
     /// Reasoning that the server wants back as it was.
     details: Vec<Value>,
+    last: Alike,
 }
 
 impl Completions {
     pub(super) fn new(dialect: &Dialect) -> Self {
         let done_marker = dialect.done_marker;
-        Completions { done_marker, refused: false, calls: Vec::new(), details: Vec::new() }
+        Completions { done_marker, ..Completions::default() }
     }
 }
 
 impl Reader for Completions {
     fn event(&mut self, name: Option<&str>, data: &str, out: &mut Assembly) -> Result<(), Failure> {
+        if let Some(text) = self.last.text(data).filter(|_| name != Some("error")) {
+            out.text(text);
+            return Ok(());
+        }
         if data.trim() == "[DONE]" {
             out.ended = true;
             return Ok(());
@@ -370,7 +399,11 @@ impl Reader for Completions {
         if data.is_empty() {
             return Ok(());
         }
-        self.take(&mut fill(Deserializer::from_str(data), "a chunk of a chat completion")?, out)?;
+        let mut chunk: Chunk<'_> = fill(Deserializer::from_str(data), "a chunk of a chat completion")?;
+        if let Some(text) = chunk.mere_text() {
+            self.last.keep(data, text);
+        }
+        self.take(&mut chunk, out)?;
         // Counts may follow the finish reason.
         out.complete = !self.done_marker && out.stop.is_some();
         Ok(())

@@ -3,6 +3,7 @@
 use coral_core::{ChatResponse, Delta, ModelFault, Part, StopReason, Usage};
 use coral_llm::{Dialect, Failure, Framing, Protocol};
 use proptest::prelude::*;
+use serde_json::json;
 
 struct Sample {
     protocol: Protocol,
@@ -202,6 +203,41 @@ proptest! {
             _ => {}
         }
         prop_assert_eq!(outcome, whole);
+    }
+
+    /// What is left out of an event that is like the one before it is what it has in common with that.
+    #[test]
+    fn events_that_are_alike_say_what_each_says(
+        texts in prop::collection::vec(("[a-zé\"\\\\\n]{0,3}", 0..6usize), 0..12), cut in 0.0..1.0f64,
+    ) {
+        let mut stream = String::new();
+        for (text, form) in &texts {
+            let said = match form {
+                0 | 1 => json!({"content": text}),
+                2 => json!({"role": "assistant", "content": text}),
+                3 => json!({"content": text, "refusal": null}),
+                4 => json!({"content": text, "refusal": text}),
+                _ => json!({"reasoning_content": text}),
+            };
+            let chunk = json!({"id": "c", "model": "m", "choices": [{"index": 0, "delta": said}]});
+            stream.push_str(&format!("data: {chunk}\n\n"));
+        }
+        stream.push_str("data: {\"choices\":[{\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n");
+        let mut decoder = Protocol::OpenAiChat.decoder(Framing::Sse, &Dialect::default());
+        let mut heard = String::new();
+        let mut listener = |delta: &Delta| match delta {
+            Delta::Text(text) | Delta::Thinking(text) => heard.push_str(text),
+            _ => {}
+        };
+        let (begin, rest) = stream.as_bytes().split_at((cut * stream.len() as f64) as usize);
+        for piece in [begin, rest] {
+            decoder.feed(bytes::Bytes::copy_from_slice(piece), &mut listener).unwrap();
+        }
+        let answer = decoder.finish(&mut listener).unwrap();
+        let said = |(text, form): &(String, usize)| text.repeat(if *form == 4 { 2 } else { 1 });
+        prop_assert_eq!(heard, texts.iter().map(said).collect::<String>());
+        let thought = |(text, form): &(String, usize)| if *form == 5 { String::new() } else { said(&(text.clone(), *form)) };
+        prop_assert_eq!(answer.message.text(), texts.iter().map(thought).collect::<String>());
     }
 
     #[test]

@@ -24,4 +24,5 @@ mod secrets;
 mod server;
 #[cfg(feature = "tokenizer")]
 mod tokens;
+mod ways;
 mod wire_faults;
