@@ -29,7 +29,7 @@ use coral_llm::{Cached, Dialect, Framing, Protocol, Provider, ScriptedModel, Tim
 use peers::{PEERS, Peers};
 use report::{Report, cpu_ns, median};
 use serde_json::json;
-use server::{ANSWER, CHUNKS, Server, end, event};
+use server::{ANSWER, CHUNKS, Server, end, event, padded};
 use tokio::task::JoinSet;
 
 const SYSTEM: &str = "Be brief.";
@@ -221,22 +221,25 @@ async fn codec(report: &mut Report) {
     if !is_wanted("codec alone, cache hit") {
         return;
     }
-    let bytes: Vec<bytes::Bytes> =
-        (0..CHUNKS).map(|_| event("words")).chain([end()]).map(Into::into).collect();
-    let times = if is_quick() { 1 } else { 200 };
-    let decode = |_| {
-        let began = cpu_ns();
-        for _ in 0..times {
-            let mut decoder = Protocol::OpenAiChat.decoder(Framing::Sse, &Dialect::default());
-            for piece in &bytes {
-                decoder.feed(piece.clone(), &mut |_| {}).unwrap();
+    let alike: Vec<String> = (0..CHUNKS).map(|_| event("words")).collect();
+    let unlike = (0..CHUNKS).map(|number| padded("words", number)).collect();
+    for (case, events) in [("codec alone", alike), ("codec alone, events unlike each other", unlike)] {
+        let bytes: Vec<bytes::Bytes> = events.into_iter().chain([end()]).map(Into::into).collect();
+        let times = if is_quick() { 1 } else { 200 };
+        let decode = |_| {
+            let began = cpu_ns();
+            for _ in 0..times {
+                let mut decoder = Protocol::OpenAiChat.decoder(Framing::Sse, &Dialect::default());
+                for piece in &bytes {
+                    decoder.feed(piece.clone(), &mut |_| {}).unwrap();
+                }
+                decoder.finish(&mut |_| {}).unwrap();
             }
-            decoder.finish(&mut |_| {}).unwrap();
-        }
-        (cpu_ns() - began) as f64 / f64::from(times) / CHUNKS as f64 / 1_000.0
-    };
-    let per_event = median((0..turns()).map(decode).collect());
-    report.row("codec alone", "µs CPU per stream event", per_event, "the target", Some(5.0));
+            (cpu_ns() - began) as f64 / f64::from(times) / CHUNKS as f64 / 1_000.0
+        };
+        let per_event = median((0..turns()).map(decode).collect());
+        report.row(case, "µs CPU per stream event", per_event, "the target", Some(5.0));
+    }
 
     let request = request();
     let cached = Cached::new(ScriptedModel::new().otherwise(|_| "words".repeat(CHUNKS))).for_all();

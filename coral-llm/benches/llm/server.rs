@@ -56,6 +56,14 @@ pub(crate) fn event(text: &str) -> String {
     format!("data: {chunk}\n\n")
 }
 
+/// One that is padded, as OpenAI pads its own: no two are alike beside their text.
+pub(crate) fn padded(text: &str, number: usize) -> String {
+    let chunk = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
+        "choices": [{"index": 0, "delta": {"content": text}, "finish_reason": null}],
+        "obfuscation": format!("{number:016}")});
+    format!("data: {chunk}\n\n")
+}
+
 /// What follows the last chunk.
 pub(crate) fn end() -> String {
     let last = json!({"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m",
