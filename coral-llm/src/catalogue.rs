@@ -62,6 +62,9 @@ pub struct CatalogueEntry {
     /// What it costs to keep input in the provider's cache for long, where the provider offers that.
     #[serde(default)]
     pub long_cache: Option<LongCache>,
+    /// Whether marks for its provider's cache may stand in its messages, of OpenAI's models.
+    #[serde(default)]
+    pub cache_marks: bool,
     /// What it can do: `tools`, `vision`, `structured`, `reasoning`, `prompt_caching`, `long_context`, or a word of
     /// the user's own.
     #[serde(default)]
@@ -174,6 +177,7 @@ impl CatalogueEntry {
         dialect.prefill &= takes("prefill");
         dialect.chat_tools &= takes("chat_tools");
         dialect.efforts.clone_from(&self.efforts);
+        dialect.cache_marks |= self.cache_marks;
     }
 
     /// The quirks of an endpoint for another model than the one that `dialect` was made for, whose vendor has `general`
@@ -187,6 +191,7 @@ impl CatalogueEntry {
             forced_tools: general.forced_tools,
             prefill: general.prefill,
             chat_tools: general.chat_tools,
+            cache_marks: general.cache_marks,
             ..dialect.clone()
         };
         if let Some(known) = known {

@@ -50,6 +50,9 @@ pub struct Dialect {
     /// Whether OpenAI is told which calls begin alike, by a key that is a hash of all up to the first message that
     /// is to be cached.
     pub prompt_cache_key: bool,
+    /// Whether OpenAI is shown where messages end that are to be cached, beside the end that it chooses itself. Its models
+    /// take that from gpt-5.6 on.
+    pub cache_marks: bool,
     /// The header that takes the call's idempotency key. The providers themselves know none; gateways do.
     pub idempotency_header: Option<String>,
     /// Output tokens at the most where the protocol demands a limit and the request has none.
@@ -78,6 +81,7 @@ impl Default for Dialect {
             cache_ttl: None,
             auto_cache: false,
             prompt_cache_key: false,
+            cache_marks: false,
             idempotency_header: None,
             default_max_tokens: 16_000,
             max_event_bytes: 16 * 1024 * 1024,

@@ -70,6 +70,7 @@ impl Provider {
                 price: is_here(&self.base_url).then_some(FREE),
                 long_input: None,
                 long_cache: None,
+                cache_marks: false,
                 capabilities: BTreeSet::new(),
                 refuses: BTreeSet::new(),
                 efforts: Vec::new(),

@@ -17,6 +17,7 @@ fn entry(id: &str, tier: Tier, price: f64, speed: u8) -> CatalogueEntry {
         price: Some(Price { input: price, output: price, cache_read: price, cache_write: price }),
         long_input: None,
         long_cache: None,
+        cache_marks: false,
         capabilities: ["tools", "structured"].map(String::from).into(),
         refuses: Default::default(),
         efforts: Vec::new(),

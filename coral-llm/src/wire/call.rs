@@ -93,6 +93,16 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Whether OpenAI is shown where the message at `place` ends: of too many that are to be cached the first, which most
+    /// calls share, and the last ones.
+    pub(super) fn is_marked(&self, place: usize) -> bool {
+        let caches = |messages: &[Message]| messages.iter().filter(|message| message.cache).count();
+        let messages = &self.request.messages;
+        let Some((before, [message, after @ ..])) = messages.split_at_checked(place) else { return false };
+        let is_kept = caches(before) == 0 || caches(after) < MAX_MARKS - 1;
+        self.dialect.cache_marks && message.cache && is_kept
+    }
+
     /// A name for the beginning that this call shares with others, so that the provider routes them to one cache:
     /// what stands before and in the first message that is to be cached.
     fn prompt_cache_key(&self) -> Option<String> {
@@ -103,6 +113,23 @@ impl<'a> Call<'a> {
         let shared = (self.model, &*self.request.tools, self.request.messages.get(..=marked)?);
         let digest = coral_core::digest(&shared).ok()?;
         Some(format!("coral-{}", digest.get(..32)?))
+    }
+}
+
+/// The ends of messages that OpenAI may be shown in one request.
+const MAX_MARKS: usize = 4;
+
+/// Marks the end of what `holder` has under `field`, text or a list of parts, for OpenAI's cache. Text becomes a part of
+/// the type `text_type` by that.
+pub(super) fn mark(holder: &mut Value, field: &str, text_type: &str) {
+    let Some(content) = holder.get_mut(field) else { return };
+    if let Value::String(text) = content
+        && !text.is_empty()
+    {
+        *content = json!([{"type": text_type, "text": std::mem::take(text)}]);
+    }
+    if let Some(Value::Object(last)) = content.as_array_mut().and_then(|parts| parts.last_mut()) {
+        last.insert("prompt_cache_breakpoint".into(), json!({"mode": "explicit"}));
     }
 }
 
@@ -168,6 +195,18 @@ enum Field<'a> {
 pub(super) enum Turn<'a> {
     Text { role: &'static str, content: Cow<'a, str> },
     Other(Value),
+}
+
+impl Turn<'_> {
+    /// Marks its end for OpenAI's cache.
+    pub(super) fn mark(&mut self) {
+        let mut turn = match self {
+            Turn::Text { role, content } => json!({"role": role, "content": content}),
+            Turn::Other(turn) => turn.take(),
+        };
+        mark(&mut turn, "content", "text");
+        *self = Turn::Other(turn);
+    }
 }
 
 /// The text of a message, copied only where it comes in several parts.

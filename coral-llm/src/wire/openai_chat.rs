@@ -27,8 +27,14 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let mut messages = Vec::with_capacity(request.messages.len() + 1);
     let told = call.told_schema();
     messages.extend(told.map(|text| Turn::Text { role: "system", content: text.into() }));
-    for message in &request.messages {
+    for (place, message) in request.messages.iter().enumerate() {
+        let turns = messages.len();
         encode_message(message, dialect, &mut messages);
+        if call.is_marked(place)
+            && let Some(last) = messages.get_mut(turns..).and_then(<[_]>::last_mut)
+        {
+            last.mark();
+        }
     }
     let format = match call.openai_schema() {
         Some(schema) => Some(json!({"type": "json_schema", "json_schema": schema})),

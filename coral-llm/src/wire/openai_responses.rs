@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::call::{Call, Fields, arguments_text};
+use super::call::{Call, Fields, arguments_text, mark};
 use super::openai_chat::effort_name;
 use super::read::{Text, number, parse_event, parse_slice};
 use super::{Reader, WireRequest};
@@ -17,11 +17,19 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let request = call.request;
     let mut instructions = String::new();
     let mut input: Vec<Value> = Vec::new();
-    for message in &request.messages {
+    for (place, message) in request.messages.iter().enumerate() {
         if message.role == Role::System {
             join(&mut instructions, &message.text());
-        } else {
-            items(message, &mut input);
+            continue;
+        }
+        items(message, &mut input);
+        // Neither instructions nor answers have a place for a mark.
+        if message.role != Role::Assistant
+            && call.is_marked(place)
+            && let Some(last) = input.last_mut()
+        {
+            mark(last, "content", "input_text");
+            mark(last, "output", "input_text");
         }
     }
     if let Some(text) = call.told_schema() {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use coral_core::{
-    CallContext, ChatModel, ChatRequest, ChatResponse, Message, ModelFault, Part, Role, StopReason, ToolDef,
+    CallContext, ChatModel, ChatRequest, ChatResponse, Message, ModelFault, Part, Role, StopReason, ToolCall,
+    ToolDef,
 };
 use coral_llm::{Dialect, Failure, Framing, Protocol, Provider};
 use serde_json::{Value, json};
@@ -260,6 +261,57 @@ fn caches_get_their_marks_and_keys() {
     other.messages[0] = Message { cache: true, ..Message::system("Another.") };
     assert_ne!(key(&request, &keyed), key(&other, &keyed));
     assert_eq!(key(&request, &Dialect::default()), Value::Null);
+}
+
+#[tokio::test]
+async fn openai_is_shown_where_cached_messages_end() {
+    const MARK: &str = "prompt_cache_breakpoint";
+    let cached = |message: Message| Message { cache: true, ..message };
+    let call = Part::ToolCall(ToolCall { id: "1".into(), name: "t".into(), arguments: json!({}) });
+    let result =
+        Part::ToolResult { call_id: "1".into(), name: "t".into(), content: "done".into(), is_error: false };
+    let image = Part::Image { media_type: "image/png".into(), data: "aGk=".into() };
+    let of = |role, parts| Message { role, parts, cache: true };
+    let request = ChatRequest {
+        messages: vec![
+            cached(Message::system("Be brief.")),
+            cached(Message::user("first")),
+            of(Role::Assistant, vec![Part::Text { text: "I look.".into() }, call]),
+            of(Role::Tool, vec![result]),
+            of(Role::User, vec![Part::Text { text: "and this".into() }, image]),
+            Message::user("?"),
+        ],
+        ..Default::default()
+    };
+    let dialect = Dialect { cache_marks: true, ..Default::default() };
+    let mark = json!({"mode": "explicit"});
+
+    let sent = body(Protocol::OpenAiChat, &request, &dialect);
+    let text = |text: &str| json!([{"type": "text", "text": text, MARK: mark}]);
+    let content = |at: usize| sent["messages"][at]["content"].clone();
+    assert_eq!((content(0), content(1)), (text("Be brief."), json!("first")), "four marks are the most");
+    assert_eq!((content(2), content(3)), (text("I look."), text("done")));
+    assert_eq!((&content(4)[0].get(MARK), &content(4)[1][MARK]), (&None, &mark));
+    assert_eq!(content(5), json!("?"));
+    assert_eq!(sent["messages"][2]["tool_calls"][0]["id"], "1");
+
+    let sent = body(Protocol::OpenAiResponses, &request, &dialect);
+    let input = sent["input"].as_array().unwrap();
+    let marks: Vec<usize> = input.iter().map(|item| item.to_string().matches(MARK).count()).collect();
+    // The user's, the answer's, its call, the result, the user's again: instructions and answers take none.
+    assert_eq!(marks, [0, 0, 0, 1, 1], "{sent:#}");
+    assert_eq!(input[3]["output"], json!([{"type": "input_text", "text": "done", MARK: mark}]));
+    assert_eq!(input[4]["content"][1][MARK], mark);
+
+    let plain = body(Protocol::OpenAiChat, &request, &Dialect::default()).to_string();
+    assert!(!plain.contains(MARK), "older models and other servers do not know marks");
+    let answer = json!({"choices": [{"finish_reason": "stop", "message": {"content": "x"}}]});
+    for (model, marks) in [("gpt-6.1-sol", 4), ("gpt-5.4-mini", 0)] {
+        let server = Server::start([Answer::json(&answer)]).await;
+        let provider = Provider::vendor("openai").unwrap().base_url(&server.url).key("k").model(model);
+        provider.build().unwrap().chat(&request, &CallContext::default()).await.unwrap();
+        assert_eq!(server.seen()[0].body.to_string().matches(MARK).count(), marks, "{model}");
+    }
 }
 
 #[tokio::test]

@@ -91,6 +91,7 @@ fn entry(id: &str, tier: Tier, dollars: f64) -> CatalogueEntry {
         price: Some(Price { input: dollars, output: dollars, cache_read: dollars, cache_write: dollars }),
         long_input: None,
         long_cache: None,
+        cache_marks: false,
         capabilities: ["structured".to_owned()].into(),
         refuses: Default::default(),
         efforts: Vec::new(),
