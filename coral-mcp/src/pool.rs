@@ -214,17 +214,23 @@ impl Server {
 
     /// How the server is started now, if that is not how it was when it was pinned. One that runs for
     /// `caller` was looked at when it was started.
-    pub(crate) async fn change(
-        &self,
-        name: &str,
-        caller: &Caller,
-        pins: &Pins,
-    ) -> Result<Option<Change>, Error> {
+    async fn change(&self, name: &str, caller: &Caller, pins: &Pins) -> Result<Option<Change>, Error> {
         let state = self.states.of(name, &self.holder(caller))?;
         if state.lock().await.live.iter().any(|live| !live.connection.is_closed()) {
             return Ok(None);
         }
         Box::pin(self.changed_source(name, pins)).await
+    }
+
+    /// As [`change`](Self::change), by a deadline.
+    pub(crate) async fn change_by(
+        &self,
+        deadline: Instant,
+        name: &str,
+        caller: &Caller,
+        pins: &Pins,
+    ) -> Result<Option<Change>, Error> {
+        timely(deadline, self.change(name, caller, pins)).await.unwrap_or_else(|| Err(not_there(name)))
     }
 
     /// As [`change`](Self::change), whether it runs or not.
@@ -251,12 +257,7 @@ impl Server {
         caller: &Caller,
         (clock, pins): (&dyn Clock, &Pins),
     ) -> Result<Arc<Live>, Error> {
-        match tokio::time::timeout_at(deadline, self.live(name, caller, clock, pins)).await {
-            Ok(live) => live,
-            Err(_) => {
-                Err(fault(name, ToolFault::Timeout, "it was not there before the call's time was over"))
-            }
-        }
+        timely(deadline, self.live(name, caller, clock, pins)).await.unwrap_or_else(|| Err(not_there(name)))
     }
 
     /// How many connections there may be for one holder.
@@ -442,26 +443,27 @@ impl Server {
         let Some(known) = live.catalog.get(tool) else {
             return Err(fault(&full(), ToolFault::UnknownTool, "the server does not offer it any more"));
         };
-        let called = async {
-            match known.extra {
-                Some(extra) => extra.call(&full(), &live.connection, arguments, cx, deadline).await,
-                None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
-            }
-        };
-        let mut called = pin!(called);
-        let result = match within.rights_end {
-            Some(end) => {
-                let mut rights = live.connection.timers().timer();
-                tokio::select! {
-                    biased;
-                    result = &mut called => result,
-                    () = rights.until(end) => {
-                        let ended = "the rights that it was made by ended before it did";
-                        Err(fault(&full(), ToolFault::Timeout, ended))
+        let result = {
+            let mut called = pin!(async {
+                match known.extra {
+                    Some(extra) => extra.call(&full(), &live.connection, arguments, cx, deadline).await,
+                    None => live.connection.call(tool, arguments, known.shape.as_ref(), cx, deadline).await,
+                }
+            });
+            match within.rights_end {
+                Some(end) => {
+                    let mut rights = live.connection.timers().timer();
+                    tokio::select! {
+                        biased;
+                        result = &mut called => result,
+                        () = rights.until(end) => {
+                            let ended = "the rights that it was made by ended before it did";
+                            Err(fault(&full(), ToolFault::Timeout, ended))
+                        }
                     }
                 }
+                None => called.await,
             }
-            None => called.await,
         };
         if result.is_ok()
             && !live.answered.swap(true, Ordering::Relaxed)
@@ -537,6 +539,10 @@ impl Server {
             }
         });
     }
+}
+
+fn not_there(name: &str) -> Error {
+    fault(name, ToolFault::Timeout, "it was not there before the call's time was over")
 }
 
 /// What `work` gives, if it does so before `deadline`. It takes no room in the future of who waits for it.

@@ -441,7 +441,7 @@ impl Sandbox {
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Arc<Live>, Error> {
-        if let Some(change) = server.change(name, caller, &self.pins).await? {
+        if let Some(change) = server.change_by(deadline, name, caller, &self.pins).await? {
             gate.ask_about(name, &change).await?;
         }
         let live = server.live_by(deadline, name, caller, (self.clock.as_ref(), &self.pins)).await;

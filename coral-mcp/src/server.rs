@@ -342,12 +342,15 @@ impl Connection {
     ) -> Result<ServerResult, Error> {
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let limit = deadline.saturating_duration_since(Instant::now()).min(self.limits.call);
+        let full = || format!("{}__{tool}", self.name);
+        if limit.is_zero() {
+            return Err(fault(&full(), ToolFault::Timeout, "its time was over before it was made"));
+        }
         let call = Underway::new(cx, tool);
         // In one place, wherever it is waited for.
         let rounds = pin!(self.rounds(&call, request));
         let result = call.within(limit, &self.timers, rounds).await;
         *self.used.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        let full = || format!("{}__{tool}", self.name);
         match result {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(error)) => Err(self.failure(&full(), &error)),

@@ -3,6 +3,9 @@
 //! The protocol's own types write a message by way of a copy of it, and read one by trying each kind of message and
 //! of result in turn on a copy of it.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use rmcp::RoleClient;
 use rmcp::model::{
     CallToolRequest, CallToolRequestMethod, CallToolResult, ClientRequest, ContentBlock, InputResponses,
@@ -10,7 +13,8 @@ use rmcp::model::{
     ServerResult,
 };
 use rmcp::service::{RxJsonRpcMessage, TxJsonRpcMessage};
-use serde::de::Error as _;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -64,7 +68,7 @@ struct Answer {
     #[serde(rename = "jsonrpc")]
     _version: JsonRpcVersion2_0,
     id: RequestId,
-    result: Told,
+    result: Object<Told>,
 }
 
 #[derive(Deserialize)]
@@ -84,24 +88,41 @@ struct Block(ContentBlock);
 /// A part that is text and nothing more, as most are.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Plain {
+struct Plain<'a> {
     #[serde(rename = "type")]
-    _kind: Kind,
+    kind: &'a str,
     text: String,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
-    Text,
+/// What is written as an object: what serde derives reads a list of its fields too.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+
+        value.deserialize_map(Fields(PhantomData)).map(Object)
+    }
 }
 
 impl<'de> Deserialize<'de> for Block {
     fn deserialize<D: Deserializer<'de>>(value: D) -> Result<Self, D::Error> {
         let json = <&RawValue>::deserialize(value)?.get();
         let block = match serde_json::from_str(json) {
-            Ok(Plain { text, .. }) => ContentBlock::text(text),
-            Err(_) => serde_json::from_str(json).map_err(D::Error::custom)?,
+            Ok(Object(Plain { kind: "text", text })) => ContentBlock::text(text),
+            _ => serde_json::from_str(json).map_err(D::Error::custom)?,
         };
         Ok(Block(block))
     }
@@ -112,11 +133,15 @@ fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Erro
     Value::deserialize(value).map(Some)
 }
 
+const SUBSCRIPTION: &str = "io.modelcontextprotocol/subscriptionId";
+
 /// What `line` says, if that is the result of a tool in its usual form and nothing else; `None` for all
 /// else, which the protocol's types are to be asked about.
 pub(crate) fn answer(line: &str) -> Option<RxJsonRpcMessage<RoleClient>> {
-    let Answer { id, result: told, .. } = serde_json::from_str(line).ok()?;
-    if told.result_type.as_ref().is_some_and(|kind| !kind.is_complete()) {
+    let Object(Answer { id, result: Object(told), .. }) = serde_json::from_str(line).ok()?;
+    let is_other = told.result_type.as_ref().is_some_and(|kind| !kind.is_complete());
+    // The end of a subscription is told by its metadata.
+    if is_other || told.meta.as_ref().is_some_and(|meta| meta.contains_key(SUBSCRIPTION)) {
         return None;
     }
     let mut result = CallToolResult::default();
@@ -164,9 +189,24 @@ mod tests {
             json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [], "resultType": "task"}}),
             json!({"jsonrpc": "2.0", "id": 7, "result": {"content": []}, "method": "ping"}),
             json!({"jsonrpc": "1.0", "id": 7, "result": {"content": []}}),
+            json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [], "_meta": {SUBSCRIPTION: 1}}}),
+            json!({"jsonrpc": "2.0", "id": 7, "result": [null, [], null, null, null]}),
+            json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [["text", "x"]]}}),
+            json!({"jsonrpc": "2.0", "id": 7, "result": {"content": [{"type": {"text": null}, "text": "x"}]}}),
+            json!(["2.0", 7, {"content": []}]),
         ] {
             assert!(answer(&other.to_string()).is_none(), "{other}");
         }
+    }
+
+    #[test]
+    fn no_part_of_a_call_is_unknown_here() {
+        let parts = "CallToolRequestParams { meta: None, name: \"\", arguments: None, input_responses: None, request_state: None }";
+        assert_eq!(
+            format!("{:?}", rmcp::model::CallToolRequestParams::default()),
+            parts,
+            "`Params` has them all"
+        );
     }
 
     #[test]

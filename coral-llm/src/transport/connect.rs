@@ -4,11 +4,13 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::header::USER_AGENT;
 use http::uri::Scheme;
-use http::{HeaderValue, Uri};
+use http::{HeaderMap, HeaderValue, Uri};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
@@ -29,6 +31,9 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 type Failed = Box<dyn std::error::Error + Send + Sync>;
 type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, Failed>> + Send>>;
+
+/// What proxies and servers are told of who asks.
+pub(super) const AGENT: &str = concat!("coral-llm/", env!("CARGO_PKG_VERSION"));
 
 /// Makes connections, each within one limit of time. It is cloned for each request.
 #[derive(Clone)]
@@ -52,9 +57,9 @@ struct Route {
 
 /// The proxies that the environment names, as curl reads it: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, `NO_PROXY`.
 fn proxies() -> Option<Arc<Matcher>> {
-    let named = Matcher::from_env();
-    let anywhere = ["http://proxied.invalid", "https://proxied.invalid"].map(Uri::from_static);
-    anywhere.iter().any(|uri| named.intercept(uri).is_some()).then(|| Arc::new(named))
+    const NAMES: [&str; 6] =
+        ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"];
+    NAMES.iter().any(|name| std::env::var_os(name).is_some()).then(|| Arc::new(Matcher::from_env()))
 }
 
 fn is_secure(uri: &Uri) -> bool {
@@ -75,6 +80,8 @@ impl Connector {
         tcp.set_keepalive_retries(Some(retries));
         #[cfg(target_os = "linux")]
         tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+        // It is shared out among the addresses of a name, so that one that is silent leaves time for the next.
+        tcp.set_connect_timeout(Some(limit));
         // What is `https` is TLS's business.
         tcp.enforce_http(!cfg!(feature = "tls"));
         let proxies = proxies();
@@ -132,7 +139,7 @@ impl Service<Uri> for Route {
         let mut route = self.clone();
         Box::pin(async move {
             match route.proxy(&to) {
-                None => Ok(Hop { leg: tls::plain(route.tcp.call(to).await?), reads_requests: false }),
+                None => Ok(Hop::new(tls::plain(route.tcp.call(to).await?))),
                 Some(proxy) => route.by(&proxy, to).await,
             }
         })
@@ -147,13 +154,14 @@ impl Route {
     async fn by(&mut self, proxy: &Intercept, to: Uri) -> Result<Hop, Failed> {
         let address = proxy.uri().clone();
         if !is_secure(&to) {
-            return Ok(Hop { leg: self.to_proxy.call(address).await?, reads_requests: true });
+            return Ok(Hop { reads_requests: true, ..Hop::new(self.to_proxy.call(address).await?) });
         }
-        let mut tunnel = Tunnel::new(address, self.to_proxy.clone());
+        let told = HeaderMap::from_iter([(USER_AGENT, HeaderValue::from_static(AGENT))]);
+        let mut tunnel = Tunnel::new(address, self.to_proxy.clone()).with_headers(told);
         if let Some(authorization) = proxy.basic_auth() {
             tunnel = tunnel.with_auth(authorization.clone());
         }
-        Ok(Hop { leg: tunnel.call(to).await?, reads_requests: false })
+        Ok(Hop::new(tunnel.call(to).await?))
     }
 }
 
@@ -164,9 +172,18 @@ pub(super) struct Hop {
     leg: Leg,
     /// Whether it leads to a proxy that is told with each request where that is to go.
     reads_requests: bool,
+    answered: Answered,
 }
 
+/// Whether a connection brought an answer before: then it was kept.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Answered(pub(super) Arc<AtomicBool>);
+
 impl Hop {
+    fn new(leg: Leg) -> Self {
+        Hop { leg, reads_requests: false, answered: Answered::default() }
+    }
+
     fn leg(self: Pin<&mut Self>) -> Pin<&mut Leg> {
         Pin::new(&mut self.get_mut().leg)
     }
@@ -174,7 +191,7 @@ impl Hop {
 
 impl Connection for Hop {
     fn connected(&self) -> Connected {
-        self.leg.connected().proxy(self.reads_requests)
+        self.leg.connected().proxy(self.reads_requests).extra(self.answered.clone())
     }
 }
 

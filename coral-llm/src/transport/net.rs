@@ -8,13 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use coral_core::{Error, ModelFault};
-use http::header::{HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
+use http::header::{ACCEPT, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
 use http::uri::{Scheme, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
-use super::connect::Connector;
+use super::connect::{AGENT, Answered, Connector};
 use super::{Body, Transport};
 use crate::failure::Failure;
 use crate::provider::Timeouts;
@@ -26,7 +26,7 @@ use crate::provider::Timeouts;
 /// them.
 ///
 /// A server may close a connection that it kept at the moment at which the next request goes out on it. So where a kept
-/// connection ends before a byte of the answer came, the request is sent once more, on a new one. On a connection that
+/// connection ends before the head of an answer came, the request is sent once more, on a new one. On a connection that
 /// was not kept that is an error: what the server did with the request is unknown.
 #[derive(Clone, Debug)]
 pub struct HttpTransport {
@@ -82,8 +82,9 @@ impl HttpTransport {
         let proxy = self.connector.proxy_authorization(request.uri());
         let headers = request.headers_mut();
         headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        headers.entry(ACCEPT).or_insert(HeaderValue::from_static("*/*"));
         if let Some(proxy) = proxy {
-            headers.insert(PROXY_AUTHORIZATION, proxy);
+            headers.entry(PROXY_AUTHORIZATION).or_insert(proxy);
         }
         request
     }
@@ -95,8 +96,6 @@ impl HttpTransport {
         self.fresh.get_or_init(|| client(self.connector.clone(), 0)).request(again).await
     }
 }
-
-const AGENT: &str = concat!("coral-llm/", env!("CARGO_PKG_VERSION"));
 
 fn client(connector: Connector, most_kept: usize) -> Client {
     hyper_util::client::legacy::Client::builder(TokioExecutor::new())
@@ -111,7 +110,7 @@ impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
         let host = request.uri().authority().cloned();
         let request = self.prepared(request);
-        // To be sent where a kept connection turns out to have ended.
+        // To be sent where a kept connection turns out to have ended, once there can be one.
         let again = self.keeps.load(Ordering::Relaxed).then(|| Box::new(request.clone()));
         let outcome = match (self.client.request(request).await, again) {
             // It is seldom needed, and would take room in the future of each call.
@@ -122,6 +121,9 @@ impl Transport for HttpTransport {
             of_send(&error, host.as_ref().map_or("the server", http::uri::Authority::as_str))
         })?;
         self.keeps.store(true, Ordering::Relaxed);
+        if let Some(Answered(answered)) = response.extensions().get() {
+            answered.store(true, Ordering::Relaxed);
+        }
         Ok(response.map(Body::net))
     }
 }
@@ -138,9 +140,14 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
     error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
 }
 
-/// Whether a connection ended before a byte of the answer came.
+/// Whether a connection that was kept ended before the head of an answer came.
 fn went_away(error: &ClientError) -> bool {
-    !error.is_connect()
+    let was_kept = error.connect_info().is_some_and(|connected| {
+        let mut extras = http::Extensions::new();
+        connected.get_extras(&mut extras);
+        extras.get().is_some_and(|Answered(answered)| answered.load(Ordering::Relaxed))
+    });
+    was_kept
         && causes(error).any(|cause| {
             cause.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_incomplete_message)
                 || matches!(

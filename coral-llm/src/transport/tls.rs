@@ -27,7 +27,9 @@ mod with {
             true => builder.try_with_platform_verifier()?,
             false => builder.with_root_certificates(RootCertStore::empty()),
         };
-        Ok(Arc::new(builder.with_no_client_auth()))
+        let mut settings = builder.with_no_client_auth();
+        settings.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(settings))
     }
 
     pub(crate) fn over<C>(connector: C, settings: &Settings) -> Over<C> {

@@ -78,6 +78,38 @@ async fn a_request_on_a_new_connection_that_ends_is_not_sent_again() {
 }
 
 #[tokio::test]
+async fn a_kept_connection_says_nothing_of_a_new_one_beside_it() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let model =
+        Arc::new(provider(&format!("http://{}", listener.local_addr().unwrap()), Timeouts::default()));
+    let asks = || {
+        let model = model.clone();
+        tokio::spawn(async move { model.chat(&ChatRequest::user("?"), &CallContext::default()).await })
+    };
+    let body = json!({"choices": [{"finish_reason": "stop", "message": {"content": "ok"}}]}).to_string();
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    let (first, (mut kept, _)) = (asks(), listener.accept().await.unwrap());
+    let mut buffer = Vec::new();
+    read_request(&mut kept, &mut buffer).await.unwrap();
+    tokio::io::AsyncWriteExt::write_all(&mut kept, answer.as_bytes()).await.unwrap();
+    first.await.unwrap().unwrap();
+    // The kept connection is in use, so the third call makes one of its own, and that ends without an answer.
+    let second = asks();
+    read_request(&mut kept, &mut buffer).await.unwrap();
+    let (third, (mut new, _)) = (asks(), listener.accept().await.unwrap());
+    read_request(&mut new, &mut Vec::new()).await.unwrap();
+    drop((new, listener));
+    let error = third.await.unwrap().unwrap_err();
+    check(&error, ModelFault::Truncated);
+    assert!(error.to_string().contains("went away before it answered"), "{error}");
+    tokio::io::AsyncWriteExt::write_all(&mut kept, answer.as_bytes()).await.unwrap();
+    second.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_connection_that_is_not_made_in_time_is_one_clear_error() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
