@@ -218,6 +218,28 @@ async fn a_tool_that_changes_in_what_nobody_reads_is_another() {
     }
 }
 
+/// A session may be of one run alone, as a process may.
+#[tokio::test]
+async fn runs_have_sessions_of_their_own_where_that_is_wanted() {
+    let web = Web::start();
+    let config = json!({"mcpServers": {"web": {"type": "http", "url": web.address("good")}}}).to_string();
+    let servers = Servers::from_json(&config, ".mcp.json", &Variables::new()).unwrap();
+    let permissions = PERMISSIONS.replace("start_s: 5", "start_s: 5, per: run");
+    let desk = Desk::with(&permissions, |b| b.servers(servers)).await;
+    let session = async |run: &str| {
+        let call = ToolCall { id: "1".into(), name: "web__echo".into(), arguments: json!({}) };
+        let caller = Caller { run: run.into(), ..Caller::agent("dev") };
+        let said = Desk::ok(desk.tools.call(&call, &CallContext::new(caller)).await);
+        said.lines().nth(1).unwrap().split(' ').next().unwrap().to_owned()
+    };
+    let (first, second) = (session("a").await, session("b").await);
+    assert_ne!(first, second);
+    assert_eq!((session("a").await, session("b").await), (first.clone(), second.clone()));
+    desk.tools.forget("a");
+    assert_eq!(session("b").await, second);
+    assert_ne!(session("a").await, first, "what the server keeps of a run goes with it");
+}
+
 /// An answer of a few bytes that would be many is taken for what it is.
 #[tokio::test]
 async fn a_compressed_answer_stays_small() {
