@@ -58,6 +58,10 @@ impl<J: Journal> Journal for Polled<J> {
         self.journal.append(run, epoch, expected, records).await
     }
 
+    async fn begin(&self, run: &str, records: Arc<[Record]>) -> Result<u64, Error> {
+        self.journal.begin(run, records).await
+    }
+
     async fn read(&self, run: &str, from: Seq, limit: usize) -> Result<Vec<Record>, Error> {
         self.journal.read(run, from, limit).await
     }
