@@ -93,7 +93,8 @@ async fn the_server_says_which_model_it_has() {
     let builder = Provider::vendor("llamacpp").unwrap().base_url(format!("{}/v1", peer.url));
     let found = builder.discover().await.unwrap();
     let [model] = &found.models[..] else { panic!("{found:?}") };
-    let called = Provider::vendor("llamacpp").unwrap().base_url(format!("{}/v1", peer.url)).model(&model.id);
+    let called = Provider::vendor("llamacpp").unwrap().base_url(format!("{}/v1", peer.url));
+    let called = called.model(&model.id).body_field("temperature", 0);
     let answer = called.build().unwrap().chat(&ChatRequest::user("Hello?"), &CallContext::default()).await;
     assert_eq!(answer.unwrap().message.text(), "Hi.");
     assert!(model.context_tokens >= 4_096, "{model:?}");
