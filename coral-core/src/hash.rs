@@ -46,7 +46,8 @@ pub(crate) fn jitter(seed: &str) -> u64 {
     hmac_sha256::Hash::hash(seed.as_bytes()).iter().take(8).fold(0, |n, byte| (n << 8) | u64::from(*byte))
 }
 
-pub(crate) fn hex(bytes: &[u8]) -> String {
+/// `bytes` in lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes
         .iter()

@@ -110,7 +110,7 @@ pub use crate::graph::{Graph, GraphData, GraphProblem, Input, Join, RetryPolicy,
 pub use crate::handoff::{
     Contribution, Finding, Handoff, HandoffContext, HandoffSource, Hop, OnGap, Returned,
 };
-pub use crate::hash::{canonical_json, canonical_value, digest, sha256_hex};
+pub use crate::hash::{canonical_json, canonical_value, digest, hex, sha256_hex};
 pub use crate::journal::{Journal, MemoryJournal, RunFilter, RunHead, check_append, check_begin};
 pub use crate::machine::{Command, Machine, StepState};
 pub use crate::migration::Migration;

@@ -310,7 +310,7 @@ mod program {
 
     use sha2::{Digest, Sha256};
 
-    use crate::text::hex;
+    use coral_core::hex;
 
     /// More programs than any process starts.
     const MAX: usize = 1_024;

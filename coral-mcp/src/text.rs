@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use coral_core::hex;
 use hmac::digest::KeyInit;
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
@@ -47,15 +48,6 @@ pub(crate) fn keyed(key: &[u8; 32], bytes: &[u8]) -> [u8; 32] {
     let mut mac = <Hmac<Sha256> as KeyInit>::new(&block.into());
     mac.update(bytes);
     mac.finalize().into_bytes().into()
-}
-
-/// Bytes in hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    let digit = |half: u8| if half < 10 { b'0' + half } else { b'a' + half - 10 };
-    let digits = bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
-    let mut text = String::with_capacity(2 * bytes.len());
-    text.extend(digits.map(char::from));
-    text
 }
 
 /// The text of a file that only its owner may read, made by `new` the first time.

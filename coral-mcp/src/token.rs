@@ -7,7 +7,7 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use coral_core::{Caller, Error};
+use coral_core::{Caller, Error, hex};
 use sha2::{Digest, Sha256};
 
 use crate::access::{Access, Operation};
@@ -53,7 +53,9 @@ impl Token {
 
     /// A name for it that gives nothing away: the beginning of its hash. The audit calls it by that.
     pub fn id(&self) -> String {
-        self.hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        let mut begin = hex(&self.hash);
+        begin.truncate(16);
+        begin
     }
 }
 

@@ -156,6 +156,7 @@ pub(crate) fn answer(line: &str) -> Option<RxJsonRpcMessage<RoleClient>> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rmcp::model::{CallToolRequestParams, PingRequest};
     use serde_json::json;
 
     use super::*;
@@ -202,16 +203,11 @@ mod tests {
     #[test]
     fn no_part_of_a_call_is_unknown_here() {
         let parts = "CallToolRequestParams { meta: None, name: \"\", arguments: None, input_responses: None, request_state: None }";
-        assert_eq!(
-            format!("{:?}", rmcp::model::CallToolRequestParams::default()),
-            parts,
-            "`Params` has them all"
-        );
+        assert_eq!(format!("{:?}", CallToolRequestParams::default()), parts, "`Params` has them all");
     }
 
     #[test]
     fn what_is_not_the_usual_call_is_written_by_the_protocol() {
-        use rmcp::model::{CallToolRequestParams, PingRequest};
         let request = |request| TxJsonRpcMessage::<RoleClient>::request(request, RequestId::Number(1));
         assert!(written(&request(ClientRequest::PingRequest(PingRequest::default()))).is_none());
         let mut params = CallToolRequestParams::new("t");
@@ -225,7 +221,6 @@ mod tests {
             (arguments, meta, answers) in (any_json(), any_json(), any_json()),
             (name, state) in ("[a-zé\"]{0,4}", prop::option::of("[a-z\n]{0,4}")),
         ) {
-            use rmcp::model::CallToolRequestParams;
             let mut params = CallToolRequestParams::new(name);
             params.arguments = arguments.as_object().cloned();
             params.input_responses = serde_json::from_value(answers).ok();

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use aes_gcm_siv::aead::{Aead, AeadInOut, KeyInit, Payload};
 use aes_gcm_siv::{Aes256GcmSiv, Nonce};
-use coral_core::Error;
+use coral_core::{Error, hex};
 use zeroize::Zeroizing;
 
 const NONCE: usize = 12;
@@ -80,7 +80,7 @@ impl MasterKey {
     fn of(secret: Secret) -> Self {
         // Names the key without telling anything of it.
         let mac = hmac_sha256::HMAC::mac(b"coral master key id", &secret[..]);
-        let id: String = mac.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let id = short(&mac);
         MasterKey { id: id.into(), secret }
     }
 
@@ -219,7 +219,7 @@ impl Pseudonyms {
     pub(crate) fn make(&self, kind: &str, text: &str) -> Option<String> {
         let payload = Payload { msg: text.as_bytes(), aad: kind.as_bytes() };
         let sealed = self.0.encrypt(&Nonce::from([0; NONCE]), payload).ok()?;
-        Some(sealed.iter().map(|byte| format!("{byte:02x}")).collect())
+        Some(hex(&sealed))
     }
 
     /// What the pseudonym stands for, if this key made it.
@@ -377,6 +377,13 @@ impl DataKey {
     }
 }
 
+/// The beginning of a hash, which is enough to tell names apart.
+fn short(mac: &[u8; 32]) -> String {
+    let mut begin = hex(mac);
+    begin.truncate(16);
+    begin
+}
+
 /// A keyed hash for what must be found and not be read.
 #[derive(Clone)]
 pub(crate) struct Tokens(Zeroizing<Vec<u8>>);
@@ -385,13 +392,13 @@ impl Tokens {
     /// The token of a word in a field.
     pub(crate) fn of(&self, field: &str, word: &str) -> String {
         let mac = hmac_sha256::HMAC::mac([field.as_bytes(), b"\0", word.as_bytes()].concat(), &self.0[..]);
-        mac.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        short(&mac)
     }
 
     /// What stands for a name, as long as a SHA-256 in hexadecimal.
     pub(crate) fn name_of(&self, name: &str) -> String {
         let mac = hmac_sha256::HMAC::mac([b"name\0", name.as_bytes()].concat(), &self.0[..]);
-        mac.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&mac)
     }
 }
 

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use coral_core::{Error, Journal, RunHead};
-use hmac_sha256::Hash;
+use coral_core::{Error, Journal, RunHead, sha256_hex};
 
 use crate::crypto::{DataKey, Tokens};
 use crate::index::{RunSummary, is_beginning, words};
@@ -117,7 +116,7 @@ fn fitting(term: &str) -> String {
     if term.len() <= TERM && !term.contains('\0') {
         return term.to_owned();
     }
-    Hash::hash(term.as_bytes()).iter().fold("#".to_owned(), |hash, byte| format!("{hash}{byte:02x}"))
+    format!("#{}", sha256_hex(term.as_bytes()))
 }
 
 /// The summary of a run from its line: `plain` is what was kept of it, unsealed.

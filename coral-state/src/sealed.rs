@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use coral_core::{Cache, Error};
+use coral_core::{Cache, Error, hex};
 use hmac_sha256::HMAC;
 
 use crate::crypto::{CacheKeys, KeyRing, about_entry};
@@ -39,7 +39,7 @@ impl<C: Cache> SealedCache<C> {
 }
 
 fn hashed(keys: &CacheKeys, key: &str) -> String {
-    HMAC::mac(key, &keys.names[..]).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&HMAC::mac(key, &keys.names[..]))
 }
 
 #[async_trait]

@@ -1,7 +1,7 @@
 //! The transport over sockets, by hyper.
 
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -34,8 +34,6 @@ pub struct HttpTransport {
     client: Client,
     /// Makes a new connection for each request, once one was needed.
     fresh: Arc<OnceLock<Client>>,
-    /// Whether there may be kept connections: one was answered on before.
-    keeps: Arc<AtomicBool>,
 }
 
 type Client = hyper_util::client::legacy::Client<Connector, Full<Bytes>>;
@@ -73,7 +71,7 @@ impl HttpTransport {
             Error::invalid("HTTP client", cause_of(&*error)).with_help("install the system's CA certificates")
         })?;
         let client = client(connector.clone(), usize::MAX);
-        Ok(HttpTransport { connector, client, fresh: Arc::default(), keeps: Arc::default() })
+        Ok(HttpTransport { connector, client, fresh: Arc::default() })
     }
 
     /// The request with what the transport adds to it.
@@ -110,17 +108,16 @@ impl Transport for HttpTransport {
     async fn send(&self, request: http::Request<Bytes>) -> Result<http::Response<Body>, Failure> {
         let host = request.uri().authority().cloned();
         let request = self.prepared(request);
-        // To be sent where a kept connection turns out to have ended, once there can be one.
-        let again = self.keeps.load(Ordering::Relaxed).then(|| Box::new(request.clone()));
-        let outcome = match (self.client.request(request).await, again) {
+        // To be sent where a kept connection turns out to have ended.
+        let again = Box::new(request.clone());
+        let outcome = match self.client.request(request).await {
             // It is seldom needed, and would take room in the future of each call.
-            (Err(error), Some(again)) if went_away(&error) => Box::pin(self.send_again(*again)).await,
-            (outcome, _) => outcome,
+            Err(error) if went_away(&error) => Box::pin(self.send_again(*again)).await,
+            outcome => outcome,
         };
         let response = outcome.map_err(|error| {
             of_send(&error, host.as_ref().map_or("the server", http::uri::Authority::as_str))
         })?;
-        self.keeps.store(true, Ordering::Relaxed);
         if let Some(Answered(answered)) = response.extensions().get() {
             answered.store(true, Ordering::Relaxed);
         }

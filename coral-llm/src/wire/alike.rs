@@ -17,10 +17,8 @@ impl Alike {
         let parts =
             event.split_at_checked(at).and_then(|(before, rest)| Some((before, rest.strip_prefix(text)?)));
         let (before, after) = parts.unwrap_or_default();
-        self.before.clear();
-        self.before.push_str(before);
-        self.after.clear();
-        self.after.push_str(after);
+        before.clone_into(&mut self.before);
+        after.clone_into(&mut self.after);
     }
 
     /// What `event` says, if it is like the one that was kept.

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::assembly::Assembly;
-use super::call::{Call, Fields, arguments_object, turn};
+use super::call::{Call, Fields, arguments_object, too_many, turn};
 use super::read::{Text, count, details, parse_event, parse_slice};
 use super::{Reader, WireRequest, schema};
 use crate::dialect::Dialect;
@@ -106,8 +106,7 @@ fn blocks(message: &Message, dialect: &Dialect) -> Vec<Value> {
 
 const MARK: &str = "cache_control";
 
-/// Takes out the marks that are too many: the first stays, which most calls share, and the last ones. Returns how many
-/// are left.
+/// Takes out the marks that are too many. Returns how many are left.
 fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) -> usize {
     let content = messages.iter_mut().filter_map(|turn| turn.get_mut("content")?.as_array_mut()).flatten();
     let mut marked: Vec<_> = system
@@ -116,11 +115,10 @@ fn limit_marks(system: &mut [Value], messages: &mut [Value], most: usize) -> usi
         .filter_map(Value::as_object_mut)
         .filter(|block| block.contains_key(MARK))
         .collect();
-    let excess = marked.len().saturating_sub(most);
-    for block in marked.iter_mut().skip(1).take(excess) {
+    for block in marked.drain(too_many(marked.len(), most)) {
         block.remove(MARK);
     }
-    marked.len() - excess
+    marked.len()
 }
 
 fn block(part: &Part) -> Option<Value> {

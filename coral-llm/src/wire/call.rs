@@ -1,6 +1,7 @@
 //! What all encoders ask of a call, and how they write their bodies.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use coral_core::{ChatRequest, Effort, Error, Message, OutputFormat, Part, ToolChoice, ToolDef};
 use serde::{Serialize, Serializer};
@@ -93,14 +94,15 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Whether OpenAI is shown where the message at `place` ends: of too many that are to be cached the first, which most
-    /// calls share, and the last ones.
-    pub(super) fn is_marked(&self, place: usize) -> bool {
-        let caches = |messages: &[Message]| messages.iter().filter(|message| message.cache).count();
-        let messages = &self.request.messages;
-        let Some((before, [message, after @ ..])) = messages.split_at_checked(place) else { return false };
-        let is_kept = caches(before) == 0 || caches(after) < MAX_MARKS - 1;
-        self.dialect.cache_marks && message.cache && is_kept
+    /// The places of the messages whose ends OpenAI is shown.
+    pub(super) fn marked(&self) -> Vec<usize> {
+        if !self.dialect.cache_marks {
+            return Vec::new();
+        }
+        let cached = self.request.messages.iter().enumerate().filter(|(_, message)| message.cache);
+        let mut places: Vec<usize> = cached.map(|(place, _)| place).collect();
+        places.drain(too_many(places.len(), MAX_MARKS));
+        places
     }
 
     /// A name for the beginning that this call shares with others, so that the provider routes them to one cache:
@@ -114,6 +116,14 @@ impl<'a> Call<'a> {
         let digest = coral_core::digest(&shared).ok()?;
         Some(format!("coral-{}", digest.get(..32)?))
     }
+}
+
+/// Which of so many marks for a provider's cache are to be left out, where it takes `most`: the first stays, which most
+/// calls share, and the last ones.
+pub(super) fn too_many(marks: usize, most: usize) -> Range<usize> {
+    let excess = marks.saturating_sub(most);
+    let begin = excess.min(1);
+    begin..(begin + excess).min(marks)
 }
 
 /// The ends of messages that OpenAI may be shown in one request.

@@ -27,10 +27,11 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let mut messages = Vec::with_capacity(request.messages.len() + 1);
     let told = call.told_schema();
     messages.extend(told.map(|text| Turn::Text { role: "system", content: text.into() }));
+    let marked = call.marked();
     for (place, message) in request.messages.iter().enumerate() {
         let turns = messages.len();
         encode_message(message, dialect, &mut messages);
-        if call.is_marked(place)
+        if marked.contains(&place)
             && let Some(last) = messages.get_mut(turns..).and_then(<[_]>::last_mut)
         {
             last.mark();

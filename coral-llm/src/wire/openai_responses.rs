@@ -17,6 +17,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
     let request = call.request;
     let mut instructions = String::new();
     let mut input: Vec<Value> = Vec::new();
+    let marked = call.marked();
     for (place, message) in request.messages.iter().enumerate() {
         if message.role == Role::System {
             join(&mut instructions, &message.text());
@@ -25,7 +26,7 @@ pub(super) fn encode(call: &Call<'_>) -> Result<WireRequest, Error> {
         items(message, &mut input);
         // Neither instructions nor answers have a place for a mark.
         if message.role != Role::Assistant
-            && call.is_marked(place)
+            && marked.contains(&place)
             && let Some(last) = input.last_mut()
         {
             mark(last, "content", "input_text");

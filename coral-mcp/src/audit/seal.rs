@@ -3,14 +3,14 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use coral_core::Error;
+use coral_core::{Error, hex};
 use ed25519_compact::{KeyPair, PublicKey, Seed, Signature};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::file::SEAL_EVERY;
 use super::{AuditEvent, AuditRecord, GENESIS};
-use crate::text::{hex, keyed, sha256_hex};
+use crate::text::{keyed, sha256_hex};
 
 /// How many records may come between the one at which a signature is due and the signature.
 const SLACK: u64 = 16;

@@ -161,9 +161,7 @@ impl<'a> Gate<'a> {
         sandbox.taint.mark(&self.cx.caller().run, &self.call.name);
         let outcome = error.code().to_owned();
         let event = AuditEvent::Ended { outcome, took_ms: 0, bytes: 0, untrusted: true };
-        if let Err(error) = sandbox.audit.append(AuditEntry { event, ..self.entry() }) {
-            tracing::error!(%error, "the end of a call could not be recorded");
-        }
+        sandbox.append_end(AuditEntry { event, ..self.entry() });
         label_error(&self.call.name, error)
     }
 
@@ -338,10 +336,7 @@ impl Passed<'_> {
             bytes: u64::try_from(bytes).unwrap_or(u64::MAX),
             untrusted,
         };
-        // The call was made: that its end could not be recorded does not undo it.
-        if let Err(error) = self.sandbox.audit.append(entry) {
-            tracing::error!(%error, "the end of a call could not be recorded");
-        }
+        self.sandbox.append_end(entry);
     }
 }
 
@@ -352,6 +347,13 @@ impl Drop for Passed<'_> {
 }
 
 impl Sandbox {
+    /// Appends the end of a call. The call was made: that its end could not be recorded does not undo it.
+    fn append_end(&self, entry: AuditEntry) {
+        if let Err(error) = self.audit.append(entry) {
+            tracing::error!(%error, "the end of a call could not be recorded");
+        }
+    }
+
     /// Appends a decision. It fails the call only where the security policy says so.
     async fn append(&self, entry: AuditEntry) -> Result<(), Error> {
         let result = if entry.must_last() && self.audit.waits() {

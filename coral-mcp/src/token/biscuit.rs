@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use biscuit_auth::builder::{AuthorizerBuilder, BiscuitBuilder, BlockBuilder, Term};
 use biscuit_auth::{Algorithm, AuthorizerLimits, Biscuit, KeyPair, PrivateKey, PublicKey};
-use coral_core::{Caller, Error};
+use coral_core::{Caller, Error, hex};
 use serde::{Deserialize, Serialize};
 
 use self::shape::Conditions;
@@ -175,8 +175,7 @@ impl BiscuitTokens {
         let label = |context: Option<String>| serde_json::from_str(context.as_deref()?).ok();
         let labels = biscuit.context().into_iter().map(label).collect::<Option<Vec<Label>>>();
         let labels = labels.ok_or("a block of the token does not say whose it is")?;
-        let hex = |id: Vec<u8>| id.iter().map(|byte| format!("{byte:02x}")).collect();
-        let ids = biscuit.revocation_identifiers().into_iter().map(hex).collect();
+        let ids = biscuit.revocation_identifiers().iter().map(|id| hex(id)).collect();
         let conditions = shape::read(&biscuit);
         let read = Arc::new(Read { biscuit, labels, ids, conditions });
         if known.len() >= MAX_TOKENS {

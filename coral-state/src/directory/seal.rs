@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use coral_core::{BlobRef, Clock, Error, ErrorKind, SystemClock};
+use coral_core::{BlobRef, Clock, Error, ErrorKind, SystemClock, hex};
 
 use crate::blob_name;
 use crate::crypto::{DataKey, KeyRing, OVERHEAD, Sealed, Tokens};
@@ -107,7 +107,7 @@ impl Seal {
         else {
             return Ok(None);
         };
-        let sha256 = name.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(name);
         Ok(Some(BlobRef { sha256, bytes: u64::from_le_bytes(length) }))
     }
 
@@ -145,8 +145,7 @@ fn erased(root: &Path, project: &str) -> Error {
 }
 
 fn lines(master: &str, wrapped: &[u8]) -> String {
-    let hex: String = wrapped.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{master}\n{hex}\n")
+    format!("{master}\n{}\n", hex(wrapped))
 }
 
 fn parse(text: &str) -> Option<(&str, Vec<u8>)> {
